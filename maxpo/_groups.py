@@ -1,0 +1,131 @@
+"""What every function of grouped rewards checks and converts before it computes."""
+
+import numbers
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+Scalar: TypeAlias = int | float | jax.Array
+"""A Python number where the value is known while tracing, an array where it is not."""
+
+
+class Groups(NamedTuple):
+    """Grouped rewards in the form that the kernels take.
+
+    Attributes:
+      rewards: `[..., N]`, float32 or float64, detached from the gradient.
+      where: `[..., N]` boolean, True at valid samples; None when all of them are valid.
+      count: Number of valid samples: the int N without a mask, else an array `[..., 1]`.
+    """
+
+    rewards: jax.Array
+    where: jax.Array | None
+    count: Scalar
+
+    @property
+    def size(self) -> int:
+        """N, the length of the group axis, masked samples included."""
+        return self.rewards.shape[-1]
+
+
+def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
+    """Checks, casts and detaches the `rewards` and `where` of the public function `name`.
+
+    Everything narrower than float64 becomes float32 *before* it is ranked: bfloat16 rewards that
+    were compared in one precision and averaged in another would rank and weigh differently.
+
+    Raises:
+      TypeError: If the rewards are not real numbers, or the mask is not boolean.
+      ValueError: If there is no group axis or it is empty, or the mask does not broadcast to it.
+    """
+    rewards = jnp.asarray(rewards)
+    if jnp.iscomplexobj(rewards):
+        raise TypeError(f"{name}: expected rewards of a real dtype, got {rewards.dtype}.")
+    if rewards.ndim == 0 or rewards.shape[-1] == 0:
+        raise ValueError(
+            f"{name}: expected rewards of shape [..., N] with N >= 1 samples on the last axis, "
+            f"got shape {list(rewards.shape)}."
+        )
+    if rewards.dtype != jnp.float64:
+        rewards = rewards.astype(jnp.float32)
+    rewards = lax.stop_gradient(rewards)
+    if where is None:
+        return Groups(rewards, None, rewards.shape[-1])
+
+    where = jnp.asarray(where)
+    if where.dtype != jnp.bool_:
+        raise TypeError(f"{name}: expected a boolean mask `where`, got dtype {where.dtype}.")
+    try:
+        where = jnp.broadcast_to(where, rewards.shape)
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected a mask `where` that broadcasts to the shape {list(rewards.shape)} "
+            f"of the rewards, got shape {list(where.shape)}."
+        ) from None
+    return Groups(rewards, where, jnp.sum(where, axis=-1, keepdims=True, dtype=rewards.dtype))
+
+
+def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
+    """Checks `k` and returns it as a Python number or as a scalar array in the rewards' dtype.
+
+    An array stays an array even where its value is known, so that a new value compiles nothing
+    anew. A traced `k` below 1 becomes NaN; `finish` deals with that, and with one too large.
+
+    Args:
+      name: The public function, for the message.
+      k: Number of samples whose best counts, at least 1; need not be an integer.
+      groups: The rewards.
+      left_out: Samples that must remain besides the k: 1 where the formula leaves one out, else 0.
+
+    Raises:
+      TypeError: If `k` is not a real scalar.
+      ValueError: If `k < 1` or `k > N - left_out`; it is never clamped.
+    """
+    if isinstance(k, (np.ndarray, jax.Array)):
+        if k.ndim != 0 or not jnp.isrealobj(k) or k.dtype == jnp.bool_:
+            raise TypeError(
+                f"{name}: expected k to be a real scalar (jax.vmap sweeps several), got an array "
+                f"of shape {list(k.shape)} and dtype {k.dtype}."
+            )
+    elif isinstance(k, bool) or not isinstance(k, numbers.Real):
+        raise TypeError(f"{name}: expected k to be a real scalar, got {k!r}.")
+
+    if not isinstance(k, jax.core.Tracer):
+        most = groups.size - left_out
+        if not 1 <= k <= most:  # Written so that NaN fails, too.
+            bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" * bool(left_out)
+            raise ValueError(
+                f"{name}: expected 1 <= k <= {bound or 'N'} in groups of N = {groups.size} "
+                f"samples, got k = {k}."
+            )
+    if isinstance(k, jax.Array):
+        k = jnp.asarray(lax.stop_gradient(k), groups.rewards.dtype)
+        return jnp.where(k >= 1, k, jnp.nan)
+    return int(k) if k == int(k) else float(k)
+
+
+def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:
+    """Applies the rules that all results share.
+
+    A group with fewer than `needed` valid samples gets 0, a NaN or infinity in a group makes the
+    whole group NaN, as does a NaN k, and a masked sample gets 0 whatever its group holds.
+
+    Args:
+      groups: The rewards.
+      result: One value for each sample `[..., N]`, or for each group `[..., 1]`.
+      needed: Valid samples without which the formula has no meaning.
+    """
+    if isinstance(groups.count, jax.Array) or isinstance(needed, jax.Array):
+        result = jnp.where(jnp.asarray(groups.count < needed), 0, result)
+    finite = jnp.isfinite(groups.rewards)
+    if groups.where is not None:
+        finite |= ~groups.where
+    sound = jnp.all(finite, axis=-1, keepdims=True) & ~jnp.isnan(needed)
+    result = jnp.where(sound, result, jnp.nan)
+    if groups.where is not None and result.shape == groups.where.shape:
+        result = jnp.where(groups.where, result, 0)
+    return result

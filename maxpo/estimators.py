@@ -1,0 +1,620 @@
+"""Advantage estimators: one function for each published one.
+
+Scale. Every function returns A of the shape of the rewards such that
+
+    (1/N) sum_i A_i grad log pi(y_i)
+
+estimates the gradient of its objective: a loss that is a *mean* over the group needs no further
+factor. Papers often write the sum convention; there PKPO's s_i is our A_i / N.
+
+Notation, for a group of N samples and k of them drawn without replacement:
+
+    q_i         mean of the maximum over all k-subsets that contain sample i
+    v_k         mean of the maximum over all k-subsets (`maxpo.max_at_k`)
+    v_k^(-i)    the same with sample i left out of the group
+    EI_i        q_i - v_{k-1}^(-i): by how much sample i is expected to improve the best of k - 1
+    d_m         gap m between the sorted rewards, m = 0..N-2 (`maxpo.order_statistics`)
+
+Rules that all of them share:
+
+* The last axis is the group, all others are batch. Samples where the mask `where` is False get 0
+  and influence nothing; a group that keeps too few valid samples for its k gets zeros.
+* Everything narrower than float64 is cast to float32 before it is ranked, and returned as float32.
+* No gradient flows into rewards or k.
+* A NaN or infinity in a group makes the whole group NaN, and no other.
+* Centered estimators are exactly 0 on a constant group; ties get bitwise equal advantages.
+* k is checked, never clamped. A traced or real-valued k is as good as an int, and changing it
+  compiles nothing anew; if it is then too large for a group, the group gets zeros, and if it is
+  below 1, NaN.
+"""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
+from maxpo._subsets import Array, all_below, any_above
+from maxpo.order_statistics import centered_weights, gap_sums, max_at_k
+
+Estimator = Callable[..., jax.Array]
+
+
+def reinforce(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """The rewards themselves, without baseline.
+
+        A_i = r_i
+
+    Unbiased for the gradient of the mean reward; not centered: sum_i A_i = N mean(r).
+
+    See "Simple statistical gradient-following algorithms for connectionist reinforcement learning"
+    (https://doi.org/10.1007/BF00992696).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]`, the rewards as float32 (or float64).
+
+    >>> reinforce([1, 0, 1])
+    Array([1., 0., 1.], dtype=float32)
+    """
+    groups = as_groups("reinforce", rewards, where)
+    return finish(groups, groups.rewards, 1)
+
+
+def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """REINFORCE with the mean of the other samples as baseline (leave-one-out).
+
+        A_i = r_i - mean_{j != i} r_j          gap weights (m + 1) / (N - 1), centered
+
+    Unbiased for the gradient of the mean reward; centered. It is `maxpo` at k = 1.
+
+    See "Back to Basics: Revisiting REINFORCE Style Optimization for Learning from Human Feedback in
+    LLMs" (https://arxiv.org/abs/2402.14740).
+
+    Args:
+      rewards: `[..., N]`, any real dtype, N >= 2.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If N < 2.
+
+    >>> rloo([3., 1., 2.])
+    Array([ 1.5, -1.5,  0. ], dtype=float32)
+    """
+    groups = as_groups("rloo", rewards, where)
+    if groups.size < 2:
+        raise ValueError("rloo: expected groups of N >= 2 samples, got N = 1: no other is left.")
+    return _centered(groups, lambda m, n: (m + 1) / _at_least_one(n - 1), needed=2)
+
+
+def dr_grpo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """Rewards minus the group mean, without division by the standard deviation.
+
+        A_i = r_i - mean(r) = (1 - 1/N) rloo_i          gap weights (m + 1) / N, centered
+
+    Estimates (1 - 1/N) times the gradient of the mean reward; centered.
+
+    See "Understanding R1-Zero-Like Training: A Critical Perspective"
+    (https://arxiv.org/abs/2503.20783).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    >>> dr_grpo([3., 1., 2.])
+    Array([ 1., -1.,  0.], dtype=float32)
+    """
+    groups = as_groups("dr_grpo", rewards, where)
+    return _mean_centered(groups)
+
+
+def grpo(
+    rewards: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Rewards standardised within the group.
+
+        A_i = (r_i - mean(r)) / (std(r) + epsilon)
+
+    Centered. Rescales every group by its own standard deviation, so the expected gradient is not
+    that of the mean reward: prompts with little spread count more.
+
+    See "DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models"
+    (https://arxiv.org/abs/2402.03300).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      epsilon: Added to the standard deviation, in the unit of the rewards; 0 is safe, too.
+      ddof: The variance divides by N - ddof: 1 as torch's `std` in most trainers, 0 as NumPy's.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages, without unit; exactly 0 on constant groups.
+
+    Raises:
+      ValueError: If epsilon < 0 or ddof is neither 0 nor 1.
+
+    >>> grpo([3., 1., 2.], epsilon=0.)
+    Array([ 1., -1.,  0.], dtype=float32)
+    """
+    if not epsilon >= 0:
+        raise ValueError(f"grpo: expected epsilon >= 0, got {epsilon!r}.")
+    if ddof not in (0, 1):
+        raise ValueError(f"grpo: expected ddof to be 0 or 1, got {ddof!r}.")
+    groups = as_groups("grpo", rewards, where)
+    return _standardise(groups, _mean_centered(groups), epsilon, ddof)
+
+
+def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """Maximum-likelihood reinforcement learning: centered rewards over the success rate.
+
+        A_i = (r_i - mean(r)) / mean(r), and 0 where mean(r) is 0;  rewards in {0, 1}
+
+    Centered. With p the success rate, log p = -sum_{t >= 1} (1 - p)^t / t, and this estimates the
+    gradient of that series cut off after t = N - 1. The formula is applied to other rewards as it
+    stands, where it has no such meaning.
+
+    See "Maximum Likelihood Reinforcement Learning" (https://arxiv.org/abs/2602.02710).
+
+    Args:
+      rewards: `[..., N]`, 0 or 1.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages, without unit.
+
+    >>> max_rl([1, 0, 0, 0])
+    Array([ 3., -1., -1., -1.], dtype=float32)
+    """
+    groups = as_groups("max_rl", rewards, where)
+    return _over(groups, _mean_centered(groups), max_at_k(rewards, 1, where=where)[..., None])
+
+
+def pass_at_k_training(
+    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """Pass@k training: the value of the k-subsets that contain a sample, standardised.
+
+        A_i = (q_i - v_k) / sqrt(v_k (1 - v_k)), and 0 where v_k is 0 or 1;  rewards in {0, 1}
+
+    Centered; has the direction of `maxpo` within each group, but rescales every group. The formula
+    is applied to other rewards as it stands (0 where v_k lies outside of 0..1), where it has no
+    such meaning.
+
+    See "Pass@k Training for Adaptively Balancing Exploration and Exploitation of Large Reasoning
+    Models" (https://arxiv.org/abs/2508.10751).
+
+    Args:
+      rewards: `[..., N]`, 0 or 1.
+      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages, without unit.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> pass_at_k_training([1, 0, 0, 0], k=2)
+    Array([ 1.        , -0.33333334, -0.33333334, -0.33333334], dtype=float32)
+    """
+    groups = as_groups("pass_at_k_training", rewards, where)
+    k = as_k("pass_at_k_training", k, groups, left_out=0)
+    value = max_at_k(rewards, k, where=where)[..., None]
+    return _over(groups, _canonical(groups, k) / k, jnp.sqrt(jnp.maximum(value * (1 - value), 0)))
+
+
+def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """PKPO without baseline: the mean best of the k-subsets that contain the sample.
+
+        A_i = k q_i = k r_(0) + k sum_{m < rank(i)} d_m
+                              + k sum_{m >= rank(i)} d_m [1 - C(m, k-1) / C(N-1, k-1)]
+
+    Unbiased for the gradient of max@k; not centered: sum_i A_i = N k v_k. k = 1 is `reinforce`.
+
+    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), where s_i = A_i / N.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> pkpo([1., 2., 4.], k=2)
+    Array([6., 6., 8.], dtype=float32)
+    """
+    groups = as_groups("pkpo", rewards, where)
+    k = as_k("pkpo", k, groups, left_out=0)
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        return k * np.ones(m.shape), k * _any_above(groups, m, n - 1, k - 1)
+
+    return gap_sums(groups, weights, needed=k, base=k)
+
+
+def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """PKPO with the max@k value of the other samples as baseline.
+
+        A_i = k q_i - k N / (N - 1) v_k^(-i)
+
+    Unbiased for the gradient of max@k; centered only in expectation, and only where v_k is 0:
+    sum_i A_i = -k N v_k / (N - 1). The factor N / (N - 1) is the published one; without it this
+    is `maxpo`.
+
+    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), where s_i^(loo) = A_i / N.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N-1.
+
+    >>> pkpo_loo([1., 2., 4.], k=2)
+    Array([-6., -6.,  2.], dtype=float32)
+    """
+    groups = as_groups("pkpo_loo", rewards, where)
+    k = as_k("pkpo_loo", k, groups, left_out=1)
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        # maxpo_i - k / (N - 1) v_k^(-i)
+        above, below = centered_weights(k * _all_below(groups, m + 1, n - 1, k), m, n)
+        share = k / _at_least_one(n - 1)
+        return (
+            above - share * _any_above(groups, m + 1, n - 1, k),
+            below - share * _any_above(groups, m, n - 1, k),
+        )
+
+    return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.count - 1))
+
+
+def pkpo_loo_minus_one(
+    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """PKPO with the max@(k-1) value of the other samples as baseline: the expected improvement.
+
+        A_i = k (q_i - v_{k-1}^(-i)) = k EI_i
+            = k sum_{m < rank(i)} d_m C(m + 1, k - 1) / C(N - 1, k - 1)
+
+    Unbiased for the gradient of max@k and never negative for k >= 2, hence not centered:
+    sum_i A_i = N k (v_k - v_{k-1}). The best of no samples counts as 0, so k = 1 is `reinforce`.
+    A trainer that subtracts the batch mean from it optimises something else (`docs/theory.md`).
+
+    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), where
+    s_i^(loo-1) = A_i / N.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> pkpo_loo_minus_one([1., 2., 4.], k=2)
+    Array([0., 1., 5.], dtype=float32)
+    """
+    groups = as_groups("pkpo_loo_minus_one", rewards, where)
+    k = as_k("pkpo_loo_minus_one", k, groups, left_out=0)
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        return k * _all_below(groups, m + 1, n - 1, k - 1), np.zeros(m.shape)
+
+    return gap_sums(groups, weights, needed=k, base=_is_one(k))
+
+
+def leave_two_out_baseline(
+    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """What `maxpo` subtracts from `pkpo_loo_minus_one`: the others' mean expected improvement.
+
+    Sample i is left out of the group, and each other sample j, too, where the best of k - 1 that
+    it has to improve on is drawn:
+
+        B_i = mean_{j != i} E_{T in [N] - {i, j}, |T| = k-1} [(r_j - max r_T)^+]
+            = v_k^(-i) - v_{k-1}^(-i)
+
+    It does not depend on sample i, so subtracting it leaves the gradient unbiased. The best of no
+    samples counts as 0, so at k = 1 it is the mean of the others.
+
+    See "On Advantage Estimates for Max@K Policy Gradients" (https://arxiv.org/abs/2606.06080).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]`, k B_i: on the scale of the advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N-1.
+
+    >>> leave_two_out_baseline([1., 2., 4.], k=2)
+    Array([2., 3., 1.], dtype=float32)
+    """
+    groups = as_groups("leave_two_out_baseline", rewards, where)
+    k = as_k("leave_two_out_baseline", k, groups, left_out=1)
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        # C(x, k-1) / C(n-1, k-1) - C(x, k) / C(n-1, k) at x = m + 1 and m, as a product: nothing
+        # cancels. The factor passes 1 where a real k leaves no room for a k-subset above the gap.
+        rest = _at_least_one(n - k)
+        minimum = jnp.minimum if isinstance(rest, jax.Array) else np.minimum
+        above = _all_below(groups, m + 1, n - 1, k - 1) * minimum((n - 2 - m) / rest, 1)
+        below = _all_below(groups, m, n - 1, k - 1) * (n - 1 - m) / rest
+        return k * above, k * below
+
+    return gap_sums(groups, weights, needed=k + 1, base=_is_one(k))
+
+
+def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """MaxPO: the expected improvement minus its Leave-Two-Out baseline.
+
+        A_i = k (EI_i - B_i) = k (q_i - v_k^(-i))
+        gap weights  k C(m + 1, k) / C(N - 1, k), centered
+
+    Unbiased for the gradient of max@k, and centered in each batch: sum_i A_i = 0. k = 1 is `rloo`.
+    With c successes of reward 1 among N samples of reward 0, a success gets
+    k C(N - c, k) / C(N - 1, k) and a failure -c / (N - c) times that: a group teaches nothing once
+    fewer than k samples fail. For a k between two integers it is unbiased for an objective between
+    theirs, a weighted sum of the order statistics of N - 1 samples (`docs/theory.md`).
+
+    See "On Advantage Estimates for Max@K Policy Gradients" (https://arxiv.org/abs/2606.06080).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N-1.
+
+    >>> maxpo([1., 2., 4.], k=2)
+    Array([-2., -2.,  4.], dtype=float32)
+    """
+    groups = as_groups("maxpo", rewards, where)
+    k = as_k("maxpo", k, groups, left_out=1)
+    return _max_centered(groups, k)
+
+
+def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """`pkpo` minus its batch mean.
+
+        A_i = k (q_i - v_k) = (1 - k / N) maxpo_i
+        gap weights  k C(m + 1, k) / C(N, k), centered
+
+    Centered. Estimates (1 - k / N) times the gradient of max@k: the right direction, a step that
+    shrinks as k grows, and exactly 0 at k = N. k = 1 is `dr_grpo`.
+
+    See `docs/theory.md` for the derivation.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> canonical([1., 2., 4.], k=2)
+    Array([-0.6666667, -0.6666667,  1.3333334], dtype=float32)
+    """
+    groups = as_groups("canonical", rewards, where)
+    k = as_k("canonical", k, groups, left_out=0)
+    return _canonical(groups, k)
+
+
+def l_statistic(
+    rewards: ArrayLike,
+    rank_weights: Sequence[float] | ArrayLike,
+    *,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Policy gradient of any weighted sum of the order statistics of K samples.
+
+    For the objective J = E[sum_j alpha_j r_(j:K)], alpha_1..alpha_K on ascending ranks, `maxpo`'s
+    difference with that sum in the place of the maximum:
+
+        A_i = K (mean over K-subsets with i  -  mean over K-subsets of the group without i)
+        gap weights  E[X alpha_X],  X ~ Hypergeometric(N - 1, m + 1 marked, K drawn),  centered
+
+    Unbiased for the gradient of J; centered. alpha = (0, .., 0, 1) is `maxpo` at k = K,
+    (1, 0, .., 0) the worst of K, 1/K everywhere `rloo`, and a slope between them a risk-averse or
+    risk-seeking objective. Weights need not sum to 1.
+
+    See "OrderGrad: Optimizing Beyond the Mean with Order-Statistic Policy Gradient Estimation"
+    (https://arxiv.org/abs/2606.06096).
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      rank_weights: `[K]`, alpha_1..alpha_K, 1 <= K <= N - 1; numbers or a (traced) array. Finding
+        the gap weights takes O(N (N - K)) time and O(N) memory: once, while tracing, if the
+        numbers are known and there is no mask.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If `rank_weights` is not a vector of 1 to N - 1 numbers.
+
+    >>> l_statistic([1., 2., 4.], [0.5, 0.5])
+    Array([-2. , -0.5,  2.5], dtype=float32)
+    """
+    groups = as_groups("l_statistic", rewards, where)
+    dtype = groups.rewards.dtype
+    if not isinstance(rank_weights, jax.core.Tracer):
+        rank_weights = np.asarray(rank_weights, np.float64)
+    else:
+        rank_weights = lax.stop_gradient(jnp.asarray(rank_weights, dtype))
+    if rank_weights.ndim != 1 or not 1 <= len(rank_weights) <= groups.size - 1:
+        raise ValueError(
+            f"l_statistic: expected rank_weights of shape [K] with 1 <= K <= N - 1 = "
+            f"{groups.size - 1} in groups of N = {groups.size} samples, got shape "
+            f"{list(rank_weights.shape)}."
+        )
+    drawn = rank_weights.shape[0]
+
+    def upper(m: np.ndarray, n: Scalar) -> Array:
+        return _hypergeometric_mean(rank_weights, groups, n - 1)[..., m + 1]
+
+    return _centered(groups, upper, needed=drawn + 1)
+
+
+_BY_NAME: dict[str, Estimator] = {
+    estimator.__name__: estimator
+    for estimator in (
+        reinforce,
+        rloo,
+        dr_grpo,
+        grpo,
+        max_rl,
+        pass_at_k_training,
+        pkpo,
+        pkpo_loo,
+        pkpo_loo_minus_one,
+        maxpo,
+        canonical,
+        l_statistic,
+    )
+}
+
+
+def names() -> tuple[str, ...]:
+    """The names that `get` knows: every advantage of this module."""
+    return tuple(_BY_NAME)
+
+
+def get(name: str) -> Estimator:
+    """The advantage function of that name, for configs and flags.
+
+    Raises:
+      ValueError: If there is none, listing those that there are.
+
+    >>> get("maxpo") is maxpo
+    True
+    """
+    if name not in _BY_NAME:
+        raise ValueError(f"expected one of the estimators {', '.join(names())}; got {name!r}.")
+    return _BY_NAME[name]
+
+
+def _centered(
+    groups: Groups, upper: Callable[[np.ndarray, Scalar], Array], *, needed: Scalar
+) -> jax.Array:
+    return gap_sums(groups, lambda m, n: centered_weights(upper(m, n), m, n), needed=needed)
+
+
+def _mean_centered(groups: Groups) -> jax.Array:
+    return _centered(groups, lambda m, n: (m + 1) / _at_least_one(n), needed=1)
+
+
+def _max_centered(groups: Groups, k: Scalar) -> jax.Array:
+    return _centered(groups, lambda m, n: k * _all_below(groups, m + 1, n - 1, k), needed=k + 1)
+
+
+def _canonical(groups: Groups, k: Scalar) -> jax.Array:
+    return _centered(groups, lambda m, n: k * _all_below(groups, m + 1, n, k), needed=k)
+
+
+def _all_below(groups: Groups, below: np.ndarray, total: Scalar, k: Scalar) -> Array:
+    return all_below(below, total, k, groups.size, groups.rewards.dtype)
+
+
+def _any_above(groups: Groups, below: np.ndarray, total: Scalar, k: Scalar) -> Array:
+    return any_above(below, total, k, groups.size, groups.rewards.dtype)
+
+
+def _at_least_one(count: Scalar) -> Scalar:
+    """A divisor that is only smaller where the result is masked for want of samples."""
+    return jnp.maximum(count, 1) if isinstance(count, jax.Array) else count
+
+
+def _is_one(k: Scalar) -> Scalar:
+    """Factor of the lowest reward where the best of k - 1 = 0 samples counts as 0."""
+    return jnp.where(k == 1, 1.0, 0.0) if isinstance(k, jax.Array) else float(k == 1)
+
+
+@jax.jit
+def _standardise(
+    groups: Groups, centered: jax.Array, epsilon: ArrayLike, ddof: ArrayLike
+) -> jax.Array:
+    # In units of the largest one, so that no square underflows.
+    scale = jnp.max(jnp.abs(centered), axis=-1, keepdims=True)
+    unit = centered / jnp.where(scale == 0, 1, scale)
+    freedom = _at_least_one(jnp.asarray(groups.count - ddof, centered.dtype))
+    std = scale * jnp.sqrt(jnp.sum(unit**2, axis=-1, keepdims=True) / freedom)
+    return _over(groups, centered, std + epsilon)
+
+
+@jax.jit
+def _over(groups: Groups, numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The ratio, and 0 where the denominator is."""
+    zero = denominator == 0
+    return finish(groups, jnp.where(zero, 0, numerator / jnp.where(zero, 1, denominator)), 1)
+
+
+def _hypergeometric_mean(alpha: np.ndarray | jax.Array, groups: Groups, total: Scalar) -> Array:
+    """E[X alpha_X] for X the marked among K = len(alpha) draws from `total`, by number marked.
+
+    Taking one sample out of size + 1 at random hits one of the L marked ones with probability
+    L / (size + 1), so the mean over K-subsets of size + 1 is a convex combination of two means
+    over K-subsets of size. No binomial is ever computed, whatever N and K.
+
+    Returns:
+      `[N]`, or `[..., N]` with a mask, for L = 0..N-1 marked.
+    """
+    drawn, marked = alpha.shape[0], np.arange(groups.size)
+
+    if isinstance(alpha, np.ndarray) and isinstance(total, int):
+        mean = np.zeros(groups.size)
+        mean[: drawn + 1] = np.append(0.0, alpha * np.arange(1, drawn + 1))
+        for size in range(drawn + 1, total + 1):
+            hit = np.minimum(marked / size, 1.0)
+            mean = hit * np.roll(mean, 1) + (1 - hit) * mean
+        return mean
+
+    dtype = groups.rewards.dtype
+    start = jnp.zeros(groups.size, dtype).at[1 : drawn + 1].set(alpha * np.arange(1, drawn + 1))
+    start = jnp.broadcast_to(start, (*groups.rewards.shape[:-1], groups.size))
+
+    def step(size: jax.Array, mean: jax.Array) -> jax.Array:
+        hit = jnp.minimum(marked / size.astype(dtype), 1)
+        grown = hit * jnp.roll(mean, 1, axis=-1) + (1 - hit) * mean
+        return jnp.where(size <= total, grown, mean)
+
+    return lax.fori_loop(drawn + 1, groups.size, step, start)

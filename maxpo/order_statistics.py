@@ -1,0 +1,248 @@
+"""Order statistics of groups of rewards: the kernel under every estimator, and max@k values.
+
+Sort one group ascending, r_(0) <= .. <= r_(N-1), and let d_m = r_(m+1) - r_(m) >= 0 be gap m, for
+m = 0..N-2. Every quantity of this library that ranks rewards is, for the sample of rank i,
+
+    x_i = base r_(0)  +  sum_{m < i} d_m above_m  +  sum_{m >= i} d_m below_m ,
+
+so a quantity *is* its two vectors of N - 1 weights: what a gap contributes to the samples above it
+and to those below it. `gap_sums` evaluates any of them in O(N log N) by one sort, two cumulative
+sums and a look-up. What follows from the form:
+
+* No cancellation. Rewards enter through their differences alone, and where all weights of a sum
+  have one sign, rounding errors stay relative to the result. With base = 0 a shift of all rewards
+  that is exact in floating point changes no bit.
+* A gap is zero between ties, and ties look the same entry up: tied samples get equal bits.
+* Centered results (`centered_weights`) sum to zero gap by gap, for any weights at all.
+
+`docs/theory.md` derives this form and the weights.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.typing import ArrayLike
+
+from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
+from maxpo._subsets import Array, all_below, any_above
+
+Weights: TypeAlias = Callable[[np.ndarray, Scalar], tuple[Array, Array]]
+"""Maps gap numbers m = 0..N-2 and the number n of valid samples to (above, below) weights.
+
+Plain arithmetic on m and n runs in float64 on the host where n is an int, and in the graph where a
+mask makes it an array `[..., 1]`.
+"""
+
+# Up to this group size comparing all pairs finds a rank faster than bisection does, on a CPU by a
+# tenth to a third; TPUs, where a gather costs more than a comparison, gain more.
+_COMPARE_ALL_UP_TO = 64
+
+
+def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    r"""Unbiased estimate of the expected best of k samples, from N >= k samples.
+
+    The mean of the maximum over all k-subsets of the group:
+
+        v_k = C(N, k)^{-1} sum_{|S| = k} max_{i in S} r_i
+            = r_(0) + sum_m d_m [1 - C(m + 1, k) / C(N, k)]
+
+    k = 1 is the mean, k = N the maximum, and for 0/1 rewards it is `pass_at_k`.
+
+    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), Theorem 3.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[...]`, in the unit of the rewards, without gradient. 0 where a mask leaves fewer than k
+      samples: exclude such groups from averages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> max_at_k([1., 2., 4.], k=2)
+    Array(3.3333335, dtype=float32)
+    """
+    groups = as_groups("max_at_k", rewards, where)
+    k = as_k("max_at_k", k, groups, left_out=0)
+    m, n = gap_numbers(groups), groups.count
+    rises = any_above(m + 1, n, k, groups.size, groups.rewards.dtype)
+    return _value(groups, rises, k)[..., 0]
+
+
+def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """Unbiased estimate of the probability that any of k samples is correct, from N >= k samples.
+
+    With c correct ones among the N samples:
+
+        pass@k = 1 - C(N - c, k) / C(N, k)
+
+    It is `max_at_k` of 0/1 rewards, at the cost of a sum instead of a sort.
+
+    See "Evaluating Large Language Models Trained on Code" (https://arxiv.org/abs/2107.03374), eq. 1.
+
+    Args:
+      correct: `[..., N]`, booleans, or numbers that are 0 or 1.
+      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `correct`, True at valid samples.
+
+    Returns:
+      `[...]` probabilities, without gradient. A group that holds a value other than 0 and 1 gets
+      NaN. 0 where a mask leaves fewer than k samples: exclude such groups from averages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N.
+
+    >>> pass_at_k([True, False, False, False], k=2)
+    Array(0.5, dtype=float32)
+    """
+    groups = as_groups("pass_at_k", correct, where)
+    k = as_k("pass_at_k", k, groups, left_out=0)
+    rewards = groups.rewards
+    failed, binary = rewards == 0, (rewards == 0) | (rewards == 1)
+    if groups.where is not None:
+        failed, binary = failed & groups.where, binary | ~groups.where
+    failures = jnp.sum(failed, axis=-1, keepdims=True, dtype=jnp.int32)
+    value = any_above(failures, groups.count, k, groups.size, rewards.dtype)
+    value = jnp.where(jnp.all(binary, axis=-1, keepdims=True), value, jnp.nan)
+    return finish(groups, value, k)[..., 0]
+
+
+def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+    """Rewards whose group-centered mean-policy gradient is the max@k policy gradient.
+
+    A monotone transform within each group, the identity up to a shift at k = 1:
+
+        r~_i = sum_{m < rank(i)} d_m w_m ,   w_m = (N - 1) / (m + 1) C(m + 1, k) / C(N - 1, k)
+
+    `estimators.rloo(rank_warp(r, k)) == estimators.maxpo(r, k) / k`, so any trainer that subtracts
+    the mean reward of the group optimises max@k when it is fed these instead of the rewards. One
+    that subtracts the mean over all N samples, as Dr. GRPO does, gets (1 - 1/N) / k times `maxpo`.
+
+    See "On Advantage Estimates for Max@K Policy Gradients" (https://arxiv.org/abs/2606.06080) for
+    the advantage; `docs/theory.md` derives the warp.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]`, in the unit of the rewards, 0 for the lowest sample, without gradient.
+
+    Raises:
+      ValueError: If k is known and not in 1..N-1.
+
+    >>> rank_warp([5., 6., 7.], k=2)
+    Array([0., 0., 1.], dtype=float32)
+    """
+    groups = as_groups("rank_warp", rewards, where)
+    k = as_k("rank_warp", k, groups, left_out=1)
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        odds = all_below(m + 1, n - 1, k, groups.size, groups.rewards.dtype)
+        return odds * (n - 1) / (m + 1), np.zeros(m.shape)
+
+    return gap_sums(groups, weights, needed=k + 1)
+
+
+def gap_sums(groups: Groups, weights: Weights, *, needed: Scalar, base: Scalar = 0) -> jax.Array:
+    """Evaluates one quantity of the module's form for every sample, in O(N log N).
+
+    Args:
+      groups: The rewards.
+      weights: What each gap gives to the samples above and below it.
+      needed: Number of valid samples that the formula needs; groups with fewer get 0.
+      base: Factor of the lowest reward of the group.
+
+    Returns:
+      `[..., N]`, in the dtype of the rewards.
+    """
+    dtype = groups.rewards.dtype
+    above, below = weights(gap_numbers(groups), groups.count)
+    cast = lambda x: jnp.asarray(x, dtype)  # noqa: E731
+    return _gap_sums(groups, cast(above), cast(below), needed, cast(base))
+
+
+def centered_weights(upper: Array, m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+    """Weights that are `upper` above each gap and sum to zero over the group.
+
+    N - 1 - m samples lie above gap m and m + 1 below it, so each gap cancels on its own when the
+    lower ones pay -upper (N - 1 - m) / (m + 1).
+    """
+    return upper, -upper * (n - 1 - m) / (m + 1)
+
+
+def gap_numbers(groups: Groups) -> np.ndarray:
+    """m = 0..N-2."""
+    return np.arange(groups.size - 1)
+
+
+@jax.jit
+def _gap_sums(
+    groups: Groups, above: jax.Array, below: jax.Array, needed: Scalar, base: jax.Array
+) -> jax.Array:
+    keys, ranked = _rank(groups)
+    gaps, lowest = _gaps(groups, ranked)
+    # Weights behind the last valid gap have no meaning and may be infinite, so `where` and not a
+    # product with the zero gap.
+    inside = _inside(groups)
+    rises = jnp.cumsum(jnp.where(inside, gaps * above, 0), axis=-1)
+    falls = lax.cumsum(jnp.where(inside, gaps * below, 0), axis=gaps.ndim - 1, reverse=True)
+    edge = [(0, 0)] * (gaps.ndim - 1)
+    by_rank = jnp.pad(rises, [*edge, (1, 0)]) + jnp.pad(falls, [*edge, (0, 1)]) + base * lowest
+    result = jnp.take_along_axis(by_rank, _look_up(ranked, keys), axis=-1, mode="clip")
+    return finish(groups, result, needed)
+
+
+@jax.jit
+def _value(groups: Groups, rises: jax.Array, needed: Scalar) -> jax.Array:
+    """r_(0) + sum_m d_m rises_m, of shape [..., 1]."""
+    _, ranked = _rank(groups)
+    gaps, lowest = _gaps(groups, ranked)
+    terms = jnp.where(_inside(groups), gaps * jnp.asarray(rises, gaps.dtype), 0)
+    return finish(groups, lowest + jnp.sum(terms, axis=-1, keepdims=True), needed)
+
+
+def _rank(groups: Groups) -> tuple[jax.Array, jax.Array]:
+    """Integer keys in the order of the rewards, and the same sorted; masked samples come last.
+
+    XLA's CPU backend sorts one operand of integers four to six times faster than floats with the
+    permutation beside them, and a radix sort is possible elsewhere. The permutation is not needed:
+    samples find their place by their key.
+    """
+    rewards = groups.rewards
+    bits = jnp.int64 if rewards.dtype == jnp.float64 else jnp.int32
+    rewards = jnp.where(rewards == 0, 0, rewards)  # -0.0 ties with 0.0, but has other bits.
+    keys = _flip_negative(lax.bitcast_convert_type(rewards, bits))
+    if groups.where is not None:
+        keys = jnp.where(groups.where, keys, jnp.iinfo(bits).max)
+    return keys, lax.sort(keys, dimension=keys.ndim - 1, is_stable=False)
+
+
+def _flip_negative(bits: jax.Array) -> jax.Array:
+    """Floats' bits as integers in the same order, and back: among negatives the order reverses."""
+    return jnp.where(bits < 0, bits ^ jnp.iinfo(bits.dtype).max, bits)
+
+
+def _gaps(groups: Groups, ranked: jax.Array) -> tuple[jax.Array, jax.Array]:
+    ascending = lax.bitcast_convert_type(_flip_negative(ranked), groups.rewards.dtype)
+    return jnp.diff(ascending, axis=-1), ascending[..., :1]
+
+
+def _inside(groups: Groups) -> Array:
+    """True at gaps between two valid samples."""
+    return gap_numbers(groups) < groups.count - 1
+
+
+def _look_up(ranked: jax.Array, keys: jax.Array) -> jax.Array:
+    """Rank of each key, the lowest among ties."""
+    if keys.shape[-1] <= _COMPARE_ALL_UP_TO:
+        return jnp.sum(ranked[..., None, :] < keys[..., :, None], axis=-1, dtype=jnp.int32)
+    return jnp.vectorize(jnp.searchsorted, signature="(n),(m)->(m)")(ranked, keys)

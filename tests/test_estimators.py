@@ -1,0 +1,435 @@
+"""Values against enumeration, and one suite that every estimator must pass."""
+
+import inspect
+from functools import partial
+
+import chex
+import hypothesis
+import hypothesis.extra.numpy
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracles
+import pytest
+
+from maxpo import estimators, max_at_k, rank_warp
+
+RNG = np.random.default_rng(0)
+N = 6
+GROUPS = {
+    "distinct": RNG.normal(size=N),
+    "negative": RNG.normal(size=N) - 10,
+    "tied": np.array([0.5, 2.0, 0.5, -1.0, 2.0, 2.0]),
+    "one_success": np.array([0.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
+    "one_failure": np.array([1.0, 1.0, 1.0, 0.0, 1.0, 1.0]),
+    "half": np.array([1.0, 0.0, 1.0, 0.0, 1.0, 0.0]),
+}
+CONSTANT = np.full(N, 0.1)  # Not a float32, and its sum is not N times itself.
+TAKE_K = tuple(oracles.MAX_ESTIMATORS)
+CENTERED = (
+    "rloo",
+    "dr_grpo",
+    "grpo",
+    "max_rl",
+    "pass_at_k_training",
+    "maxpo",
+    "canonical",
+    "l_statistic",
+)
+
+
+def bind(name, k=2):
+    """The named function of rewards and a mask alone."""
+    function = getattr(estimators, name)
+    parameters = inspect.signature(function).parameters
+    if "rank_weights" in parameters:
+        return partial(function, rank_weights=np.linspace(-0.5, 1.0, k))
+    return partial(function, k=k) if "k" in parameters else function
+
+
+every_estimator = pytest.mark.parametrize("name", (*estimators.names(), "leave_two_out_baseline"))
+every_group = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+every_k_estimator = pytest.mark.parametrize("name", TAKE_K)
+
+
+# Values -----------------------------------------------------------------------------------------
+
+
+def close(actual, expected):
+    scale = max(np.max(np.abs(expected)), 1e-6)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * scale)
+
+
+@pytest.mark.parametrize("name", oracles.MEAN_ESTIMATORS)
+@every_group
+def test_mean_estimators_equal_their_definition(name, group):
+    close(getattr(estimators, name)(group), oracles.MEAN_ESTIMATORS[name](group))
+
+
+@every_k_estimator
+@every_group
+def test_max_estimators_equal_enumeration_for_every_k(name, group):
+    oracle, left_out = oracles.MAX_ESTIMATORS[name]
+    for k in range(1, N - left_out + 1):
+        close(getattr(estimators, name)(group, k), oracle(group, k))
+
+
+@every_k_estimator
+@every_group
+def test_traced_k_equals_enumeration_without_recompiling(name, group):
+    oracle, left_out = oracles.MAX_ESTIMATORS[name]
+    chex.clear_trace_counter()
+    compiled = jax.jit(chex.assert_max_traces(getattr(estimators, name), n=1))
+    for k in range(1, N - left_out + 1):
+        close(compiled(group, jnp.int32(k)), oracle(group, k))
+
+
+@pytest.mark.parametrize("alpha", [[1.0], [0, 0, 1], [1, 0, 0], [0.2, -1, 3, 0.5], [1, 0, 0, 0, 2]])
+@every_group
+def test_l_statistic_equals_enumeration(alpha, group):
+    expected = oracles.l_statistic(group, alpha)
+    close(estimators.l_statistic(group, alpha), expected)
+    close(jax.jit(estimators.l_statistic)(group, jnp.array(alpha, jnp.float32)), expected)
+
+
+def test_binary_closed_form():
+    import math
+
+    n = 16
+    for k in (2, 5):
+        for c in range(n + 1):
+            rewards = np.arange(n) < c
+            success = k * math.comb(n - c, k) / math.comb(n - 1, k) if c else 0.0
+            failure = -c / (n - c) * success if c < n else 0.0
+            close(estimators.maxpo(rewards, k), np.where(rewards, success, failure))
+            improvement = k * math.comb(n - c, k - 1) / math.comb(n - 1, k - 1) if c else 0.0
+            actual = estimators.pkpo_loo_minus_one(rewards, k)
+            close(actual, np.where(rewards, improvement, 0.0))
+
+
+# Identities between estimators -------------------------------------------------------------------
+
+
+@every_group
+def test_k_of_one_reduces_to_the_mean_estimators(group):
+    close(estimators.maxpo(group, 1), estimators.rloo(group))
+    close(estimators.canonical(group, 1), estimators.dr_grpo(group))
+    close(estimators.pkpo(group, 1), estimators.reinforce(group))
+    close(estimators.pkpo_loo_minus_one(group, 1), estimators.reinforce(group))
+
+
+@every_group
+@pytest.mark.parametrize("k", [1, 2, 2.5, 5])
+def test_identities(group, k):
+    a = estimators
+    maxpo = np.asarray(a.maxpo(group, k))
+    close(a.canonical(group, k), (1 - k / N) * maxpo)
+    close(k * a.rloo(rank_warp(group, k)), maxpo)
+    close(a.pkpo_loo_minus_one(group, k) - a.leave_two_out_baseline(group, k), maxpo)
+    if k == int(k):
+        close(a.l_statistic(group, np.eye(k)[-1]), maxpo)
+        value = np.asarray(max_at_k(group, k))
+        close(np.sum(a.pkpo(group, k)), N * k * value)
+        close(np.sum(a.pkpo_loo(group, k)), -k * N / (N - 1) * value)
+        below = np.asarray(max_at_k(group, k - 1)) if k > 1 else 0.0
+        close(np.sum(a.pkpo_loo_minus_one(group, k)), N * k * (value - below))
+
+
+def test_canonical_vanishes_at_k_equal_n():
+    np.testing.assert_array_equal(estimators.canonical(GROUPS["distinct"], N), 0)
+
+
+def test_pkpo_loo_minus_one_is_never_negative():
+    assert np.min(estimators.pkpo_loo_minus_one(RNG.normal(size=(50, N)), 3)) >= 0
+
+
+def test_grpo_options():
+    group = GROUPS["distinct"]
+    centered = group - group.mean()
+    close(estimators.grpo(group, epsilon=0.5, ddof=0), centered / (group.std() + 0.5))
+    tiny = np.float32(1e-25) * np.arange(N)  # Whose squares are no float32s.
+    close(estimators.grpo(tiny, epsilon=0.0), estimators.grpo(np.arange(N), epsilon=0.0))
+
+
+# One suite for all -------------------------------------------------------------------------------
+
+
+def batch():
+    return np.stack([GROUPS["distinct"], GROUPS["tied"], GROUPS["half"]]).astype(np.float32)
+
+
+@every_estimator
+def test_jit_equals_eager(name):
+    function = bind(name)
+    close(jax.jit(function)(batch()), function(batch()))
+
+
+@every_estimator
+def test_leading_axes_equal_vmap_equal_a_loop(name):
+    function = bind(name)
+    rewards = np.stack([batch(), -batch()])  # [2, 3, N]
+    expected = np.stack([[function(group) for group in groups] for groups in rewards])
+    np.testing.assert_array_equal(function(rewards), expected)
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(rewards), expected)
+
+
+@every_k_estimator
+def test_vmap_over_k_equals_a_loop(name):
+    function = getattr(estimators, name)
+    ks = jnp.arange(1, N)
+    swept = jax.vmap(function, in_axes=(None, 0))(batch(), ks)
+    chex.assert_trees_all_close(
+        swept, jnp.stack([function(batch(), int(k)) for k in ks]), atol=3e-6
+    )
+
+
+@every_estimator
+def test_masked_equals_gathered(name):
+    function = bind(name)
+    group = GROUPS["tied"].astype(np.float32)
+    for valid in range(3, N + 1):
+        where = np.arange(N + 1) < valid
+        where = np.roll(where, 2)
+        rewards = np.full(N + 1, np.nan, np.float32)  # Poison where nobody may look.
+        rewards[where] = group[:valid]
+        actual = function(rewards, where=where)
+        close(actual[where], function(group[:valid]))
+        np.testing.assert_array_equal(actual[~where], 0)
+
+
+@every_k_estimator
+def test_traced_k_with_a_mask(name):
+    oracle, left_out = oracles.MAX_ESTIMATORS[name]
+    compiled = jax.jit(getattr(estimators, name))
+    group = GROUPS["tied"]
+    where = np.array([True, False, True, True, True, False])
+    for k in range(1, 4 - left_out + 1):
+        actual = compiled(group, jnp.int32(k), where=where)
+        close(actual[where], oracle(group[where], k))
+        np.testing.assert_array_equal(actual[~where], 0)
+
+
+@every_estimator
+def test_mask_broadcasts(name):
+    function = bind(name)
+    where = np.array([True, True, True, True, False, True])
+    full = np.broadcast_to(where, batch().shape)
+    np.testing.assert_array_equal(function(batch(), where=where), function(batch(), where=full))
+
+
+@every_estimator
+def test_a_full_mask_changes_nothing(name):
+    function = bind(name)
+    close(function(batch(), where=np.ones(N, bool)), function(batch()))
+
+
+@every_estimator
+def test_too_few_valid_samples_give_zeros(name):
+    function = bind(name, k=3)
+    rewards = np.stack([GROUPS["one_success"]] * 4)
+    where = np.arange(N) < np.array([[0], [1], [2], [5]])
+    actual = np.asarray(function(rewards, where=where))
+    assert np.all(np.isfinite(actual))
+    np.testing.assert_array_equal(actual[0], 0)
+    if name in ("maxpo", "pkpo_loo", "leave_two_out_baseline", "l_statistic", "canonical"):
+        np.testing.assert_array_equal(actual[:3], 0)
+    assert np.any(actual[3] != 0)
+
+
+@every_k_estimator
+def test_traced_k_too_large_gives_zeros_and_too_small_gives_nan(name):
+    function = jax.jit(getattr(estimators, name))
+    np.testing.assert_array_equal(function(batch(), jnp.float32(N + 1)), 0)
+    assert np.all(np.isnan(function(batch(), jnp.float32(0.5))))
+    assert np.all(np.isnan(function(batch(), jnp.float32(np.nan))))
+
+
+@every_estimator
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_reward_poisons_its_group_only(name, bad):
+    function = bind(name)
+    rewards = batch()
+    rewards[1, 3] = bad
+    actual = np.asarray(function(rewards))
+    assert np.all(np.isnan(actual[1]))
+    np.testing.assert_array_equal(actual[[0, 2]], np.asarray(function(batch()))[[0, 2]])
+    where = np.ones((3, N), bool)
+    where[:, 0] = False
+    masked = np.asarray(function(rewards, where=where))
+    assert np.all(np.isnan(masked[1, 1:]))
+    np.testing.assert_array_equal(masked[:, 0], 0)
+
+
+@every_estimator
+@pytest.mark.parametrize("dtype", ["bool", "int32", "uint8", "bfloat16", "float16", "float32"])
+def test_narrow_dtypes_are_cast_to_float32_first(name, dtype):
+    function = bind(name)
+    rewards = jnp.asarray(GROUPS["half"]).astype(dtype)
+    actual = function(rewards)
+    assert actual.dtype == jnp.float32
+    np.testing.assert_array_equal(actual, function(rewards.astype(jnp.float32)))
+
+
+@every_estimator
+def test_float64_stays_float64(name):
+    with jax.enable_x64(True):
+        actual = bind(name)(jnp.asarray(batch(), jnp.float64))
+        masked = bind(name)(jnp.asarray(batch(), jnp.float64), where=np.ones(N, bool))
+    assert actual.dtype == masked.dtype == jnp.float64
+    np.testing.assert_allclose(actual, masked, rtol=0, atol=1e-14 * np.max(np.abs(actual)))
+    np.testing.assert_allclose(actual, bind(name)(batch()), rtol=0, atol=3e-6)
+
+
+@every_estimator
+def test_tied_rewards_get_equal_bits(name):
+    function = bind(name)
+    levels = RNG.normal(size=7).astype(np.float32)
+    levels[0] = 0.0
+    rewards = levels[RNG.integers(0, 7, size=(20, 40))]
+    rewards[0, :2] = [0.0, -0.0]
+    for group, advantages in zip(rewards, np.asarray(function(rewards)), strict=True):
+        for level in np.unique(group):
+            assert len(np.unique(advantages[group == level])) == 1
+
+
+@every_estimator
+def test_order_of_samples_does_not_matter(name):
+    function = bind(name)
+    order = RNG.permutation(N)
+    np.testing.assert_array_equal(function(batch()[:, order]), function(batch())[:, order])
+
+
+@pytest.mark.parametrize(
+    "name", ["rloo", "dr_grpo", "grpo", "maxpo", "canonical", "l_statistic", "pkpo_loo_minus_one"]
+)
+@pytest.mark.parametrize("size", [16, 200])
+def test_a_shift_changes_no_bit(name, size):
+    function = bind(name, k=3)
+    rewards = RNG.integers(-640, 640, size=(5, size)).astype(np.float32) / 64
+    np.testing.assert_array_equal(function(rewards + 1e4), function(rewards))
+
+
+@every_estimator
+def test_no_gradient_into_rewards(name):
+    function = bind(name)
+    gradient = jax.grad(lambda r: jnp.sum(function(r) ** 2 + r))(jnp.asarray(batch()))
+    np.testing.assert_array_equal(gradient, 1)
+
+
+@every_k_estimator
+def test_no_gradient_into_k(name):
+    function = getattr(estimators, name)
+    np.testing.assert_array_equal(jax.grad(lambda k: jnp.sum(function(batch(), k)))(2.0), 0)
+
+
+@pytest.mark.parametrize("name", CENTERED)
+def test_constant_groups_get_exactly_zero(name):
+    assert not np.any(bind(name)(CONSTANT))
+    masked = bind(name)(np.append(CONSTANT, 5.0), where=np.append(np.ones(N, bool), False))
+    assert not np.any(masked)
+
+
+def test_grpo_of_a_constant_group_is_zero_without_epsilon():
+    assert not np.any(estimators.grpo(CONSTANT, epsilon=0.0))
+
+
+@pytest.mark.parametrize("name", CENTERED)
+@hypothesis.given(
+    rewards=hypothesis.extra.numpy.arrays(
+        np.float32,
+        (1, N),
+        elements=st.one_of(
+            st.sampled_from([0.0, 1.0, -1.0]), st.floats(-1e6, 1e6, width=32, allow_subnormal=False)
+        ),
+    ),
+    k=st.floats(1.0, N - 1, width=32),
+)
+def test_centered_ties_and_order_for_any_rewards_and_real_k(name, rewards, k):
+    function = getattr(estimators, name)
+    if name == "max_rl":  # Divides by the mean, so its order is that of rewards >= 0.
+        rewards = np.abs(rewards)
+    if "k" in inspect.signature(function).parameters:
+        advantages = np.asarray(function(rewards, k), np.float64)
+    else:
+        advantages = np.asarray(bind(name)(rewards), np.float64)
+    assert abs(advantages.sum()) <= 1e-6 * np.abs(advantages).sum()
+    if name != "l_statistic":  # Whose weights may prefer a lower rank.
+        order = np.argsort(rewards[0])
+        assert np.all(np.diff(advantages[0, order]) >= -1e-6 * np.abs(advantages).max())
+
+
+# Mistakes ----------------------------------------------------------------------------------------
+
+
+@every_k_estimator
+def test_k_out_of_range_is_an_error_that_names_both(name):
+    _, left_out = oracles.MAX_ESTIMATORS[name]
+    function = getattr(estimators, name)
+    function(GROUPS["half"], N - left_out)
+    for k in (0, -1, N - left_out + 1, 0.5, N - left_out + 0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match=rf"^{name}: .*N = {N}.* got k = {k}\.$"):
+            function(GROUPS["half"], k)
+        with pytest.raises(ValueError, match=f"got k = {k}"):
+            jax.jit(partial(function, k=k))(GROUPS["half"])
+    with pytest.raises(ValueError, match="got k = 7"):
+        function(GROUPS["half"], jnp.int32(7))
+    with pytest.raises(ValueError, match="got k = 7"):
+        function(GROUPS["half"], np.int64(7))
+
+
+@every_k_estimator
+@pytest.mark.parametrize("k", [True, "4", None, 2j, np.array([1, 2]), jnp.array(True)])
+def test_k_of_the_wrong_type(name, k):
+    with pytest.raises(TypeError, match=f"{name}: expected k to be a real scalar"):
+        getattr(estimators, name)(GROUPS["half"], k)
+
+
+def test_numpy_numbers_are_static_k():
+    expected = estimators.maxpo(GROUPS["half"], 2)
+    for k in (np.int64(2), np.float32(2.0), 2.0, np.array(2), jnp.array(2)):
+        close(estimators.maxpo(GROUPS["half"], k), expected)
+
+
+def test_rloo_needs_two_samples():
+    with pytest.raises(ValueError, match="N >= 2 samples, got N = 1"):
+        estimators.rloo([1.0])
+
+
+@every_estimator
+def test_wrong_rewards_and_masks(name):
+    function = bind(name, k=1)
+    with pytest.raises(ValueError, match=rf"{name}: expected rewards of shape \[..., N\]"):
+        function(1.0)
+    with pytest.raises(ValueError, match=r"got shape \[3, 0\]"):
+        function(np.zeros((3, 0)))
+    with pytest.raises(TypeError, match="real dtype, got complex64"):
+        function(np.zeros(3, np.complex64))
+    with pytest.raises(TypeError, match="boolean mask `where`, got dtype"):
+        function(np.zeros(3), where=np.ones(3))
+    with pytest.raises(ValueError, match=r"broadcasts to the shape \[3\] .* got shape \[2\]"):
+        function(np.zeros(3), where=np.ones(2, bool))
+
+
+@pytest.mark.parametrize("alpha", [[], np.ones(N), [[1.0]], 1.0])
+def test_wrong_rank_weights(alpha):
+    with pytest.raises(ValueError, match=r"rank_weights of shape \[K\] .* N - 1 = 5 .* got shape"):
+        estimators.l_statistic(GROUPS["half"], alpha)
+
+
+def test_wrong_grpo_options():
+    with pytest.raises(ValueError, match="epsilon >= 0, got -1"):
+        estimators.grpo(CONSTANT, epsilon=-1)
+    with pytest.raises(ValueError, match="ddof to be 0 or 1, got 2"):
+        estimators.grpo(CONSTANT, ddof=2)
+
+
+def test_registry():
+    assert {*oracles.MEAN_ESTIMATORS, *TAKE_K, "l_statistic"} == {
+        *estimators.names(),
+        "leave_two_out_baseline",
+    }
+    for name in estimators.names():
+        assert estimators.get(name) is getattr(estimators, name)
+    with pytest.raises(ValueError, match="reinforce, rloo, .*maxpo.*; got 'maxp0'"):
+        estimators.get("maxp0")

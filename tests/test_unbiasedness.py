@@ -1,0 +1,131 @@
+"""Expected gradients, exactly: every batch of a small softmax policy is enumerated in float64.
+
+No sampling, no tolerance to tune: an estimator's expected gradient either is its stated target to
+rounding, or the statement is wrong.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+import oracles
+import pytest
+
+from maxpo import estimators
+
+LOGITS = np.array([0.3, -0.5, 0.9])
+POLICY = np.exp(LOGITS) / np.exp(LOGITS).sum()
+GRADED = np.array([0.2, 1.7, -0.4])
+BINARY = np.array([0.0, 1.0, 0.0])
+N = 5
+
+
+def tuples(n):
+    """All batches of n actions, their probabilities and the sum of their scores by sample."""
+    actions = np.array(list(itertools.product(range(len(POLICY)), repeat=n)))
+    scores = np.eye(len(POLICY))[actions] - POLICY  # grad log pi of each sample
+    return actions, np.prod(POLICY[actions], axis=1), scores
+
+
+def objective_gradient(arm_rewards, k, value=max):
+    """grad E[value of k samples]."""
+    actions, probabilities, scores = tuples(k)
+    values = np.array([value(r) for r in arm_rewards[actions]])
+    return np.einsum("b,b,bnd->d", probabilities, values, scores)
+
+
+def expected_gradient(estimator, arm_rewards):
+    """E[(1/N) sum_i A_i grad log pi(y_i)]."""
+    actions, probabilities, scores = tuples(N)
+    with jax.enable_x64(True):
+        advantages = np.asarray(estimator(arm_rewards[actions]))
+    assert advantages.dtype == np.float64
+    return np.einsum("b,bn,bnd->d", probabilities, advantages, scores) / N
+
+
+def same(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-13)
+
+
+arms = pytest.mark.parametrize("arm_rewards", [GRADED, BINARY], ids=["graded", "binary"])
+
+
+@arms
+def test_mean_estimators(arm_rewards):
+    gradient = objective_gradient(arm_rewards, 1)
+    same(expected_gradient(estimators.reinforce, arm_rewards), gradient)
+    same(expected_gradient(estimators.rloo, arm_rewards), gradient)
+    same(expected_gradient(estimators.dr_grpo, arm_rewards), (1 - 1 / N) * gradient)
+
+
+@arms
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        (name, k)
+        for name in ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "canonical")
+        for k in range(1, N - oracles.MAX_ESTIMATORS[name][1] + 1)
+    ],
+)
+def test_max_estimators(name, k, arm_rewards):
+    scale = 1 - k / N if name == "canonical" else 1
+    function = getattr(estimators, name)
+    expected = scale * objective_gradient(arm_rewards, k)
+    same(expected_gradient(lambda r: function(r, k), arm_rewards), expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_leave_two_out_baseline_has_no_expected_gradient(k):
+    baseline = expected_gradient(lambda r: estimators.leave_two_out_baseline(r, k), GRADED)
+    same(baseline, 0)
+
+
+@arms
+@pytest.mark.parametrize("alpha", [[0.3, 0.7], [1, 0, 0], [0, 1, 0], [0.1, -2, 3, 0.5]])
+def test_l_statistic(alpha, arm_rewards):
+    expected = objective_gradient(arm_rewards, len(alpha), lambda r: np.dot(alpha, np.sort(r)))
+    same(expected_gradient(lambda r: estimators.l_statistic(r, alpha), arm_rewards), expected)
+
+
+@pytest.mark.parametrize("k", [1.5, 2.5, 3.99])
+def test_maxpo_at_real_k_has_an_objective_of_its_own(k):
+    """An L-statistic of N - 1 samples with alpha_{m+1} = k p_m / (m + 1), p_m as in maxpo."""
+    p = np.ones(N - 1)
+    for m in range(N - 2, 0, -1):
+        p[m - 1] = p[m] * max(m + 1 - k, 0) / (m + 1)
+    alpha = k * p / np.arange(1, N)
+    expected = objective_gradient(GRADED, N - 1, lambda r: np.dot(alpha, np.sort(r)))
+    same(expected_gradient(lambda r: estimators.maxpo(r, k), GRADED), expected)
+
+
+def test_max_rl_is_the_truncated_log_likelihood():
+    success = POLICY[1]
+    gradient = objective_gradient(BINARY, 1) * sum((1 - success) ** t for t in range(N - 1))
+    same(expected_gradient(estimators.max_rl, BINARY), gradient)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_recentering_the_expected_improvement_is_biased(k):
+    """The trap: a trainer that subtracts the batch mean optimises a mixture with k - 1."""
+
+    def recentered(rewards):
+        advantages = estimators.pkpo_loo_minus_one(rewards, k)
+        return advantages - advantages.mean(axis=-1, keepdims=True)
+
+    now, before = objective_gradient(GRADED, k), objective_gradient(GRADED, k - 1)
+    same(expected_gradient(recentered, GRADED), (1 - k / N) * now + k / N * before)
+    assert np.abs(before - now).max() > 0.01  # So that it matters.
+
+
+def test_standardised_estimators_do_not_have_the_direction_of_their_objective():
+    for estimator, k in (
+        (estimators.grpo, 1),
+        (lambda r: estimators.pass_at_k_training(r, 2), 2),
+    ):
+        rewards = GRADED if k == 1 else np.array([1.0, 1.0, 0.0])
+        target = objective_gradient(rewards, k)
+        actual = expected_gradient(estimator, rewards)
+        cosine = actual @ target / np.linalg.norm(actual) / np.linalg.norm(target)
+        ratio = np.linalg.norm(actual) / np.linalg.norm(target)
+        assert cosine < 0.9999 or abs(ratio - 1) > 0.05
+        assert cosine > 0.5
