@@ -38,8 +38,9 @@ mask makes it an array `[..., 1]`.
 """
 
 # Up to this group size comparing all pairs finds a rank faster than bisection does, on a CPU by a
-# tenth to a third; TPUs, where a gather costs more than a comparison, gain more.
-_COMPARE_ALL_UP_TO = 64
+# quarter. Beyond it XLA's CPU backend no longer fuses the comparisons with their sum, and would
+# write an [N, N] array.
+_COMPARE_ALL_UP_TO = 32
 
 
 def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
