@@ -1,0 +1,74 @@
+"""Bandit study: seven estimators at the same N, k and step size.
+
+    python -m experiments.bandit --config=configs/bandit.py[:VARIANT] [--config.FIELD=VALUE]
+
+Variants:
+
+    default       16 contexts seen through 2 features, 100 Gaussian arms: one policy for all of them
+                  has to spread its samples, so J_1 and J_k want different things.
+    bernoulli     The same with 0/1 rewards, 5% of them 1: J_k is pass@k.
+    heavy_tailed  The same with the absolute value of Student's t, 2 degrees of freedom.
+    tabular       Every context is seen: the best arm is best for every k.
+    anneal        The default with k going from 8 to 1.
+    square        x ~ N(theta, 0.1), reward x^2 on [0, 1]: PKPO's continuous toy problem.
+    quick         The default, shrunk to seconds.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("default", "bernoulli", "heavy_tailed", "tabular", "anneal", "square", "quick")
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}; got {variant!r}.")
+
+    config = ConfigDict()
+    config.seed = 0
+    config.seeds = 32  # Trained at once; errors are standard errors over them.
+    config.estimators = (
+        "reinforce",
+        "rloo",
+        "grpo",
+        "pkpo",
+        "pkpo_loo",
+        "pkpo_loo_minus_one",
+        "maxpo",
+    )
+    config.group_size = 16  # N, samples for each context and update.
+    config.updates = 1000
+    config.evaluate_every = 50  # Updates between two points of the curves, each a checkpoint.
+    config.variance_batches = 64  # Gradients drawn to estimate their variance at each point.
+    config.optimizer = "sgd"  # Any of optax's that takes a learning rate alone.
+    config.learning_rate = 4.0
+
+    config.k = ConfigDict({"initial": 4.0, "final": 4.0, "updates": 0})  # Linear over `updates`.
+    config.report_k = 4.0  # The k of the reported J_k.
+
+    config.task = ConfigDict()
+    config.task.name = "contextual"
+    config.task.num_contexts = 16
+    config.task.num_features = 2  # 0 shows the context itself.
+    config.task.num_arms = 100
+    config.task.law = "gaussian"
+    config.task.law_parameter = 1.0  # Standard deviation, success rate or degrees of freedom.
+
+    if variant == "bernoulli":
+        config.task.law, config.task.law_parameter = "bernoulli", 0.05
+    elif variant == "heavy_tailed":
+        config.task.law, config.task.law_parameter = "heavy_tailed", 2.0
+    elif variant == "tabular":
+        config.task.num_features = 0
+    elif variant == "anneal":
+        config.k = ConfigDict({"initial": 8.0, "final": 1.0, "updates": 800})
+        config.report_k = 8.0
+    elif variant == "square":
+        config.task = ConfigDict({"name": "square", "num_contexts": 1, "mean": 0.5, "std": 0.1})
+        config.learning_rate = 0.0003
+    elif variant == "quick":
+        config.seeds = 8
+        config.updates = 200
+        config.evaluate_every = 20
+        config.estimators = ("rloo", "pkpo_loo_minus_one", "maxpo")
+    return config

@@ -1,0 +1,58 @@
+"""Compares estimators on bandits whose objective is known exactly.
+
+Every estimator trains the same policies on the same bandits with the same N, k and step size, all
+seeds at once. Reported are the exact J_1 and J_k, the variance of the gradient along the way and
+the entropy of the policy; see configs/bandit.py for the variants.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.studies import bandit
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary, a dict of figures by estimator."""
+    bandit.check_config(config)
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            return run.report()
+        trainer = bandit.make_trainer(config)
+        numbers = {name: number for number, name in enumerate(config.estimators)}
+        state, start = run.restore({name: trainer.init(trainer.keys) for name in numbers})
+
+        def evaluate(step: int) -> dict[str, dict[str, float]]:
+            summary = {}
+            for name, number in numbers.items():
+                metrics = trainer.evaluate(number, trainer.keys, state[name])
+                figures = summary[name] = bandit.summarise(metrics)
+                runs.check_finite(step, {f"{name} {key}": x for key, x in figures.items()})
+                run.log(step, {"estimator": name, **figures})
+            return summary
+
+        if start == 0:
+            evaluate(0)
+        seconds = dict.fromkeys(numbers, 0.0)
+        for step in runs.steps(start, config.updates, every=config.evaluate_every):
+            for name, number in numbers.items():
+                began = time.perf_counter()
+                state[name] = trainer.advance(number, trainer.keys, state[name])
+                jax.block_until_ready(state[name])
+                seconds[name] += time.perf_counter() - began
+            summary = evaluate(step)
+            run.save(step, state)
+
+        for name, figures in summary.items():
+            figures["updates_per_second"] = (config.updates - start) * config.seeds / seconds[name]
+        history = runs.read_metrics(run.folder)
+        run.figure("learning_curves", bandit.learning_curves(history, config.report_k))
+        return run.finish(summary)
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/bandit.py")

@@ -1,0 +1,1 @@
+"""What the experiment binaries run: studies as pure functions of a config, and their figures."""

@@ -1,0 +1,239 @@
+"""Training bandit policies with several estimators, all seeds of each in one compiled call.
+
+Every update draws one group of N actions for each context, computes advantages, and takes one
+optimizer step on the mean score-function loss. What is reported is exact: the objectives J_1 and
+J_k come in closed form from the policy, and only the gradient variance is itself an estimate.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from maxpo import estimators, losses, training
+from maxpo.tasks import bandit
+
+Task = bandit.ContextualBandit | bandit.SquareOnInterval
+Metrics = dict[str, jax.Array]
+
+# Of one seed's key; training folds in the number of the update, from 0.
+_TASK, _POLICY, _TRAIN, _EVALUATE = range(4)
+
+
+class Trainer(NamedTuple):
+    """Training over all seeds at once: every leaf has a leading axis `[S]`.
+
+    Attributes:
+      keys: `[S]` PRNG keys.
+      init: keys -> the state before the first update.
+      advance: (estimator, keys, state) -> the state after `evaluate_every` further updates with
+        that estimator, given by its number in the config. Compiled once for all of them.
+      evaluate: (estimator, keys, state) -> metrics. Compiled once for all of them.
+    """
+
+    keys: jax.Array
+    init: Callable[[jax.Array], training.TrainState]
+    advance: Callable[[int, jax.Array, training.TrainState], training.TrainState]
+    evaluate: Callable[[int, jax.Array, training.TrainState], Metrics]
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError if a value of the config makes no sense, naming it."""
+    for name in config.estimators:
+        if name == "l_statistic":
+            raise ValueError("estimators: l_statistic has no k to compare at; got it in the list.")
+        estimators.get(name)
+    if not config.estimators or len(set(config.estimators)) < len(config.estimators):
+        raise ValueError(f"estimators: expected different names, got {config.estimators}.")
+    for field, least in (
+        ("group_size", 2),
+        ("seeds", 2),
+        ("updates", 1),
+        ("evaluate_every", 1),
+        ("variance_batches", 2),
+    ):
+        if config[field] < least:
+            raise ValueError(f"{field}: expected at least {least}, got {config[field]}.")
+    if config.updates % config.evaluate_every:
+        raise ValueError(
+            f"updates: expected a multiple of evaluate_every = {config.evaluate_every}, "
+            f"got {config.updates}."
+        )
+    training.k_schedule(config.k.initial, config.k.final, config.k.updates)
+    largest = max(config.k.initial, config.k.final)
+    if largest > config.group_size - 1:
+        raise ValueError(
+            f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
+            f"left out, got {largest}."
+        )
+    if config.report_k < 1:
+        raise ValueError(f"report_k: expected at least 1, got {config.report_k}.")
+    if not hasattr(optax, config.optimizer):
+        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
+    if config.task.name == "contextual" and config.task.law not in bandit.REWARD_LAWS:
+        raise ValueError(
+            f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {config.task.law!r}."
+        )
+    if config.task.name not in ("contextual", "square"):
+        raise ValueError(f"task.name: expected contextual or square, got {config.task.name!r}.")
+
+
+def make_task(task: ConfigDict, key: jax.Array) -> Task:
+    """Draws the task of one seed."""
+    if task.name == "square":
+        return bandit.SquareOnInterval(jnp.zeros((task.num_contexts, 1)), task.mean, task.std)
+    return bandit.make_contextual_bandit(
+        key,
+        num_contexts=task.num_contexts,
+        num_features=task.num_features,
+        num_arms=task.num_arms,
+        law=bandit.REWARD_LAWS[task.law],
+        law_parameter=task.law_parameter,
+    )
+
+
+def make_trainer(config: ConfigDict) -> Trainer:
+    """The trainer of the config's estimators.
+
+    Seed s has the same task, the same initial policy and the same random numbers whatever the
+    estimator, so differences between estimators are paired.
+    """
+    k = training.k_schedule(config.k.initial, config.k.final, config.k.updates)
+    advantages = [training.bind_estimator(name, k) for name in config.estimators]
+    optimizer = getattr(optax, config.optimizer)(config.learning_rate)
+
+    def make(key: jax.Array) -> tuple[Task, nnx.GraphDef, nnx.State]:
+        task = make_task(config.task, jax.random.fold_in(key, _TASK))
+        policy = task.make_policy(nnx.Rngs(jax.random.fold_in(key, _POLICY)))
+        return task, *nnx.split(policy)
+
+    def gradient(
+        estimator: jax.Array,
+        task: Task,
+        graph: nnx.GraphDef,
+        state: training.TrainState,
+        key: jax.Array,
+    ) -> nnx.State:
+        observations = task.observations
+        actions = nnx.merge(graph, state.params).sample(key, observations, config.group_size)
+        # A switch, so that all that the estimators share is compiled once.
+        weights = jax.lax.switch(estimator, advantages, task.reward(actions), state.step)
+
+        def loss(params: nnx.State) -> jax.Array:
+            log_probs = nnx.merge(graph, params).log_prob(observations, actions)
+            return losses.score_function_loss(log_probs, weights)
+
+        return jax.grad(loss)(state.params)
+
+    def init(key: jax.Array) -> training.TrainState:
+        _, _, params = make(key)
+        return training.init_state(params, optimizer)
+
+    def advance(
+        estimator: jax.Array, key: jax.Array, state: training.TrainState
+    ) -> training.TrainState:
+        task, graph, _ = make(key)
+        train_key = jax.random.fold_in(key, _TRAIN)
+
+        def update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+            sample_key = jax.random.fold_in(train_key, state.step)
+            gradients = gradient(estimator, task, graph, state, sample_key)
+            return training.apply_gradients(state, gradients, optimizer), None
+
+        return jax.lax.scan(update, state, length=config.evaluate_every)[0]
+
+    def evaluate(estimator: jax.Array, key: jax.Array, state: training.TrainState) -> Metrics:
+        task, graph, _ = make(key)
+        policy = nnx.merge(graph, state.params)
+        key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATE), state.step)
+        keys = jax.random.split(key, config.variance_batches)
+        drawn = jax.vmap(lambda key: gradient(estimator, task, graph, state, key))(keys)
+        variances = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)), drawn)
+        return {
+            "max_at_k": task.expected_max(policy, config.report_k),
+            "mean_reward": task.expected_max(policy, 1),
+            "gradient_variance": sum(jax.tree.leaves(variances), jnp.zeros(())),
+            "entropy": jnp.mean(policy.entropy(task.observations)),
+        }
+
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    over_seeds = functools.partial(jax.vmap, in_axes=(None, 0, 0))
+    return Trainer(
+        keys, jax.jit(jax.vmap(init)), jax.jit(over_seeds(advance)), jax.jit(over_seeds(evaluate))
+    )
+
+
+def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Means over seeds and their standard errors, as `name` and `name_sem`."""
+    figures = {}
+    for name, values in metrics.items():
+        values = np.asarray(values, np.float64)
+        figures[name] = float(values.mean())
+        figures[f"{name}_sem"] = float(values.std(ddof=1) / len(values) ** 0.5)
+    return figures
+
+
+# Dashes and shades besides colours, so that lines can be told apart in grey.
+_STYLES = {
+    "reinforce": ("#9a9a9a", (0, (1, 2))),
+    "rloo": ("#4d4d4d", "--"),
+    "grpo": ("#b07aa1", "-."),
+    "pkpo": ("#edc948", (0, (1, 1))),
+    "pkpo_loo": ("#59a14f", (0, (5, 1, 1, 1))),
+    "pkpo_loo_minus_one": ("#e15759", (0, (4, 2))),
+    "maxpo": ("#1f4e9c", "-"),
+}
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
+    """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
+    panels = {
+        "max_at_k": rf"max@{report_k:g}  $J_{{{report_k:g}}}$ (exact)",
+        "mean_reward": r"mean reward  $J_1$ (exact)",
+        "gradient_variance": "gradient variance (trace)",
+        "entropy": "policy entropy (nats)",
+    }
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):
+        for name in dict.fromkeys(row["estimator"] for row in history):
+            rows = [row for row in history if row["estimator"] == name]
+            steps = [row["step"] for row in rows]
+            mean = np.array([row[metric] for row in rows])
+            error = 2 * np.array([row[f"{metric}_sem"] for row in rows])
+            colour, dashes = _STYLES.get(name, (None, "-"))
+            (line,) = axis.plot(
+                steps,
+                mean,
+                label=name,
+                color=colour,
+                linestyle=dashes,
+                linewidth=2.4 if name == "maxpo" else 1.5,
+                zorder=3 if name == "maxpo" else 2,
+            )
+            floor = np.min(mean[mean > 0]) / 10 if metric == "gradient_variance" else -np.inf
+            axis.fill_between(
+                steps,
+                np.maximum(mean - error, floor),
+                mean + error,
+                color=line.get_color(),
+                alpha=0.18,
+                linewidth=0,
+            )
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0)
+        if metric == "gradient_variance" and all(row[metric] > 0 for row in history):
+            axis.set_yscale("log")
+    for axis in axes[-1]:
+        axis.set_xlabel("updates")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure

@@ -1,0 +1,43 @@
+"""Packaging. Settings of the tools live in pyproject.toml."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+TEST = ["hypothesis", "pytest>=8", "pytest-xdist"]
+
+setuptools.setup(
+    name="maxpo",
+    version="0.1.0",
+    description="Policy gradients for inference-time objectives (max@K, pass@K) in JAX",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["maxpo", "maxpo.*"]),
+    package_data={"maxpo": ["py.typed"]},
+    python_requires=">=3.11",
+    # Floors are the oldest versions that the tests were run with.
+    install_requires=[
+        "absl-py>=2.5",
+        "chex>=0.1.92",
+        "flax>=0.12.8",
+        "jax>=0.10.2",
+        "matplotlib>=3.10",
+        "ml_collections>=1.1",
+        "numpy>=2.3",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "tqdm>=4.67",
+    ],
+    extras_require={
+        "test": TEST,
+        "dev": [*TEST, "build", "mypy", "ruff"],
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
