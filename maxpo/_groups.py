@@ -1,5 +1,6 @@
 """What every function of grouped rewards checks and converts before it computes."""
 
+import math
 import numbers
 from typing import NamedTuple, TypeAlias
 
@@ -13,18 +14,22 @@ Scalar: TypeAlias = int | float | jax.Array
 """A Python number where the value is known while tracing, an array where it is not."""
 
 
+# By how much, relatively, a k may miss an integer that it stands for.
+_ROUNDINGS = 4 * float(np.finfo(np.float32).eps)
+
+
 class Groups(NamedTuple):
     """Grouped rewards in the form that the kernels take.
 
     Attributes:
       rewards: `[..., N]`, float32 or float64, detached from the gradient.
       where: `[..., N]` boolean, True at valid samples; None when all of them are valid.
-      count: Number of valid samples: the int N without a mask, else an array `[..., 1]`.
+      valid: Number of valid samples: the int N without a mask, else an array `[..., 1]`.
     """
 
     rewards: jax.Array
     where: jax.Array | None
-    count: Scalar
+    valid: Scalar
 
     @property
     def size(self) -> int:
@@ -73,7 +78,8 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
     """Checks `k` and returns it as a Python number or as a scalar array in the rewards' dtype.
 
     An array stays an array even where its value is known, so that a new value compiles nothing
-    anew. A traced `k` below 1 becomes NaN; `finish` deals with that, and with one too large.
+    anew. A traced `k` below 1 becomes NaN; `finish` deals with that, and with one too large. A k
+    within a few roundings of an integer is that integer: schedules in float32 miss their own ends.
 
     Args:
       name: The public function, for the message.
@@ -94,18 +100,23 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
     elif isinstance(k, bool) or not isinstance(k, numbers.Real):
         raise TypeError(f"{name}: expected k to be a real scalar, got {k!r}.")
 
-    if not isinstance(k, jax.core.Tracer):
-        most = groups.size - left_out
-        if not 1 <= k <= most:  # Written so that NaN fails, too.
-            bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" * bool(left_out)
-            raise ValueError(
-                f"{name}: expected 1 <= k <= {bound or 'N'} in groups of N = {groups.size} "
-                f"samples, got k = {k}."
-            )
-    if isinstance(k, jax.Array):
+    if isinstance(k, jax.core.Tracer):
         k = jnp.asarray(lax.stop_gradient(k), groups.rewards.dtype)
+        nearest = jnp.round(k)
+        k = jnp.where(jnp.abs(k - nearest) <= _ROUNDINGS * nearest, nearest, k)
         return jnp.where(k >= 1, k, jnp.nan)
-    return int(k) if k == int(k) else float(k)
+
+    value = float(k)
+    if math.isfinite(value) and abs(value - round(value)) <= _ROUNDINGS * round(value):
+        value = round(value)
+    most = groups.size - left_out
+    if not 1 <= value <= most:  # Written so that NaN fails, too.
+        bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" if left_out else "N"
+        raise ValueError(
+            f"{name}: expected 1 <= k <= {bound} in groups of N = {groups.size} samples, "
+            f"got k = {k}."
+        )
+    return jnp.asarray(value, groups.rewards.dtype) if isinstance(k, jax.Array) else value
 
 
 def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:
@@ -119,8 +130,8 @@ def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:
       result: One value for each sample `[..., N]`, or for each group `[..., 1]`.
       needed: Valid samples without which the formula has no meaning.
     """
-    if isinstance(groups.count, jax.Array) or isinstance(needed, jax.Array):
-        result = jnp.where(jnp.asarray(groups.count < needed), 0, result)
+    if isinstance(groups.valid, jax.Array) or isinstance(needed, jax.Array):
+        result = jnp.where(jnp.asarray(groups.valid < needed), 0, result)
     finite = jnp.isfinite(groups.rewards)
     if groups.where is not None:
         finite |= ~groups.where

@@ -2,7 +2,7 @@
 
 Every gap weight of `maxpo.order_statistics` is built from one quantity,
 
-    P(below, total, k) = C(below, k) / C(total, k) = prod_{j = below + 1 .. total} max(j - k, 0) / j,
+    P(below, total, k) = C(below, k) / C(total, k) = prod_{j = below+1 .. total} max(j - k, 0) / j,
 
 the probability that a random k-subset of `total` samples lies entirely within `below` given ones.
 The product form needs no integer k (the binomials are then ratios of gamma functions) and is 0

@@ -289,7 +289,7 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
             below - share * _any_above(groups, m, n - 1, k),
         )
 
-    return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.count - 1))
+    return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.valid - 1))
 
 
 def pkpo_loo_minus_one(
@@ -327,7 +327,7 @@ def pkpo_loo_minus_one(
     def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
         return k * _all_below(groups, m + 1, n - 1, k - 1), np.zeros(m.shape)
 
-    return gap_sums(groups, weights, needed=k, base=_is_one(k))
+    return gap_sums(groups, weights, needed=k, base=_missing_sample(k))
 
 
 def leave_two_out_baseline(
@@ -372,7 +372,7 @@ def leave_two_out_baseline(
         below = _all_below(groups, m, n - 1, k - 1) * (n - 1 - m) / rest
         return k * above, k * below
 
-    return gap_sums(groups, weights, needed=k + 1, base=_is_one(k))
+    return gap_sums(groups, weights, needed=k + 1, base=_missing_sample(k))
 
 
 def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
@@ -564,9 +564,12 @@ def _at_least_one(count: Scalar) -> Scalar:
     return jnp.maximum(count, 1) if isinstance(count, jax.Array) else count
 
 
-def _is_one(k: Scalar) -> Scalar:
-    """Factor of the lowest reward where the best of k - 1 = 0 samples counts as 0."""
-    return jnp.where(k == 1, 1.0, 0.0) if isinstance(k, jax.Array) else float(k == 1)
+def _missing_sample(k: Scalar) -> Scalar:
+    """Factor of the lowest reward: the best of k - 1 = 0 samples is 0, and not the lowest reward.
+
+    In a straight line between k = 1 and 2, so that annealing k meets no jump.
+    """
+    return jnp.maximum(2 - k, 0) if isinstance(k, jax.Array) else max(2 - k, 0)
 
 
 @jax.jit
@@ -576,7 +579,7 @@ def _standardise(
     # In units of the largest one, so that no square underflows.
     scale = jnp.max(jnp.abs(centered), axis=-1, keepdims=True)
     unit = centered / jnp.where(scale == 0, 1, scale)
-    freedom = _at_least_one(jnp.asarray(groups.count - ddof, centered.dtype))
+    freedom = _at_least_one(jnp.asarray(groups.valid - ddof, centered.dtype))
     std = scale * jnp.sqrt(jnp.sum(unit**2, axis=-1, keepdims=True) / freedom)
     return _over(groups, centered, std + epsilon)
 

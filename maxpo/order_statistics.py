@@ -53,7 +53,7 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
 
     k = 1 is the mean, k = N the maximum, and for 0/1 rewards it is `pass_at_k`.
 
-    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), Theorem 3.
+    See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201).
 
     Args:
       rewards: `[..., N]`, any real dtype.
@@ -72,7 +72,7 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     """
     groups = as_groups("max_at_k", rewards, where)
     k = as_k("max_at_k", k, groups, left_out=0)
-    m, n = gap_numbers(groups), groups.count
+    m, n = gap_numbers(groups), groups.valid
     rises = any_above(m + 1, n, k, groups.size, groups.rewards.dtype)
     return _value(groups, rises, k)[..., 0]
 
@@ -86,7 +86,7 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
 
     It is `max_at_k` of 0/1 rewards, at the cost of a sum instead of a sort.
 
-    See "Evaluating Large Language Models Trained on Code" (https://arxiv.org/abs/2107.03374), eq. 1.
+    See "Evaluating Large Language Models Trained on Code" (https://arxiv.org/abs/2107.03374).
 
     Args:
       correct: `[..., N]`, booleans, or numbers that are 0 or 1.
@@ -110,7 +110,7 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     if groups.where is not None:
         failed, binary = failed & groups.where, binary | ~groups.where
     failures = jnp.sum(failed, axis=-1, keepdims=True, dtype=jnp.int32)
-    value = any_above(failures, groups.count, k, groups.size, rewards.dtype)
+    value = any_above(failures, groups.valid, k, groups.size, rewards.dtype)
     value = jnp.where(jnp.all(binary, axis=-1, keepdims=True), value, jnp.nan)
     return finish(groups, value, k)[..., 0]
 
@@ -166,7 +166,7 @@ def gap_sums(groups: Groups, weights: Weights, *, needed: Scalar, base: Scalar =
       `[..., N]`, in the dtype of the rewards.
     """
     dtype = groups.rewards.dtype
-    above, below = weights(gap_numbers(groups), groups.count)
+    above, below = weights(gap_numbers(groups), groups.valid)
     cast = lambda x: jnp.asarray(x, dtype)  # noqa: E731
     return _gap_sums(groups, cast(above), cast(below), needed, cast(base))
 
@@ -181,7 +181,7 @@ def centered_weights(upper: Array, m: np.ndarray, n: Scalar) -> tuple[Array, Arr
 
 
 def gap_numbers(groups: Groups) -> np.ndarray:
-    """m = 0..N-2."""
+    """The numbers m = 0..N-2 of the gaps."""
     return np.arange(groups.size - 1)
 
 
@@ -239,7 +239,7 @@ def _gaps(groups: Groups, ranked: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _inside(groups: Groups) -> Array:
     """True at gaps between two valid samples."""
-    return gap_numbers(groups) < groups.count - 1
+    return gap_numbers(groups) < groups.valid - 1
 
 
 def _look_up(ranked: jax.Array, keys: jax.Array) -> jax.Array:

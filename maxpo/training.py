@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ from flax import nnx
 
 from maxpo import estimators
 
-K = float | optax.Schedule
+K: TypeAlias = float | Callable[[jax.Array], jax.Array]
 Advantages = Callable[[jax.Array, jax.Array], jax.Array]
 
 
@@ -44,7 +44,7 @@ def apply_gradients(
 
 
 def k_schedule(initial: float, final: float, updates: int) -> K:
-    """k from `initial` to `final` in a straight line over `updates`, then constant.
+    """A k that goes from `initial` to `final` in a straight line over `updates`, then constant.
 
     A k that does not change stays a number, whose gap weights are then computed while tracing.
 

@@ -48,8 +48,8 @@ def bind(name, k=2):
     return partial(function, k=k) if "k" in parameters else function
 
 
-every_estimator = pytest.mark.parametrize("name", (*estimators.names(), "leave_two_out_baseline"))
-every_group = pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+every_estimator = pytest.mark.parametrize("name", [*estimators.names(), "leave_two_out_baseline"])
+every_group = pytest.mark.parametrize("group", list(GROUPS.values()), ids=list(GROUPS))
 every_k_estimator = pytest.mark.parametrize("name", TAKE_K)
 
 
@@ -385,6 +385,23 @@ def test_k_of_the_wrong_type(name, k):
         getattr(estimators, name)(GROUPS["half"], k)
 
 
+@every_k_estimator
+def test_a_k_that_misses_an_integer_by_rounding_is_that_integer(name):
+    function = getattr(estimators, name)
+    most = N - oracles.MAX_ESTIMATORS[name][1]
+    for k, near in ((1, 1 - 2**-23), (most, most * (1 + 2**-23)), (2, 2 - 2**-22)):
+        close(function(GROUPS["tied"], near), function(GROUPS["tied"], k))
+        close(jax.jit(function)(GROUPS["tied"], jnp.float32(near)), function(GROUPS["tied"], k))
+
+
+@every_k_estimator
+def test_nothing_jumps_as_k_passes_an_integer(name):
+    compiled = jax.jit(getattr(estimators, name))
+    for k in (1.0, 2.0, 3.0):
+        at, after = (np.asarray(compiled(GROUPS["negative"], k + step)) for step in (0, 1e-4))
+        assert np.max(np.abs(at - after)) < 1e-2
+
+
 def test_numpy_numbers_are_static_k():
     expected = estimators.maxpo(GROUPS["half"], 2)
     for k in (np.int64(2), np.float32(2.0), 2.0, np.array(2), jnp.array(2)):
@@ -431,5 +448,5 @@ def test_registry():
     }
     for name in estimators.names():
         assert estimators.get(name) is getattr(estimators, name)
-    with pytest.raises(ValueError, match="reinforce, rloo, .*maxpo.*; got 'maxp0'"):
+    with pytest.raises(ValueError, match=r"reinforce, rloo, .*maxpo.*; got 'maxp0'"):
         estimators.get("maxp0")

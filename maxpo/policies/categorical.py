@@ -1,5 +1,6 @@
 """A softmax policy over a finite set of actions."""
 
+import itertools
 from collections.abc import Sequence
 
 import jax
@@ -21,8 +22,7 @@ class Categorical(nnx.Module):
     ):
         widths = (num_features, *hidden)
         self.hidden = nnx.List(
-            nnx.Linear(before, after, rngs=rngs)
-            for before, after in zip(widths, widths[1:], strict=False)
+            nnx.Linear(before, after, rngs=rngs) for before, after in itertools.pairwise(widths)
         )
         self.head = nnx.Linear(
             widths[-1],

@@ -73,16 +73,31 @@ def check_config(config: ConfigDict) -> None:
             f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
             f"left out, got {largest}."
         )
+    if not config.learning_rate > 0:
+        raise ValueError(f"learning_rate: expected more than 0, got {config.learning_rate}.")
     if config.report_k < 1:
         raise ValueError(f"report_k: expected at least 1, got {config.report_k}.")
     if not hasattr(optax, config.optimizer):
         raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
-    if config.task.name == "contextual" and config.task.law not in bandit.REWARD_LAWS:
-        raise ValueError(
-            f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {config.task.law!r}."
-        )
-    if config.task.name not in ("contextual", "square"):
-        raise ValueError(f"task.name: expected contextual or square, got {config.task.name!r}.")
+    _check_task(config.task)
+
+
+def _check_task(task: ConfigDict) -> None:
+    least = {"num_contexts": 1}
+    if task.name == "contextual":
+        least |= {"num_features": 0, "num_arms": 1}
+        if task.law not in bandit.REWARD_LAWS:
+            raise ValueError(
+                f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
+            )
+    elif task.name == "square":
+        if not task.std > 0:
+            raise ValueError(f"task.std: expected more than 0, got {task.std}.")
+    else:
+        raise ValueError(f"task.name: expected contextual or square, got {task.name!r}.")
+    for field, smallest in least.items():
+        if task[field] < smallest:
+            raise ValueError(f"task.{field}: expected at least {smallest}, got {task[field]}.")
 
 
 def make_task(task: ConfigDict, key: jax.Array) -> Task:
@@ -174,9 +189,9 @@ def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     """Means over seeds and their standard errors, as `name` and `name_sem`."""
     figures = {}
     for name, values in metrics.items():
-        values = np.asarray(values, np.float64)
-        figures[name] = float(values.mean())
-        figures[f"{name}_sem"] = float(values.std(ddof=1) / len(values) ** 0.5)
+        by_seed = np.asarray(values, np.float64)
+        figures[name] = float(by_seed.mean())
+        figures[f"{name}_sem"] = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5)
     return figures
 
 

@@ -1,0 +1,50 @@
+"""Times `maxpo` against a plain sort, the quadratic definition and PKPO's NumPy recurrence.
+
+All times are medians of calls taken in turns in one process, and compared as ratios. The table has
+a row for each shape; the figure shows time and memory as groups grow to 2^17 samples.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.studies import estimator_speed
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the benchmark in `workdir` and returns its summary, the rows of the table by shape."""
+    if len(config.groups) != len(config.group_sizes):
+        raise ValueError(
+            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
+        )
+    if config.repeats < 1 or config.k < 2 or config.k > min(config.group_sizes) - 1:
+        raise ValueError(
+            f"expected repeats >= 1 and 2 <= k <= {min(config.group_sizes) - 1}, got repeats = "
+            f"{config.repeats} and k = {config.k}."
+        )
+    batches = list(zip(config.groups, config.group_sizes, strict=True))
+    growing = [(config.scaling_rewards // size, size) for size in config.scaling_sizes]
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            return run.report()
+        key = jax.random.key(config.seed)
+        timings = {
+            shape: estimator_speed.measure(config, shape, key)
+            for shape in runs.progress(list(dict.fromkeys(batches + growing)), unit="shapes")
+        }
+        for shape in timings:
+            for timing in timings[shape]:
+                run.log(shape[1], timing._asdict())
+        run.figure(
+            "estimator_speed",
+            estimator_speed.scaling_figure([t for shape in growing for t in timings[shape]]),
+        )
+        rows = estimator_speed.table([t for shape in timings for t in timings[shape]])
+        return run.finish({f"{row['groups']}x{row['N']}": row for row in rows})
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/estimator_speed.py")

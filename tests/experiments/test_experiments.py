@@ -1,0 +1,106 @@
+"""Every real config, shrunk, through its binary's own function."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import bandit, estimator_speed
+from maxpo import estimators
+from maxpo.runs import UsageError, load_config, read_metrics
+
+
+def shrink(config):
+    config.update(seeds=2, updates=4, evaluate_every=2, variance_batches=2)
+    config.k.updates = min(config.k.updates, 3)
+    config.estimators = ("pkpo", "maxpo")  # Each costs compile time.
+    config.task.num_contexts = min(config.task.num_contexts, 2)
+    return config
+
+
+@pytest.mark.parametrize("variant", ["default", "bernoulli", "heavy_tailed", "anneal", "square"])
+def test_bandit(variant, tmp_path, capsys):
+    config = shrink(load_config(f"configs/bandit.py:{variant}"))
+    summary = bandit.train_and_evaluate(config, tmp_path)
+    assert tuple(summary) == config.estimators
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    for figures in summary.values():
+        assert {
+            "max_at_k",
+            "max_at_k_sem",
+            "mean_reward",
+            "gradient_variance",
+            "entropy",
+            "updates_per_second",
+        } <= set(figures)
+        assert all(np.isfinite(value) for value in figures.values())
+        assert figures["max_at_k"] >= figures["mean_reward"]
+    history = read_metrics(tmp_path)
+    assert [row["step"] for row in history if row["estimator"] == "maxpo"] == [0, 2, 4]
+    assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "maxpo" in printed
+    assert "learning_curves.png" in printed
+    assert bandit.train_and_evaluate(config, tmp_path) == summary
+
+
+def test_bandit_takes_every_estimator(tmp_path):
+    config = shrink(load_config("configs/bandit.py:quick"))
+    config.estimators = tuple(name for name in estimators.names() if name != "l_statistic")
+    assert tuple(bandit.train_and_evaluate(config, tmp_path)) == config.estimators
+
+
+def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
+    config = shrink(load_config("configs/bandit.py:quick"))
+    whole = bandit.train_and_evaluate(config, tmp_path / "whole")
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(self, step, state):
+        save(self, step, state)
+        raise Interrupted
+
+    save = bandit.runs.Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(bandit.runs.Run, "save", interrupt)
+        with pytest.raises(Interrupted):
+            bandit.train_and_evaluate(config, tmp_path / "parts")
+    parts = bandit.train_and_evaluate(config, tmp_path / "parts")
+    for name in config.estimators:
+        for figure, value in whole[name].items():
+            assert figure == "updates_per_second" or parts[name][figure] == value
+    metrics = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "parts")]
+    assert metrics[0] == metrics[1]
+
+
+def test_bandit_refuses_another_config_and_a_bad_one(tmp_path):
+    config = shrink(load_config("configs/bandit.py:quick"))
+    bandit.train_and_evaluate(config, tmp_path / "run")
+    config.learning_rate = 0.5
+    with pytest.raises(UsageError, match=r"learning_rate: 4\.0 -> 0\.5"):
+        bandit.train_and_evaluate(config, tmp_path / "run")
+    config.group_size = 4
+    with pytest.raises(ValueError, match="group_size - 1 = 3"):
+        bandit.train_and_evaluate(config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_unknown_variants_are_named():
+    for name in ("bandit", "estimator_speed"):
+        with pytest.raises(UsageError, match=r"variants default.*; got 'defualt'"):
+            load_config(f"configs/{name}.py:defualt")
+
+
+def test_estimator_speed(tmp_path):
+    config = load_config("configs/estimator_speed.py:quick")
+    config.scaling_rewards, config.scaling_sizes = 2**10, (2**4, 2**6)
+    config.groups, config.group_sizes = (16,), (64,)
+    summary = estimator_speed.train_and_evaluate(config, tmp_path)
+    assert list(summary) == ["16x64", "64x16"]
+    assert all(row["maxpo / sort"] > 0 for row in summary.values())
+    assert (tmp_path / "estimator_speed.png").exists()
+    config.k = 16
+    config.group_sizes = (16,)
+    with pytest.raises(ValueError, match="2 <= k <= 15, got repeats = 2 and k = 16"):
+        estimator_speed.train_and_evaluate(config, tmp_path / "bad")

@@ -1,0 +1,114 @@
+"""The bandit study's machinery, against what can be enumerated."""
+
+import itertools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from maxpo.runs import load_config
+from maxpo.studies import bandit
+
+
+def small_config(**fields):
+    config = load_config("configs/bandit.py")
+    config.update(seeds=2, updates=4, evaluate_every=2, variance_batches=4, group_size=3)
+    config.task.update(num_contexts=2, num_features=0, num_arms=3)
+    config.k.update(initial=2.0, final=2.0)
+    config.update(fields)
+    return config
+
+
+def test_gradient_variance_equals_enumeration():
+    """Uniform tabular policy: every batch of a context has the same probability."""
+    config = small_config(estimators=("reinforce", "maxpo"), variance_batches=20_000)
+    trainer = bandit.make_trainer(config)
+    state = trainer.init(trainer.keys)
+    arms, n = 3, 3
+    for number, name in enumerate(config.estimators):
+        actual = trainer.evaluate(number, trainer.keys, state)["gradient_variance"]
+        for seed in range(2):
+            task = bandit.make_task(config.task, jax.random.fold_in(trainer.keys[seed], 0))
+            expected = 0.0
+            for rewards in np.asarray(task.rewards):
+                batches = np.array(list(itertools.product(range(arms), repeat=n)))
+                if name == "maxpo":
+                    advantages = np.asarray(bandit.estimators.maxpo(rewards[batches], 2))
+                else:
+                    advantages = rewards[batches]
+                scores = np.eye(arms)[batches] - 1 / arms
+                gradients = np.einsum("bn,bnd->bd", advantages, scores) / n
+                # Contexts are independent, and the loss is their mean.
+                expected += gradients.var(axis=0).sum() / 2**2
+            # The relative error of a variance of 20,000 draws is about 1%.
+            np.testing.assert_allclose(actual[seed], expected, rtol=0.05)
+
+
+def test_seeds_are_paired_across_estimators_and_differ_from_each_other():
+    trainer = bandit.make_trainer(small_config(estimators=("rloo", "maxpo")))
+    state = trainer.init(trainer.keys)
+    before = [trainer.evaluate(number, trainer.keys, state)["max_at_k"] for number in (0, 1)]
+    np.testing.assert_array_equal(*before)
+    assert before[0][0] != before[0][1]
+
+
+def test_maxpo_at_k_of_one_trains_as_rloo():
+    config = small_config(estimators=("rloo", "maxpo"))
+    config.k.update(initial=1.0, final=1.0)
+    trainer = bandit.make_trainer(config)
+    state = trainer.init(trainer.keys)
+    chex.assert_trees_all_close(
+        *(trainer.advance(number, trainer.keys, state) for number in (0, 1)), atol=1e-6
+    )
+
+
+def test_training_raises_the_objective_it_is_for():
+    config = small_config(updates=60, evaluate_every=60, estimators=("rloo", "maxpo"), seeds=8)
+    trainer = bandit.make_trainer(config)
+    state = trainer.init(trainer.keys)
+    before = trainer.evaluate(0, trainer.keys, state)
+    for number, metric in ((0, "mean_reward"), (1, "max_at_k")):
+        after = trainer.evaluate(number, trainer.keys, trainer.advance(number, trainer.keys, state))
+        assert np.all(after[metric] > before[metric])
+
+
+def test_summarise():
+    figures = bandit.summarise({"x": jnp.array([1.0, 3.0])})
+    assert figures == {"x": 2.0, "x_sem": 1.0}
+
+
+def test_learning_curves_draw_every_estimator():
+    row = {"max_at_k": 1.0, "mean_reward": 1.0, "gradient_variance": 1.0, "entropy": 1.0}
+    row |= {f"{name}_sem": 0.1 for name in row}
+    history = [
+        {"step": step, "estimator": name, **row} for step in (0, 1) for name in ("rloo", "max_rl")
+    ]
+    figure = bandit.learning_curves(history, 4)
+    assert [len(axis.lines) for axis in figure.axes] == [2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"group_size": 2}, "k: expected at most group_size - 1 = 1, .* got 2.0"),
+        ({"estimators": ("maxp0",)}, "expected one of the estimators .* got 'maxp0'"),
+        ({"estimators": ("rloo", "rloo")}, "different names, got"),
+        ({"estimators": ("l_statistic",)}, "l_statistic has no k"),
+        ({"seeds": 1}, "seeds: expected at least 2, got 1"),
+        ({"updates": 3}, "updates: expected a multiple of evaluate_every = 2, got 3"),
+        ({"optimizer": "sdg"}, "optimizer: expected a name of optax, got 'sdg'"),
+        ({"report_k": 0.0}, "report_k: expected at least 1, got 0.0"),
+        ({"k.initial": 0.5}, "expected k >= 1, got k from 0.5"),
+        ({"task.law": "cauchy"}, "task.law: expected one of gaussian, .* got 'cauchy'"),
+        ({"task.name": "maze"}, "task.name: expected contextual or square, got 'maze'"),
+        ({"learning_rate": -1.0}, "learning_rate: expected .* got -1.0"),
+        ({"task.num_arms": 0}, "task.num_arms: expected at least 1, got 0"),
+    ],
+)
+def test_config_mistakes(fields, message):
+    config = small_config()
+    config.update_from_flattened_dict(fields)
+    with pytest.raises(ValueError, match=message):
+        bandit.check_config(config)
