@@ -1,0 +1,59 @@
+"""A run's folder: config, metrics, checkpoints, resume, figures.
+
+An experiment is a function `train_and_evaluate(config, workdir)` and one line that makes a
+binary of it::
+
+    def train_and_evaluate(config, workdir):
+        ...                                           # a ValueError here is the user's: exit 2
+        with runs.Run(config, workdir) as run:        # a new folder, or the same config again
+            if run.finished:
+                return run.report()                   # the stored table, no work
+            state, start = run.restore(initial_state)  # the last checkpoint, or (initial_state, 0)
+            for step in runs.steps(start, config.updates):
+                state, metrics = update(state)
+                runs.check_finite(step, {"loss": metrics["loss"]})
+                run.log(step, metrics)                # before the save of the same step
+                if step % config.save_every == 0:
+                    run.save(step, state)
+            history = runs.read_metrics(run.folder)   # also what was logged before a restart
+            run.figure("learning_curves", plot(history))
+            return run.finish({"final_reward": ...}, table=rows)
+
+    if __name__ == "__main__":
+        runs.main(train_and_evaluate, default_config="configs/bandit.py")
+
+What the folder promises:
+
+* `step` is everywhere the number of updates that are done: the checkpoint of step s is the state
+  after s updates, and its metrics are the lines up to s.
+* Killed at any moment and started again, a run ends with the same state, bit for bit, and the same
+  `metrics.jsonl`, byte for byte, as one that was never stopped, provided that everything the loop
+  carries from one update to the next is in `state` and that no metric is a time.
+* What a call has returned from is on the disk: `save`, `figure` and `finish` wait for it, and a
+  checkpoint is committed after the metrics that belong to it.
+* Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
+  "-Infinity", which `float()` reads and `read_metrics` turns back.
+* One process at a time; a folder of another config, or one that is no run's, is not touched.
+
+On several processes (a pod) process 0 writes config, metrics, summary and figures, and all take
+part in the checkpoints; give every process the same workdir on a shared filesystem.
+"""
+
+from maxpo.runs._config import UsageError, load_config
+from maxpo.runs._main import main
+from maxpo.runs._metrics import check_finite, read_metrics
+from maxpo.runs._progress import progress, steps
+from maxpo.runs._run import Run
+from maxpo.runs._table import format_table
+
+__all__ = [
+    "Run",
+    "UsageError",
+    "check_finite",
+    "format_table",
+    "load_config",
+    "main",
+    "progress",
+    "read_metrics",
+    "steps",
+]

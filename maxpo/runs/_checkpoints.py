@@ -1,0 +1,242 @@
+"""Checkpoints of a pytree through orbax, checked on the way back to be what was saved."""
+
+import shutil
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxpo.runs._config import UsageError
+from maxpo.runs._files import sync_tree
+
+Leaves = dict[str, Any]
+
+
+class DamagedCheckpointError(Exception):
+    """A checkpoint that cannot be used; the one before it may be good."""
+
+
+class Checkpoints:
+    """The `checkpoints/` of a run: a folder per step, of which the last `keep` are kept.
+
+    Orbax sees a flat dict from the leaf's path to its array, so every pytree can be saved, whatever
+    its nodes are; the tree itself comes from the program on restoring. Orbax commits a checkpoint
+    by renaming its folder, so one that a kill interrupted has no step's name. Next to the arrays it
+    holds a record of each leaf's type and checksum: orbax does not notice every damaged byte.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self._folder = folder
+        self._keep = keep
+        self._manager: Any = None
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints that are complete, in order."""
+        return sorted(self._orbax().all_steps()) if self._folder.exists() else []
+
+    def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
+        """Writes a checkpoint; when it returns the checkpoint is on the disk.
+
+        Args:
+          step: its number, larger than that of every other.
+          state: the pytree.
+          record: JSON to get back from `load`.
+
+        Raises:
+          OSError: if it cannot be written, naming it; earlier ones are still there.
+        """
+        import orbax.checkpoint as ocp
+
+        arrays, checksums = {}, {}
+        for name, leaf in named_leaves(state).items():
+            array = _storable(leaf)
+            if array.size:  # orbax saves no empty arrays; there is nothing in them to save
+                arrays[name] = array
+                checksums[name] = _checksum(array)
+        record = {**record, "leaves": describe_leaves(state), "checksums": checksums}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
+        )
+        try:
+            self._orbax().save(step, args=items, force=True)
+            if jax.process_index() == 0:
+                sync_tree(self._folder / str(step))
+        except Exception as error:
+            where = self._folder / str(step)
+            raise OSError(f"cannot write the checkpoint {where}: {error}") from error
+
+    def load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Returns the state of a checkpoint and its record.
+
+        Args:
+          step: its number.
+          like: a state of the same structure; gives the leaves' kinds and devices.
+
+        Raises:
+          DamagedCheckpointError: if it cannot be read or is not what was saved.
+          UsageError: if it is a checkpoint of another program, naming the first leaf that differs.
+        """
+        import orbax.checkpoint as ocp
+
+        try:
+            items = ocp.args.Composite(record=ocp.args.JsonRestore())
+            record = self._orbax().restore(step, args=items)["record"]
+            saved, checksums = dict(record["leaves"]), dict(record["checksums"])
+        except Exception as error:
+            raise DamagedCheckpointError(_first_line(error)) from error
+        difference = first_difference(saved, describe_leaves(like))
+        if difference:
+            where = self._folder / str(step)
+            raise UsageError(
+                f"{where} was saved by another version of the program: state{difference}"
+            )
+        leaves = named_leaves(like)
+        targets = {name: _target(leaves[name]) for name in checksums}
+        try:
+            items = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+            arrays = self._orbax().restore(step, args=items)["state"]
+        except Exception as error:
+            raise DamagedCheckpointError(_first_line(error)) from error
+        for name, checksum in checksums.items():
+            if _checksum(arrays[name]) != checksum:
+                raise DamagedCheckpointError(f"state{name} is not what was saved")
+        restored = [
+            _like(leaf, arrays[name]) if name in arrays else leaf for name, leaf in leaves.items()
+        ]
+        return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), restored), record
+
+    def delete(self, step: int) -> None:
+        self._orbax().delete(step)
+
+    def close(self) -> None:
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _orbax(self) -> Any:
+        """The manager, made when it is needed: a run that was finished before needs none."""
+        if self._manager is None:
+            import orbax.checkpoint as ocp
+
+            if jax.process_index() == 0 and self._folder.exists():
+                for path in self._folder.iterdir():
+                    if not path.name.isdigit():  # what a kill in the middle of a save left
+                        shutil.rmtree(path)
+            self._manager = ocp.CheckpointManager(
+                self._folder,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+                    # A small state is saved in less time than handing it to a thread would save,
+                    # and what `save` has returned from is on the disk.
+                    enable_async_checkpointing=False,
+                    # With more threads orbax waits 0.1 s at the end of each deletion.
+                    num_deletion_threads=1,
+                    # Reads nothing but names, so a deletion that a kill interrupted does no harm.
+                    lightweight_initialize=True,
+                ),
+            )
+        return self._manager
+
+
+def without_weak_types(state: Any) -> Any:
+    """Returns the state with the same values, and every array's type its own.
+
+    Restored arrays are never weakly typed; making the initial ones so too keeps the promotions, and
+    with them the results, of a resumed run the same.
+    """
+
+    def strong(leaf: Any) -> Any:
+        if getattr(leaf, "weak_type", False):
+            return jax.lax.convert_element_type(leaf, leaf.dtype)
+        return leaf
+
+    return jax.tree_util.tree_map(strong, state)
+
+
+def describe_leaves(state: Any) -> dict[str, str]:
+    """Returns the type of each leaf of a pytree under its path.
+
+    Raises:
+      TypeError: if a leaf is neither an array nor a number, naming it.
+
+    >>> describe_leaves({"w": np.zeros((2, 3), np.float32), "step": 7})
+    {"['step']": 'int', "['w']": 'float32[2, 3]'}
+    """
+    return {name: _describe(name, leaf) for name, leaf in named_leaves(state).items()}
+
+
+def first_difference(saved: dict[str, str], current: dict[str, str]) -> str | None:
+    """Returns the first leaf whose type differs, in words, or None.
+
+    >>> first_difference({".w": "float32[3]"}, {".w": "float32[4]"})
+    '.w was float32[3] and is float32[4] now'
+    """
+    for name in saved | current:
+        before, now = saved.get(name, "absent"), current.get(name, "absent")
+        if before != now:
+            return f"{name} was {before} and is {now} now"
+    return None
+
+
+def named_leaves(state: Any) -> Leaves:
+    """Returns the leaves of a pytree, in order, under their paths."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in paths}
+
+
+def _describe(name: str, leaf: Any) -> str:
+    if _is_key(leaf):
+        return f"key<{jax.random.key_impl(leaf)}>{list(leaf.shape)}"
+    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+        weak = "weakly typed " if getattr(leaf, "weak_type", False) else ""
+        return f"{weak}{leaf.dtype}{list(leaf.shape)}"
+    if isinstance(leaf, bool | int | float):
+        return type(leaf).__name__
+    raise TypeError(f"state{name} must be an array or a number, got {type(leaf).__name__}")
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _storable(leaf: Any) -> Any:
+    """Returns the array orbax is given: sharded arrays as they are, everything else on the host.
+
+    An array that is bound to no device (not committed) comes back bound to none, so that a resumed
+    run may use it wherever the first run could.
+    """
+    array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    return array if isinstance(array, jax.Array) and array.committed else np.asarray(array)
+
+
+def _target(leaf: Any) -> Any:
+    """Returns what tells orbax how to restore the leaf: type, shape, and where to put it."""
+    array = _storable(leaf)
+    if isinstance(array, jax.Array):
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+    return np.empty(array.shape, array.dtype)
+
+
+def _like(leaf: Any, array: Any) -> Any:
+    """Returns the restored array as the kind of thing that `leaf` is."""
+    if _is_key(leaf):
+        return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
+    if isinstance(leaf, jax.Array):
+        return array if isinstance(array, jax.Array) else jax.device_put(array)
+    if isinstance(leaf, np.ndarray):
+        return array
+    return array[()] if isinstance(leaf, np.generic) else type(leaf)(array.item())
+
+
+def _checksum(array: Any) -> int | None:
+    """Returns the CRC-32 of the array's bytes, or None where one process does not hold them all."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return None
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    return zlib.crc32(content.data)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]

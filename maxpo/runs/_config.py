@@ -1,0 +1,95 @@
+"""Configs: loading one, naming what is wrong with one, telling two apart."""
+
+import difflib
+import importlib.util
+import inspect
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class UsageError(ValueError):
+    """What the user asked for cannot be done; the message is one sentence that says why.
+
+    `main` prints it without a traceback and exits with 2.
+    """
+
+
+def load_config(spec: str) -> ConfigDict:
+    """Returns what `get_config` of a config file returns.
+
+    Args:
+      spec: `path/to/file.py`, or `path/to/file.py:variant` to call `get_config("variant")`.
+
+    Raises:
+      UsageError: if there is no such file, it has no such variant, or it is not a config file.
+    """
+    path, colon, variant = spec.partition(":")
+    if not Path(path).is_file():
+        raise UsageError(f"there is no config file {path}")
+    module_spec = importlib.util.spec_from_file_location("maxpo_config", path)
+    if module_spec is None or module_spec.loader is None:
+        raise UsageError(f"a config must be a Python file, got {path}")
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    get_config = getattr(module, "get_config", None)
+    if get_config is None:
+        raise UsageError(f"{path} defines no get_config()")
+    arguments = [variant] if colon else []
+    try:
+        inspect.signature(get_config).bind(*arguments)
+    except TypeError:
+        expected = f"no variant, got {variant!r}" if colon else f"a variant: {path}:VARIANT"
+        raise UsageError(f"{path} takes {expected}") from None
+    try:
+        config = get_config(*arguments)
+    except ValueError as error:
+        raise UsageError(f"{spec}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"{path} must return a ConfigDict, got {type(config).__name__}")
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the fields of a nested config under their dotted names.
+
+    >>> flatten({"seed": 0, "policy": {"width": 64}})
+    {'seed': 0, 'policy.width': 64}
+    """
+    fields = {}
+    for key, value in config.items():
+        nested = isinstance(value, Mapping | ConfigDict) and value
+        fields.update(flatten(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return fields
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns the fields in which two JSON configs differ, as `name: old -> new`.
+
+    >>> differences({"k": 2, "policy": {"width": 64}}, {"k": 4, "policy": {"width": 64}, "seed": 0})
+    ['k: 2 -> 4', 'seed: absent -> 0']
+    """
+    before, after = (
+        {name: json.dumps(value) for name, value in flatten(config).items()}
+        for config in (old, new)
+    )
+    return [
+        f"{name}: {before.get(name, 'absent')} -> {after.get(name, 'absent')}"
+        for name in before | after
+        if before.get(name) != after.get(name)
+    ]
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UsageError:
+    """Returns the error for a name that is not among the known ones, with the nearest of them.
+
+    >>> print(unknown("config field", "lerning_rate", ["learning_rate", "seed"]))
+    unknown config field lerning_rate (did you mean learning_rate?); known: learning_rate, seed
+    """
+    known = list(known)
+    nearest = difflib.get_close_matches(name, known, n=1)
+    hint = f" (did you mean {nearest[0]}?)" if nearest else ""
+    return UsageError(f"unknown {what} {name}{hint}; known: {', '.join(known)}")

@@ -1,0 +1,161 @@
+"""`main`: flags, the run's folder and exit codes of an experiment binary."""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+from ml_collections.config_flags import config_path
+
+from maxpo.runs._config import UsageError, flatten, load_config, unknown
+from maxpo.runs._run import Run
+
+HELP = ("-h", "--help", "--helpshort", "--helpfull")
+
+
+def main(
+    train_and_evaluate: Callable[[ConfigDict, Path], Any],
+    *,
+    default_config: str,
+    argv: Sequence[str] | None = None,
+) -> None:
+    """Runs an experiment from the command line and exits with 0 done, 1 failed, 2 bad usage.
+
+    The flags are `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` for any field of that config,
+    and `--workdir=DIR`; without the last the run gets a time-stamped folder under `runs/`.
+
+    Mistakes of the user are one sentence on stderr and no traceback: a UsageError from anywhere,
+    and a ValueError raised before the experiment opens its `Run`, which is where it should check
+    its config. Everything else that goes wrong keeps its traceback.
+
+    Args:
+      train_and_evaluate: called with the config, locked, and the folder.
+      default_config: the config file without `--config`, relative to where the program is started.
+      argv: the command line, program name first; `sys.argv` if None.
+    """
+    argv = list(sys.argv if argv is None else argv)
+    opened = Run.opened
+    created = None
+    try:
+        spec, rest = _take_config(argv, default_config)
+        config = load_config(spec)
+        if any(argument in HELP for argument in rest):
+            print(_help(spec, config))
+            return
+        workdir = _parse(config, rest)
+        if workdir is None:
+            workdir = created = _new_folder(spec)
+        train_and_evaluate(config, workdir)
+    except ValueError as error:
+        if not isinstance(error, UsageError) and Run.opened > opened:
+            raise
+        if created is not None and not any(created.iterdir()):
+            created.rmdir()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:
+    """Returns the last `--config` of the command line, and the line without any."""
+    spec = default
+    rest = []
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(argument)
+            continue
+        spec = value if equals else next(arguments, "")
+        if not spec or spec.startswith("-"):
+            raise UsageError("--config needs a file: --config=FILE[:VARIANT]")
+    return spec, rest
+
+
+def _parse(config: ConfigDict, argv: list[str]) -> Path | None:
+    """Sets the fields that the command line overrides, and returns its `--workdir`."""
+    known = _fields(config)
+    for argument in argv[1:]:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if override is None:
+            continue
+        name = override[1].split("[")[0]
+        if name not in known:
+            raise unknown("config field", name, known)
+        if isinstance(known[name], list):
+            raise UsageError(f"--config.{name} is a list, which only the config file can set")
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+        unused = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise unknown(
+            "flag", f"--{error.flagname}", ["--config", "--config.FIELD", "--workdir"]
+        ) from error
+    except flags.IllegalFlagValueError as error:
+        bad = re.match(r"flag --config\.([^=]+)=(.*?): ", str(error), re.DOTALL)
+        if bad is None:
+            raise UsageError(str(error)) from error
+        kind = config_path.get_type(bad[1], config)
+        raise _wrong_type(bad[1], kind, known[bad[1]], bad[2]) from error
+    except flags.Error as error:
+        raise UsageError(str(error)) from error
+    if unused:
+        raise UsageError(f"expected only flags, got {' '.join(unused)}")
+    for name, value in _fields(config).items():
+        # The flags of ml_collections take anything for the elements of a tuple.
+        old = known.get(name)
+        if isinstance(value, tuple) and isinstance(old, tuple) and old:
+            kinds = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
+            if any(type(item) not in kinds for item in value):
+                raise _wrong_type(name, tuple, old, value)
+    return None if values["workdir"].value is None else Path(values["workdir"].value)
+
+
+def _fields(config: ConfigDict) -> dict[str, Any]:
+    """Returns the fields under their dotted names, those that hold fields included."""
+    fields = flatten(config)
+    for name in list(fields):
+        while "." in name:
+            name = name.rpartition(".")[0]
+            fields.setdefault(name, ConfigDict())
+    return fields
+
+
+def _wrong_type(name: str, kind: type, default: Any, value: Any) -> UsageError:
+    if kind is ConfigDict:
+        expected = "set field by field"
+    elif kind is tuple and default:
+        expected = f"a tuple of {type(default[0]).__name__}, like {default!r}"
+    else:
+        expected = f"of type {kind.__name__}, like {default!r}"
+    return UsageError(f"--config.{name} must be {expected}, got {value!r}")
+
+
+def _new_folder(spec: str) -> Path:
+    """Creates `runs/NAME[-VARIANT]-YYYYmmdd-HHMMSS`, with a number behind if there is one."""
+    path, _, variant = spec.partition(":")
+    name = "-".join(part for part in (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant)) if part)
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    number = 1
+    while True:
+        folder = Path("runs", stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+        else:
+            return folder
+
+
+def _help(spec: str, config: ConfigDict) -> str:
+    program = sys.modules["__main__"].__doc__ or ""
+    fields = "\n".join(f"  --config.{name}={value}" for name, value in flatten(config).items())
+    return (
+        f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n"
+        f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n\n{fields}"
+    ).lstrip()

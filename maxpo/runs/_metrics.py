@@ -1,0 +1,117 @@
+"""`metrics.jsonl`: one JSON object a line, appended, and cut back when a run resumes."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from maxpo.runs._files import errors_name, sync, to_json
+
+NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+class MetricsFile:
+    """The file, open for appending; `size` is how many of its bytes are whole lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.size = os.fstat(self._descriptor).st_size
+        sync(path.parent)
+
+    def ends_line(self, size: int) -> bool:
+        """Returns whether the first `size` bytes are there and are whole lines."""
+        return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
+
+    def cut(self, size: int) -> None:
+        """Drops everything after the first `size` bytes."""
+        os.ftruncate(self._descriptor, size)
+        self.size = size
+        self.sync()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Adds a line and hands it to the operating system.
+
+        Raises:
+          OSError: if it cannot be written, naming the file, which is as before.
+        """
+        line = json.dumps(to_json(record, "metrics"), allow_nan=False).encode() + b"\n"
+        rest = memoryview(line)
+        with errors_name(self.path):
+            try:
+                while rest:
+                    rest = rest[os.write(self._descriptor, rest) :]
+            except OSError:
+                os.ftruncate(self._descriptor, self.size)
+                raise
+        self.size += len(line)
+
+    def sync(self) -> None:
+        """Waits until all lines are on the disk."""
+        with errors_name(self.path):
+            os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        try:
+            self.sync()
+        finally:
+            os.close(self._descriptor)
+
+
+def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns what a run has logged so far, in order, with "NaN" and "Infinity" as floats again.
+
+    The folder may be of a run that is still going on: a last line that is not complete is left out.
+
+    Raises:
+      ValueError: naming the first line that is no JSON object.
+    """
+    path = Path(folder, "metrics.jsonl")
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append({key: _to_floats(value) for key, value in json.loads(line).items()})
+        except (ValueError, AttributeError):
+            raise ValueError(f"{path}:{number} must be a JSON object, got {line[:80]!r}") from None
+    return records
+
+
+def _to_floats(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_to_floats(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _to_floats(item) for key, item in value.items()}
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def check_finite(step: int, values: Any) -> None:
+    """Stops training on the first value that is NaN or infinite.
+
+    Args:
+      step: the update after which the values were computed.
+      values: a pytree of numbers and arrays, usually a dict; its keys name the value in the error.
+
+    Raises:
+      FloatingPointError: naming the step, the value, and for an array where it is.
+
+    >>> check_finite(7, {"loss": np.array([0.1, float("nan"), 0.2])})
+    Traceback (most recent call last):
+    ...
+    FloatingPointError: loss[1] is nan at step 7; 1 of 3 values are not finite
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(values)[0]:
+        array = np.asarray(leaf).astype(np.float64)
+        bad = np.argwhere(~np.isfinite(array))
+        if len(bad):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "value"
+            index = f"[{', '.join(map(str, bad[0]))}]" if array.ndim else ""
+            count = f"; {len(bad)} of {array.size} values are not finite" if array.ndim else ""
+            raise FloatingPointError(
+                f"{name}{index} is {array[tuple(bad[0])]} at step {step}{count}"
+            )

@@ -1,0 +1,99 @@
+"""How far long work is: a bar on a terminal, a line now and then elsewhere."""
+
+import itertools
+import sys
+import time
+from collections.abc import Collection, Iterable, Iterator
+from typing import TypeVar
+
+import jax
+from tqdm import tqdm
+
+T = TypeVar("T")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+def say(message: str) -> None:
+    """Tells the person who watches the run, on stderr, once on a pod."""
+    if jax.process_index() == 0:
+        print(message, file=sys.stderr, flush=True)
+
+
+def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> Iterator[int]:
+    """Yields the number of updates that are done at the end of each turn of a training loop.
+
+    The turns are `every` updates long, the last one as long as is left, and `start` is what
+    `Run.restore` returned. Progress and throughput are counted in updates.
+
+    Raises:
+      ValueError: if `every` is not positive.
+
+    >>> list(steps(4, 10, every=4))
+    [8, 10]
+    """
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    ends = itertools.chain(range(start + every, total, every), [total] if start < total else [])
+    return _follow(((end, end) for end in ends), start, total, unit)
+
+
+def progress(items: Collection[T], *, unit: str = "items") -> Iterator[T]:
+    """Yields the items of a collection and shows how many are done.
+
+    >>> [item * 2 for item in progress([1, 2], unit="batches")]
+    [2, 4]
+    """
+    return _follow(enumerate(items, start=1), 0, len(items), unit)
+
+
+def _follow(pairs: Iterable[tuple[int, T]], start: int, total: int, unit: str) -> Iterator[T]:
+    """Yields the second of each pair; the first is how much is done when the next is asked for."""
+    if jax.process_index() != 0:
+        for _, item in pairs:
+            yield item
+        return
+    shown: _Bar | _Lines = (_Bar if sys.stderr.isatty() else _Lines)(start, total, unit)
+    try:
+        for done, item in pairs:
+            yield item
+            shown.update(done)
+    finally:
+        shown.close()
+
+
+class _Bar:
+    def __init__(self, start: int, total: int, unit: str):
+        self._bar = tqdm(
+            total=total, initial=start, unit=f" {unit}", file=sys.stderr, dynamic_ncols=True
+        )
+
+    def update(self, done: int) -> None:
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        self._bar.close()
+
+
+class _Lines:
+    def __init__(self, start: int, total: int, unit: str):
+        self._start, self._total, self._unit = start, total, unit
+        self._done = self._said = start
+        self._began = self._last = time.monotonic()
+
+    def update(self, done: int) -> None:
+        self._done = done
+        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
+            self._say()
+
+    def close(self) -> None:
+        if self._done > self._said:
+            self._say()
+
+    def _say(self) -> None:
+        self._last = time.monotonic()
+        self._said = self._done
+        seconds = max(self._last - self._began, 1e-9)
+        rate = (self._done - self._start) / seconds
+        left = tqdm.format_interval((self._total - self._done) / rate)
+        say(f"{self._done}/{self._total} {self._unit}, {rate:.4g} {self._unit}/s, {left} left")

@@ -1,0 +1,330 @@
+"""`Run`: one folder from the first update to the summary, over any number of restarts."""
+
+import io
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from maxpo.runs._checkpoints import (
+    Checkpoints,
+    DamagedCheckpointError,
+    describe_leaves,
+    first_difference,
+    without_weak_types,
+)
+from maxpo.runs._config import UsageError, differences, flatten
+from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_atomic, write_json
+from maxpo.runs._metrics import MetricsFile
+from maxpo.runs._progress import say
+from maxpo.runs._table import Rows, format_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+State = TypeVar("State")
+
+
+class Run:
+    """A run's folder, held by this process until the `with` block ends.
+
+    On a pod every process opens it, after `jax.distributed.initialize`, and makes the same calls.
+
+    Attributes:
+      folder: where it is, absolute.
+      summary: what `finish` stored, or None while the run is not finished.
+    """
+
+    opened: ClassVar[int] = 0  # how many were opened in this process; `main` asks
+
+    def __init__(
+        self,
+        config: ConfigDict | Mapping[str, Any],
+        workdir: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+    ):
+        """Creates the folder, or takes up the run that is in it.
+
+        Args:
+          config: what the run is, and what tells it from another.
+          workdir: the folder, on a local or mounted filesystem.
+          keep: how many of the last checkpoints to keep.
+
+        Raises:
+          UsageError: if the folder holds a run with another config, naming the fields that differ,
+            or anything that is no run; or if another process has it. The folder is not touched.
+        """
+        if keep < 1:
+            raise ValueError(f"keep must be at least 1, got {keep}")
+        if "://" in str(workdir):
+            raise UsageError(f"workdir must be a local or mounted folder, got {workdir}")
+        self.folder = Path(workdir).expanduser().absolute()
+        self.summary: dict[str, Any] | None = None
+        self._primary = jax.process_index() == 0
+        self._lock: int | None = None
+        self._metrics: MetricsFile | None = None
+        self._checkpoints = Checkpoints(self.folder / "checkpoints", keep)
+        self._leaves: dict[str, str] | None = None  # the types in the state, once restored
+        self._saved = -1  # the step of the last checkpoint
+        fields = to_json(config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+        try:
+            if self._primary:
+                self._take(fields)
+            if (self.folder / "summary.json").exists():
+                self.summary = read_json(self.folder / "summary.json")
+                say(f"{self.folder} holds a finished run, there is nothing left to do")
+        except BaseException:
+            self.close()
+            raise
+        Run.opened += 1
+
+    def _take(self, config: dict[str, Any]) -> None:
+        """Locks the folder, and writes the config if it is new."""
+        _check_folder(self.folder, config)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"cannot create {self.folder}: {error.strerror}") from error
+        self._lock = lock(self.folder)
+        # Once more: another process may have begun a run here before the lock was ours.
+        if _check_folder(self.folder, config):
+            write_json(self.folder / "config.json", config)
+        for path in self.folder.glob(f".*{TEMPORARY}"):  # what a kill left
+            path.unlink()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the summary is written: there is nothing left to do but `report`."""
+        return self.summary is not None
+
+    def restore(self, initial_state: State) -> tuple[State, int]:
+        """Returns the state to go on from and the number of updates that are done.
+
+        The state is that of the last checkpoint that is complete and whole, or `initial_state`, and
+        `metrics.jsonl` is cut back to what it was then.
+
+        Args:
+          initial_state: a pytree of arrays, typed PRNG keys and numbers, holding everything the
+            loop carries from one update to the next. It also says what leaves come back as: their
+            types, and the devices of those arrays that are bound to some.
+
+        Returns:
+          The state and the step.
+
+        Raises:
+          UsageError: if the checkpoint's leaves are not those of `initial_state`.
+          OSError: if there are checkpoints and none can be used.
+        """
+        self._check_unfinished()
+        if self._leaves is not None:
+            raise RuntimeError("restore must be called once, before log and save")
+        like = state = without_weak_types(initial_state)
+        leaves = describe_leaves(like)
+        damaged: list[tuple[int, DamagedCheckpointError]] = []
+        for step in reversed(self._checkpoints.steps()):
+            try:
+                state, record = self._checkpoints.load(step, like)
+                self._open_metrics(record["metrics_bytes"])
+            except DamagedCheckpointError as error:
+                damaged.append((step, error))
+                continue
+            for bad, reason in damaged:
+                say(f"warning: skipped the checkpoint of step {bad}, which is damaged: {reason}")
+                self._checkpoints.delete(bad)
+            say(f"resuming {self.folder} after step {step}")
+            self._saved = step
+            break
+        else:
+            if damaged:
+                raise OSError(
+                    f"none of the {len(damaged)} checkpoints in {self.folder / 'checkpoints'} can "
+                    f"be used, the last one because of {damaged[0][1]}; to start over choose "
+                    "another workdir"
+                )
+            self._open_metrics(0)
+            say(f"starting a run in {self.folder}")
+        self._leaves = leaves
+        return state, max(self._saved, 0)
+
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Appends `{"step": step, **metrics}` to `metrics.jsonl`.
+
+        Args:
+          step: the number of updates that are done, after that of the last `save`: a run resumed
+            from that checkpoint could not know of a line that came later.
+          metrics: numbers, strings, arrays, and lists and dicts of these. A metric that is a time
+            makes the file differ between a run and the same run resumed.
+
+        Raises:
+          ValueError: if the step is saved already.
+          OSError: if it cannot be written; earlier lines are still there.
+        """
+        self._check_unfinished()
+        if step <= self._saved:
+            raise ValueError(f"log must come before save: {self._saved} is saved, got step {step}")
+        if "step" in metrics:
+            raise ValueError("metrics must not have a 'step' of their own")
+        if not self._primary:
+            return
+        if self._metrics is None:
+            # Nothing was restored: an experiment without checkpoints, which begins anew each time.
+            if self._checkpoints.steps():
+                raise RuntimeError(f"{self.folder} has checkpoints: call restore before log")
+            self._open_metrics(0)
+            assert self._metrics is not None
+        self._metrics.append({"step": int(step), **metrics})
+
+    def save(self, step: int, state: Any) -> None:
+        """Writes a checkpoint of the state after `step` updates; on the disk when it returns.
+
+        Raises:
+          ValueError: if the step is not after the last one, or the state would not come back as it
+            is because a leaf has another type than at `restore`, naming it.
+          OSError: if it cannot be written; earlier checkpoints are still there.
+        """
+        self._check_unfinished()
+        if self._leaves is None:
+            raise RuntimeError("restore must be called before save")
+        if step <= self._saved:
+            raise ValueError(f"step must be after that of the last save, {self._saved}, got {step}")
+        difference = first_difference(self._leaves, describe_leaves(state))
+        if difference:
+            raise ValueError(f"every leaf must keep its type to be resumed, state{difference}")
+        size = 0
+        if self._metrics is not None:
+            # The checkpoint says how much of the metrics belongs to it: that must be there first.
+            self._metrics.sync()
+            size = self._metrics.size
+        self._checkpoints.save(int(step), state, {"metrics_bytes": size})
+        self._saved = int(step)
+
+    def figure(self, name: str, figure: "Figure") -> Path:
+        """Saves a matplotlib figure as `name.png` and returns its path.
+
+        Make it with `matplotlib.figure.Figure()`, not pyplot: nothing needs to be closed then, and
+        no display is looked for.
+        """
+        self._check_unfinished()
+        if not re.fullmatch(r"\w[\w.-]*", name):
+            raise ValueError(f"name must be letters, digits and any of _.-, got {name!r}")
+        path = self.folder / f"{name}.png"
+        if self._primary:
+            content = io.BytesIO()
+            figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
+            write_atomic(path, content.getvalue())
+        return path
+
+    def finish(self, summary: Mapping[str, Any], *, table: Rows | None = None) -> dict[str, Any]:
+        """Writes `summary.json`, which makes the run a finished one, and reports it.
+
+        Args:
+          summary: what came out, anything `log` takes.
+          table: rows, as for `format_table`, stored as the summary's "table" and printed; without
+            one the summary itself is printed.
+
+        Returns:
+          The summary as it is stored, also in `self.summary`.
+        """
+        self._check_unfinished()
+        if table is not None:
+            if "table" in summary:
+                raise ValueError("the summary must have no 'table' where a table is given")
+            summary = {**summary, "table": table}
+        stored: dict[str, Any] = to_json(summary, "summary")
+        if self._primary:
+            if self._metrics is not None:
+                self._metrics.sync()
+            write_json(self.folder / "summary.json", stored)
+        self.summary = stored
+        return self.report()
+
+    def report(self) -> dict[str, Any]:
+        """Prints the table of a finished run and where its figures are; returns the summary."""
+        if self.summary is None:
+            raise RuntimeError(f"{self.folder} is not finished: there is nothing to report yet")
+        if self._primary:
+            rows = self.summary.get("table")
+            if rows is None:
+                rows = [
+                    {"": name, "value": value}
+                    for name, value in flatten(self.summary).items()
+                    if not isinstance(value, list)
+                ]
+            print(format_table(rows))
+            for path in [*sorted(self.folder.glob("*.png")), self.folder / "summary.json"]:
+                print(path)
+        return self.summary
+
+    def close(self) -> None:
+        """Writes out the metrics and gives the folder back."""
+        metrics, self._metrics = self._metrics, None
+        descriptor, self._lock = self._lock, None
+        try:
+            self._checkpoints.close()
+            if metrics is not None:
+                metrics.close()
+        finally:
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_unfinished(self) -> None:
+        if self.summary is not None:
+            raise RuntimeError(f"{self.folder} is finished: return run.report() if run.finished")
+
+    def _open_metrics(self, size: int) -> None:
+        """Opens the metrics with their first `size` bytes."""
+        if not self._primary:
+            return
+        metrics = MetricsFile(self.folder / "metrics.jsonl")
+        if not metrics.ends_line(size):
+            held = metrics.size
+            metrics.close()
+            raise DamagedCheckpointError(
+                f"metrics.jsonl, which holds {held} bytes, is not as it was at the save"
+            )
+        metrics.cut(size)
+        self._metrics = metrics
+
+
+def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
+    """Returns whether a run would be new in the folder; touches nothing.
+
+    Raises:
+      UsageError: if there is something else.
+    """
+    if not folder.exists():
+        return True
+    if not folder.is_dir():
+        raise UsageError(f"workdir must be a folder, got the file {folder}")
+    if (folder / "config.json").exists():
+        changed = differences(read_json(folder / "config.json"), config)
+        if changed:
+            raise UsageError(
+                f"{folder} holds a run with another config: {'; '.join(changed)}; use its config "
+                "to resume it, or choose another workdir"
+            )
+        return False
+    # A kill before the first config was written leaves these.
+    ours = (path.name == LOCK or path.name.endswith(TEMPORARY) for path in folder.iterdir())
+    if not all(ours):
+        raise UsageError(
+            f"{folder} is neither empty nor the folder of a run; choose another workdir"
+        )
+    return True

@@ -1,0 +1,49 @@
+"""Rows of results as an aligned plain-text table."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Rows = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
+
+
+def format_table(rows: Rows) -> str:
+    """Returns rows as text, one line each under a header; numbers to the right.
+
+    Args:
+      rows: a sequence of rows, each a mapping from column to value, or a mapping from the row's
+        name to the row. Columns come in the order in which they are met; a value a row does not
+        have is shown as "-". Floats are shown with 4 significant digits.
+
+    >>> print(format_table({"maxpo": {"max@4": 0.91234, "seeds": 32}, "grpo": {"max@4": 0.5}}))
+            max@4  seeds
+    maxpo  0.9123     32
+    grpo   0.5000      -
+    """
+    if isinstance(rows, Mapping):
+        rows = [{"": name, **row} for name, row in rows.items()]
+    records = list(rows)
+    columns = list(dict.fromkeys(column for record in records for column in record))
+    cells = [[_cell(record.get(column)) for column in columns] for record in records]
+    is_number = [
+        all(isinstance(record.get(column), int | float | None) for record in records)
+        for column in columns
+    ]
+    lines = [columns, *cells]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(line, widths, is_number, strict=True)
+        ).rstrip()
+        for line in lines
+    )
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    if 1e4 <= abs(value) < 1e9:
+        return f"{value:.0f}"
+    return f"{value:#.4g}".rstrip(".")
