@@ -43,7 +43,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             estimator_speed.scaling_figure([t for shape in growing for t in timings[shape]]),
         )
         rows = estimator_speed.table([t for shape in timings for t in timings[shape]])
-        return run.finish({f"{row['groups']}x{row['N']}": row for row in rows})
+        return run.finish(rows)
 
 
 if __name__ == "__main__":

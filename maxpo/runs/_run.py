@@ -224,9 +224,10 @@ class Run:
         """Writes `summary.json`, which makes the run a finished one, and reports it.
 
         Args:
-          summary: what came out, anything `log` takes.
-          table: rows, as for `format_table`, stored as the summary's "table" and printed; without
-            one the summary itself is printed.
+          summary: what came out, anything `log` takes. One that maps names to figures of the same
+            kinds is printed as a table with a row for each name.
+          table: rows, as for `format_table`, stored as the summary's "table" and printed in the
+            place of the summary.
 
         Returns:
           The summary as it is stored, also in `self.summary`.
@@ -250,7 +251,9 @@ class Run:
             raise RuntimeError(f"{self.folder} is not finished: there is nothing to report yet")
         if self._primary:
             rows = self.summary.get("table")
-            if rows is None:
+            if rows is None and all(isinstance(row, dict) for row in self.summary.values()):
+                rows = self.summary
+            elif rows is None:
                 rows = [
                     {"": name, "value": value}
                     for name, value in flatten(self.summary).items()

@@ -12,16 +12,20 @@ def format_table(rows: Rows) -> str:
     Args:
       rows: a sequence of rows, each a mapping from column to value, or a mapping from the row's
         name to the row. Columns come in the order in which they are met; a value a row does not
-        have is shown as "-". Floats are shown with 4 significant digits.
+        have is shown as "-". Floats are shown with 4 significant digits. A column `x_sem` is no
+        column of its own but the standard error behind `x`.
 
     >>> print(format_table({"maxpo": {"max@4": 0.91234, "seeds": 32}, "grpo": {"max@4": 0.5}}))
             max@4  seeds
     maxpo  0.9123     32
     grpo   0.5000      -
+    >>> print(format_table([{"reward": 0.51234, "reward_sem": 0.00123}]))
+    reward
+    0.5123 ± 0.0012
     """
     if isinstance(rows, Mapping):
         rows = [{"": name, **row} for name, row in rows.items()]
-    records = list(rows)
+    records = [_with_errors(row) for row in rows]
     columns = list(dict.fromkeys(column for record in records for column in record))
     cells = [[_cell(record.get(column)) for column in columns] for record in records]
     is_number = [
@@ -37,6 +41,17 @@ def format_table(rows: Rows) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def _with_errors(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts standard errors behind their values."""
+    merged = {}
+    for column, value in row.items():
+        if column.endswith("_sem") and column.removesuffix("_sem") in row:
+            continue
+        error = row.get(f"{column}_sem")
+        merged[column] = value if error is None else f"{_cell(value)} ± {error:.2g}"
+    return merged
 
 
 def _cell(value: Any) -> str:

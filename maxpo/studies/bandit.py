@@ -23,6 +23,13 @@ from maxpo.tasks import bandit
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
 Metrics = dict[str, jax.Array]
 
+METRICS = {
+    "max_at_k": "max@{k:g}  $J_{{{k:g}}}$ (exact)",
+    "mean_reward": "mean reward  $J_1$ (exact)",
+    "gradient_variance": "gradient variance (trace)",
+    "entropy": "policy entropy (nats)",
+}
+
 # Of one seed's key; training folds in the number of the update, from 0.
 _TASK, _POLICY, _TRAIN, _EVALUATE = range(4)
 
@@ -185,11 +192,11 @@ def make_trainer(config: ConfigDict) -> Trainer:
     )
 
 
-def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
-    """Means over seeds and their standard errors, as `name` and `name_sem`."""
+def summarise(metrics: Metrics) -> dict[str, float]:
+    """Means of `METRICS` over seeds and their standard errors, as `name` and `name_sem`."""
     figures = {}
-    for name, values in metrics.items():
-        by_seed = np.asarray(values, np.float64)
+    for name in METRICS:
+        by_seed = np.asarray(metrics[name], np.float64)
         figures[name] = float(by_seed.mean())
         figures[f"{name}_sem"] = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5)
     return figures
@@ -209,15 +216,9 @@ _STYLES = {
 
 def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
-    panels = {
-        "max_at_k": rf"max@{report_k:g}  $J_{{{report_k:g}}}$ (exact)",
-        "mean_reward": r"mean reward  $J_1$ (exact)",
-        "gradient_variance": "gradient variance (trace)",
-        "entropy": "policy entropy (nats)",
-    }
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
-    for axis, (metric, title) in zip(axes.flat, panels.items(), strict=True):
+    for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
         for name in dict.fromkeys(row["estimator"] for row in history):
             rows = [row for row in history if row["estimator"] == name]
             steps = [row["step"] for row in rows]
@@ -242,7 +243,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
                 alpha=0.18,
                 linewidth=0,
             )
-        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
         if metric == "gradient_variance" and all(row[metric] > 0 for row in history):

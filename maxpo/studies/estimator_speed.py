@@ -184,28 +184,26 @@ def measure(config: ConfigDict, shape: tuple[int, int], key: jax.Array) -> list[
     ]
 
 
-def table(timings: Sequence[Timing]) -> list[dict[str, Any]]:
-    """One row a shape: milliseconds of `maxpo`, and how many times longer the others take."""
-    rows = []
+def table(timings: Sequence[Timing]) -> dict[str, dict[str, float | None]]:
+    """A row for each shape, "groups x N": milliseconds of `maxpo`, and ratios of times."""
+    rows = {}
     for shape in dict.fromkeys((t.groups, t.group_size) for t in timings):
         times = {t.name: t for t in timings if (t.groups, t.group_size) == shape}
         ours = times["maxpo"]
 
-        def times_longer(name: str, times: dict[str, Timing] = times) -> float | str:
-            return times[name].milliseconds / times["maxpo"].milliseconds if name in times else "-"
+        def ratio(above: str, below: str, times: dict[str, Timing] = times) -> float | None:
+            if above not in times or below not in times:
+                return None
+            return times[above].milliseconds / times[below].milliseconds
 
-        rows.append(
-            {
-                "groups": shape[0],
-                "N": shape[1],
-                "maxpo ms": ours.milliseconds,
-                "maxpo / sort": ours.milliseconds / times["sort_with_index"].milliseconds,
-                "traced k / static": times_longer("maxpo_traced_k"),
-                "quadratic / maxpo": times_longer("leave_two_out_quadratic"),
-                "numpy / maxpo": times_longer("pkpo_recurrence"),
-                "bytes / reward": "-" if ours.bytes_per_reward is None else ours.bytes_per_reward,
-            }
-        )
+        rows[f"{shape[0]} x {shape[1]}"] = {
+            "maxpo ms": ours.milliseconds,
+            "maxpo / sort": ratio("maxpo", "sort_with_index"),
+            "traced k / static": ratio("maxpo_traced_k", "maxpo"),
+            "quadratic / maxpo": ratio("leave_two_out_quadratic", "maxpo"),
+            "numpy / maxpo": ratio("pkpo_recurrence", "maxpo"),
+            "bytes / reward": ours.bytes_per_reward,
+        }
     return rows
 
 

@@ -54,17 +54,17 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
     config = shrink(load_config("configs/bandit.py:quick"))
     whole = bandit.train_and_evaluate(config, tmp_path / "whole")
 
-    class Interrupted(Exception):
+    class InterruptedRunError(Exception):
         pass
 
     def interrupt(self, step, state):
         save(self, step, state)
-        raise Interrupted
+        raise InterruptedRunError
 
     save = bandit.runs.Run.save
     with monkeypatch.context() as patch:
         patch.setattr(bandit.runs.Run, "save", interrupt)
-        with pytest.raises(Interrupted):
+        with pytest.raises(InterruptedRunError):
             bandit.train_and_evaluate(config, tmp_path / "parts")
     parts = bandit.train_and_evaluate(config, tmp_path / "parts")
     for name in config.estimators:
@@ -97,7 +97,7 @@ def test_estimator_speed(tmp_path):
     config.scaling_rewards, config.scaling_sizes = 2**10, (2**4, 2**6)
     config.groups, config.group_sizes = (16,), (64,)
     summary = estimator_speed.train_and_evaluate(config, tmp_path)
-    assert list(summary) == ["16x64", "64x16"]
+    assert list(summary) == ["16 x 64", "64 x 16"]
     assert all(row["maxpo / sort"] > 0 for row in summary.values())
     assert (tmp_path / "estimator_speed.png").exists()
     config.k = 16

@@ -75,8 +75,10 @@ def test_training_raises_the_objective_it_is_for():
 
 
 def test_summarise():
-    figures = bandit.summarise({"x": jnp.array([1.0, 3.0])})
-    assert figures == {"x": 2.0, "x_sem": 1.0}
+    metrics = {name: jnp.array([1.0, 3.0]) for name in bandit.METRICS}
+    figures = bandit.summarise(metrics)
+    assert figures["entropy"] == 2.0
+    assert figures["entropy_sem"] == 1.0
 
 
 def test_learning_curves_draw_every_estimator():
