@@ -65,7 +65,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.report_k = 8.0
     elif variant == "square":
         config.task = ConfigDict({"name": "square", "num_contexts": 1, "mean": 0.5, "std": 0.1})
-        config.learning_rate = 0.0003
+        config.learning_rate = 0.001
     elif variant == "quick":
         config.seeds = 8
         config.updates = 200

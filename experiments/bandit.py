@@ -37,11 +37,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
         if start == 0:
             evaluate(0)
+        # Before the clock starts.
+        some_state = next(iter(state.values()))
+        advance = trainer.advance.lower(0, config.learning_rate, trainer.keys, some_state).compile()
         seconds = dict.fromkeys(numbers, 0.0)
         for step in runs.steps(start, config.updates, every=config.evaluate_every):
             for name, number in numbers.items():
                 began = time.perf_counter()
-                state[name] = trainer.advance(number, trainer.keys, state[name])
+                state[name] = advance(number, config.learning_rate, trainer.keys, state[name])
                 jax.block_until_ready(state[name])
                 seconds[name] += time.perf_counter() - began
             summary = evaluate(step)

@@ -5,7 +5,6 @@ optimizer step on the mean score-function loss. What is reported is exact: the o
 J_k come in closed form from the policy, and only the gradient variance is itself an estimate.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, losses, training
+from maxpo.studies.styles import STYLES
 from maxpo.tasks import bandit
 
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
@@ -40,15 +40,17 @@ class Trainer(NamedTuple):
     Attributes:
       keys: `[S]` PRNG keys.
       init: keys -> the state before the first update.
-      advance: (estimator, keys, state) -> the state after `evaluate_every` further updates with
-        that estimator, given by its number in the config. Compiled once for all of them.
-      evaluate: (estimator, keys, state) -> metrics. Compiled once for all of them.
+      advance: (estimator, learning_rate, keys, state) -> the state after `evaluate_every` further
+        updates with that estimator, given by its number in the config. Compiled once for all.
+      objective: (key, state) -> exact J_k of one seed's policy.
+      evaluate: (estimator, keys, state) -> metrics. Compiled once for all.
     """
 
     keys: jax.Array
     init: Callable[[jax.Array], training.TrainState]
-    advance: Callable[[int, jax.Array, training.TrainState], training.TrainState]
-    evaluate: Callable[[int, jax.Array, training.TrainState], Metrics]
+    advance: jax.stages.Wrapped
+    objective: Callable[[jax.Array, training.TrainState], jax.Array]
+    evaluate: jax.stages.Wrapped
 
 
 def check_config(config: ConfigDict) -> None:
@@ -129,7 +131,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
     """
     k = training.k_schedule(config.k.initial, config.k.final, config.k.updates)
     advantages = [training.bind_estimator(name, k) for name in config.estimators]
-    optimizer = getattr(optax, config.optimizer)(config.learning_rate)
+    make_optimizer = getattr(optax, config.optimizer)
 
     def make(key: jax.Array) -> tuple[Task, nnx.GraphDef, nnx.State]:
         task = make_task(config.task, jax.random.fold_in(key, _TASK))
@@ -156,11 +158,12 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
     def init(key: jax.Array) -> training.TrainState:
         _, _, params = make(key)
-        return training.init_state(params, optimizer)
+        return training.init_state(params, make_optimizer(config.learning_rate))
 
     def advance(
-        estimator: jax.Array, key: jax.Array, state: training.TrainState
+        estimator: jax.Array, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
+        optimizer = make_optimizer(learning_rate)
         task, graph, _ = make(key)
         train_key = jax.random.fold_in(key, _TRAIN)
 
@@ -171,24 +174,31 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
         return jax.lax.scan(update, state, length=config.evaluate_every)[0]
 
-    def evaluate(estimator: jax.Array, key: jax.Array, state: training.TrainState) -> Metrics:
+    def objective(key: jax.Array, state: training.TrainState) -> jax.Array:
         task, graph, _ = make(key)
+        return task.expected_max(nnx.merge(graph, state.params), config.report_k)
+
+    def evaluate(estimator: jax.Array, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+        task, graph, _ = make(seed_key)
         policy = nnx.merge(graph, state.params)
-        key = jax.random.fold_in(jax.random.fold_in(key, _EVALUATE), state.step)
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
         keys = jax.random.split(key, config.variance_batches)
         drawn = jax.vmap(lambda key: gradient(estimator, task, graph, state, key))(keys)
         variances = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)), drawn)
         return {
-            "max_at_k": task.expected_max(policy, config.report_k),
+            "max_at_k": objective(seed_key, state),
             "mean_reward": task.expected_max(policy, 1),
             "gradient_variance": sum(jax.tree.leaves(variances), jnp.zeros(())),
             "entropy": jnp.mean(policy.entropy(task.observations)),
         }
 
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
-    over_seeds = functools.partial(jax.vmap, in_axes=(None, 0, 0))
     return Trainer(
-        keys, jax.jit(jax.vmap(init)), jax.jit(over_seeds(advance)), jax.jit(over_seeds(evaluate))
+        keys,
+        jax.jit(jax.vmap(init)),
+        jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0))),
+        objective,
+        jax.jit(jax.vmap(evaluate, in_axes=(None, 0, 0))),
     )
 
 
@@ -202,18 +212,6 @@ def summarise(metrics: Metrics) -> dict[str, float]:
     return figures
 
 
-# Dashes and shades besides colours, so that lines can be told apart in grey.
-_STYLES = {
-    "reinforce": ("#9a9a9a", (0, (1, 2))),
-    "rloo": ("#4d4d4d", "--"),
-    "grpo": ("#b07aa1", "-."),
-    "pkpo": ("#edc948", (0, (1, 1))),
-    "pkpo_loo": ("#59a14f", (0, (5, 1, 1, 1))),
-    "pkpo_loo_minus_one": ("#e15759", (0, (4, 2))),
-    "maxpo": ("#1f4e9c", "-"),
-}
-
-
 def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
@@ -224,7 +222,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
             steps = [row["step"] for row in rows]
             mean = np.array([row[metric] for row in rows])
             error = 2 * np.array([row[f"{metric}_sem"] for row in rows])
-            colour, dashes = _STYLES.get(name, (None, "-"))
+            colour, dashes = STYLES.get(name, (None, "-"))
             (line,) = axis.plot(
                 steps,
                 mean,

@@ -224,8 +224,8 @@ def scaling_figure(timings: Sequence[Timing]) -> Figure:
         style = {"color": colour, "linestyle": dashes, "marker": marker, "label": name}
         nanoseconds = [1e6 * t.milliseconds / (t.groups * t.group_size) for t in rows]
         time_axis.plot(sizes, nanoseconds, **style)
-        if all(t.bytes_per_reward is not None for t in rows):
-            memory_axis.plot(sizes, [max(t.bytes_per_reward or 0, 1) for t in rows], **style)
+        if all(t.bytes_per_reward for t in rows):  # None at all has no place on a logarithm.
+            memory_axis.plot(sizes, [t.bytes_per_reward for t in rows], **style)
     for axis, title in (
         (time_axis, "time for each reward (ns)"),
         (memory_axis, "temporary memory for each reward (bytes)"),

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import bandit, estimator_speed
+from experiments import bandit, estimator_speed, step_sizes
 from maxpo import estimators
 from maxpo.runs import UsageError, load_config, read_metrics
 
@@ -87,7 +87,7 @@ def test_bandit_refuses_another_config_and_a_bad_one(tmp_path):
 
 
 def test_unknown_variants_are_named():
-    for name in ("bandit", "estimator_speed"):
+    for name in ("bandit", "estimator_speed", "step_sizes"):
         with pytest.raises(UsageError, match=r"variants default.*; got 'defualt'"):
             load_config(f"configs/{name}.py:defualt")
 
@@ -104,3 +104,15 @@ def test_estimator_speed(tmp_path):
     config.group_sizes = (16,)
     with pytest.raises(ValueError, match="2 <= k <= 15, got repeats = 2 and k = 16"):
         estimator_speed.train_and_evaluate(config, tmp_path / "bad")
+
+
+def test_step_sizes(tmp_path):
+    config = load_config("configs/step_sizes.py:quick")
+    summary = step_sizes.train_and_evaluate(config, tmp_path)
+    assert list(summary) == ["default rloo", "default maxpo"]
+    assert all(np.isfinite(value) for row in summary.values() for value in row.values())
+    assert summary["default maxpo"]["minus_maxpo"] == 0
+    assert (tmp_path / "step_sizes.png").exists()
+    config.common = 3.0
+    with pytest.raises(ValueError, match=r"common: expected one of \(1\.0, 4\.0\), got 3\.0"):
+        step_sizes.train_and_evaluate(config, tmp_path / "bad")

@@ -60,7 +60,7 @@ def test_maxpo_at_k_of_one_trains_as_rloo():
     trainer = bandit.make_trainer(config)
     state = trainer.init(trainer.keys)
     chex.assert_trees_all_close(
-        *(trainer.advance(number, trainer.keys, state) for number in (0, 1)), atol=1e-6
+        *(trainer.advance(number, 4.0, trainer.keys, state) for number in (0, 1)), atol=1e-6
     )
 
 
@@ -70,7 +70,8 @@ def test_training_raises_the_objective_it_is_for():
     state = trainer.init(trainer.keys)
     before = trainer.evaluate(0, trainer.keys, state)
     for number, metric in ((0, "mean_reward"), (1, "max_at_k")):
-        after = trainer.evaluate(number, trainer.keys, trainer.advance(number, trainer.keys, state))
+        after = trainer.advance(number, 4.0, trainer.keys, state)
+        after = trainer.evaluate(number, trainer.keys, after)
         assert np.all(after[metric] > before[metric])
 
 

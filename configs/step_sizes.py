@@ -1,0 +1,33 @@
+"""Final max@k at every step size; see experiments/step_sizes.py.
+
+    python -m experiments.step_sizes
+
+Variants: default, and quick, which only shows that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import bandit
+
+VARIANTS = ("default", "quick")
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    if variant not in VARIANTS:
+        raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}; got {variant!r}.")
+    config = ConfigDict()
+    # Variants of configs/bandit.py, trained as they stand there but for the fields below.
+    config.bandits = ("default", "bernoulli", "heavy_tailed")
+    config.step_sizes = tuple(2.0**power for power in range(-2, 8))
+    config.common = 4.0  # The step size at which estimators are also compared with each other.
+    config.seeds = 32  # The best step size is chosen on half of them and reported on the other.
+    config.updates = 500
+    config.estimators = bandit.get_config().estimators
+    if variant == "quick":
+        config.bandits = ("default",)
+        config.step_sizes = (1.0, 4.0)
+        config.seeds = 4
+        config.updates = 10
+        config.estimators = ("rloo", "maxpo")
+    return config

@@ -1,0 +1,52 @@
+"""Compares estimators at a common step size and at each one's own best.
+
+Every estimator is trained on the bandits of configs/bandit.py at every step size of a grid, all
+step sizes and seeds at once, so that scale cannot explain who wins.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from configs import bandit as bandit_configs
+from maxpo import runs
+from maxpo.studies import bandit, step_sizes
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary, figures by "bandit estimator"."""
+    if config.common not in config.step_sizes:
+        raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}.")
+    if config.seeds < 4:
+        raise ValueError(f"seeds: expected at least 4, two halves, got {config.seeds}.")
+    studies = {}
+    for variant in config.bandits:
+        study = bandit_configs.get_config(variant)
+        study.update(seeds=config.seeds, updates=config.updates, estimators=config.estimators)
+        study.evaluate_every = config.updates
+        bandit.check_config(study)
+        studies[variant] = study
+
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            return run.report()
+        objectives: dict[str, dict[str, np.ndarray]] = {}
+        summary = {}
+        for number, variant in enumerate(runs.progress(config.bandits, unit="bandits"), start=1):
+            found = step_sizes.final_objectives(studies[variant], config.step_sizes)
+            objectives[variant] = found
+            for name, values in found.items():
+                run.log(number, {"bandit": variant, "estimator": name, "max_at_k": values})
+            for name, row in step_sizes.compare(found, config.step_sizes, config.common).items():
+                summary[f"{variant} {name}"] = row
+        run.figure(
+            "step_sizes",
+            step_sizes.step_size_figure(objectives, config.step_sizes, study.report_k),
+        )
+        return run.finish(summary)
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/step_sizes.py")

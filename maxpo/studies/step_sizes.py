@@ -1,0 +1,111 @@
+"""Is an estimator better, or is its step only longer? Training at every step size at once.
+
+Estimators differ in the length of their gradients as well as in their noise, so one that wins at a
+common step size may have won by scale alone. Here each is trained at every step size of a grid, and
+compared both at a common one and at its own best. The best step size is chosen on one half of the
+seeds and reported on the other: choosing and reporting on the same seeds would flatter whoever is
+noisiest.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from maxpo.studies import bandit
+from maxpo.studies.styles import STYLES
+
+
+def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dict[str, np.ndarray]:
+    """Exact J_k after `config.updates` updates.
+
+    Args:
+      config: Of a bandit study, as `bandit.check_config` takes it; its own step size is not used.
+      learning_rates: The L step sizes, all trained at once.
+
+    Returns:
+      For each estimator `[L, S]`, NaN where training left the floating-point numbers.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.evaluate_every = config.updates
+    trainer = bandit.make_trainer(config)
+    rates = jnp.asarray(learning_rates)
+
+    @jax.jit
+    def train(estimator: jax.Array) -> jax.Array:
+        def at(rate: jax.Array) -> jax.Array:
+            state = trainer.advance(estimator, rate, trainer.keys, trainer.init(trainer.keys))
+            return jax.vmap(trainer.objective)(trainer.keys, state)
+
+        return jax.vmap(at)(rates)
+
+    return {
+        name: np.asarray(train(number), np.float64) for number, name in enumerate(config.estimators)
+    }
+
+
+def compare(
+    objectives: Mapping[str, np.ndarray], learning_rates: Sequence[float], common: float
+) -> dict[str, dict[str, float]]:
+    """J_k at the common and at the best step size, with standard errors over seeds.
+
+    Args:
+      objectives: What `final_objectives` returned.
+      learning_rates: Its step sizes.
+      common: One of them.
+
+    Returns:
+      For each estimator `common`, `best` and, where MaxPO is among them, `minus_maxpo`, each with
+      `_sem`, and `best_step_size`. The best step size is that of the first half of the seeds, its
+      J_k the mean of the second half. `minus_maxpo` is the difference at the common step size,
+      seed by seed: they share tasks and random numbers, so it is known far better than either.
+    """
+    at_common = {
+        name: values[list(learning_rates).index(common)] for name, values in objectives.items()
+    }
+    rows = {}
+    for name, values in objectives.items():
+        half = values.shape[1] // 2
+        chosen = int(np.argmax(np.nan_to_num(values[:, :half].mean(axis=1), nan=-np.inf)))
+        figures = {"common": at_common[name], "best": values[chosen, half:]}
+        if "maxpo" in at_common:
+            figures["minus_maxpo"] = at_common[name] - at_common["maxpo"]
+        row: dict[str, float] = {}
+        for label, by_seed in figures.items():
+            row[label] = float(by_seed.mean())
+            row[f"{label}_sem"] = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5)
+        rows[name] = {**row, "best_step_size": float(learning_rates[chosen])}
+    return rows
+
+
+def step_size_figure(
+    objectives: Mapping[str, Mapping[str, np.ndarray]],
+    learning_rates: Sequence[float],
+    report_k: float,
+) -> Figure:
+    """Final J_k over the step size, one panel for each reward law, bands of two standard errors."""
+    figure = Figure(figsize=(4.2 * len(objectives), 4.2), layout="constrained")
+    axes = figure.subplots(1, len(objectives), squeeze=False)[0]
+    for axis, (law, by_estimator) in zip(axes, objectives.items(), strict=True):
+        for name, values in by_estimator.items():
+            mean = values.mean(axis=1)
+            error = 2 * values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
+            colour, dashes = STYLES.get(name, (None, "-"))
+            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": name}
+            (line,) = axis.plot(learning_rates, mean, linewidth=1.6, **style)
+            axis.fill_between(
+                learning_rates, mean - error, mean + error, color=line.get_color(), alpha=0.18, lw=0
+            )
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("step size")
+        axis.set_title(f"{law}: final max@{report_k:g}", loc="left", fontsize=11)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    return figure
