@@ -26,3 +26,10 @@ def test_recurrence_equals_pkpo(k):
 def test_sort_with_index():
     ranked, order = estimator_speed.sort_with_index(REWARDS)
     np.testing.assert_array_equal(np.take_along_axis(REWARDS, order, axis=-1), ranked)
+
+
+def test_sort_keys():
+    rewards = np.abs(REWARDS)
+    np.testing.assert_array_equal(
+        np.asarray(estimator_speed.sort_keys(rewards)).view(np.float32), np.sort(rewards)
+    )
