@@ -37,8 +37,8 @@ Plain arithmetic on m and n runs in float64 on the host where n is an int, and i
 mask makes it an array `[..., 1]`.
 """
 
-# Up to this group size comparing all pairs finds a rank faster than bisection does. Beyond it XLA's CPU backend no longer fuses the comparisons with their sum, and would
-# write an [N, N] array.
+# Up to this group size comparing all pairs finds a rank faster than bisection does. Beyond it XLA's
+# CPU backend no longer fuses the comparisons with their sum, and would write an [N, N] array.
 _COMPARE_ALL_UP_TO = 32
 
 
