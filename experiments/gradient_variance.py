@@ -1,0 +1,53 @@
+"""Which advantages are unbiased, and which of them have the least variance where.
+
+Expected gradients by enumeration, the trace of the gradient's covariance on softmax bandits over
+arms, reward laws, policies, N and k, and PKPO's toy problem; see configs/gradient_variance.py.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.studies import gradient_variance, pkpo_toy, unbiasedness, variance_figures
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary, whose `cells` are the rows measured."""
+    gradient_variance.check_config(config)
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            _print_unbiasedness(run.summary)
+            return run.report()
+        jobs = gradient_variance.make_jobs(config)
+        # What a job measures depends on nothing but its number.
+        done, start = run.restore(np.int32(0))
+        key = jax.random.key(config.seed)
+        for step in runs.steps(start, len(jobs), unit="jobs"):
+            for row in jobs[step - 1](jax.random.fold_in(key, step)):
+                run.log(step, row)
+            run.save(step, done)
+
+        rows = runs.read_metrics(run.folder)
+        sections = gradient_variance.by_section(rows)
+        run.figure("unbiasedness", unbiasedness.figure(sections["unbiasedness"]))
+        run.figure("sweeps", variance_figures.sweeps(sections["sweep"]))
+        run.figure("regime_map", variance_figures.regime_map(sections["map"]))
+        run.figure("pkpo_toy", pkpo_toy.figure(sections["toy curve"], sections["toy variance"]))
+        summary = {"agreement": gradient_variance.agreement(rows), "cells": sections}
+        _print_unbiasedness(summary)
+        return run.finish(summary, table=gradient_variance.table(rows, config))
+
+
+def _print_unbiasedness(summary: Mapping[str, Any] | None) -> None:
+    """Prints the table that `Run.report` does not know of."""
+    if summary is not None and jax.process_index() == 0:
+        print(runs.format_table(summary["cells"]["unbiasedness"]), end="\n\n")
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/gradient_variance.py")
