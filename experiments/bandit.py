@@ -26,14 +26,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         numbers = {name: number for number, name in enumerate(config.estimators)}
         state, start = run.restore({name: trainer.init(trainer.keys) for name in numbers})
 
-        def evaluate(step: int) -> dict[str, dict[str, float]]:
-            summary = {}
+        def evaluate(step: int) -> None:
             for name, number in numbers.items():
                 metrics = trainer.evaluate(number, trainer.keys, state[name])
-                figures = summary[name] = bandit.summarise(metrics)
+                figures = bandit.summarise(metrics)
                 runs.check_finite(step, {f"{name} {key}": x for key, x in figures.items()})
                 run.log(step, {"estimator": name, **figures})
-            return summary
 
         if start == 0:
             evaluate(0)
@@ -47,12 +45,17 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 state[name] = advance(number, config.learning_rate, trainer.keys, state[name])
                 jax.block_until_ready(state[name])
                 seconds[name] += time.perf_counter() - began
-            summary = evaluate(step)
+            evaluate(step)
             run.save(step, state)
 
-        for name, figures in summary.items():
-            figures["updates_per_second"] = (config.updates - start) * config.seeds / seconds[name]
+        # From what is logged, and not from the loop, which a restart may find done.
         history = runs.read_metrics(run.folder)
+        updates = (config.updates - start) * config.seeds
+        summary = {
+            name: bandit.final_figures(history, name)
+            | {"updates_per_second": updates / seconds[name] if updates else None}
+            for name in numbers
+        }
         run.figure("learning_curves", bandit.learning_curves(history, config.report_k))
         return run.finish(summary)
 

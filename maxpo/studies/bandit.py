@@ -212,6 +212,12 @@ def summarise(metrics: Metrics) -> dict[str, float]:
     return figures
 
 
+def final_figures(history: Sequence[Mapping[str, Any]], estimator: str) -> dict[str, float]:
+    """The last figures that were logged of an estimator."""
+    row = [row for row in history if row["estimator"] == estimator][-1]
+    return {key: value for key, value in row.items() if key not in ("step", "estimator")}
+
+
 def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")

@@ -57,15 +57,19 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
     class InterruptedRunError(Exception):
         pass
 
-    def interrupt(self, step, state):
-        save(self, step, state)
-        raise InterruptedRunError
+    # Behind the first checkpoint, behind the last one, and before the summary is written.
+    for method, when in (("save", 1), ("save", 1), ("figure", 0)):
+        original = getattr(bandit.runs.Run, method)
 
-    save = bandit.runs.Run.save
-    with monkeypatch.context() as patch:
-        patch.setattr(bandit.runs.Run, "save", interrupt)
-        with pytest.raises(InterruptedRunError):
-            bandit.train_and_evaluate(config, tmp_path / "parts")
+        def interrupt(self, *args, original=original, when=when):
+            if when:
+                original(self, *args)
+            raise InterruptedRunError
+
+        with monkeypatch.context() as patch:
+            patch.setattr(bandit.runs.Run, method, interrupt)
+            with pytest.raises(InterruptedRunError):
+                bandit.train_and_evaluate(config, tmp_path / "parts")
     parts = bandit.train_and_evaluate(config, tmp_path / "parts")
     for name in config.estimators:
         for figure, value in whole[name].items():
