@@ -11,7 +11,7 @@ import numpy as np
 import oracles
 import pytest
 
-from maxpo import estimators
+from maxpo import estimators, losses
 
 LOGITS = np.array([0.3, -0.5, 0.9])
 POLICY = np.exp(LOGITS) / np.exp(LOGITS).sum()
@@ -72,6 +72,22 @@ def test_max_estimators(name, k, arm_rewards):
     function = getattr(estimators, name)
     expected = scale * objective_gradient(arm_rewards, k)
     same(expected_gradient(lambda r: function(r, k), arm_rewards), expected)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_the_loss_with_maxpo_advantages_has_the_gradient_of_the_objective(k):
+    """As a user writes it: autodiff of the mean loss, averaged over every batch there is."""
+    actions, probabilities, _ = tuples(N)
+    with jax.enable_x64(True):
+        advantages = estimators.maxpo(GRADED[actions], k)
+
+        def expected_loss(logits):
+            log_probs = jax.nn.log_softmax(logits)[actions]
+            by_batch = jax.vmap(losses.score_function_loss)(log_probs, advantages)
+            return probabilities @ by_batch
+
+        gradient = jax.grad(expected_loss)(jax.numpy.asarray(LOGITS))
+    same(-gradient, objective_gradient(GRADED, k))
 
 
 @pytest.mark.parametrize("k", [1, 2, 3])
