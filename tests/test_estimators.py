@@ -282,6 +282,14 @@ def test_float64_stays_float64(name):
 
 
 @every_estimator
+def test_float32_stays_float32_under_x64(name):
+    with jax.enable_x64(True):
+        rewards = jnp.asarray(batch(), jnp.float32)
+        for where in (None, np.ones(N, bool)):
+            assert bind(name)(rewards, where=where).dtype == jnp.float32
+
+
+@every_estimator
 def test_tied_rewards_get_equal_bits(name):
     function = bind(name)
     levels = RNG.normal(size=7).astype(np.float32)
