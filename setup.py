@@ -5,7 +5,7 @@ import pathlib
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
-TEST = ["hypothesis", "pytest>=8", "pytest-xdist"]
+TEST = ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest>=8", "pytest-xdist"]
 
 setuptools.setup(
     name="maxpo",

@@ -161,6 +161,31 @@ def exact_variance(
     return trace
 
 
+def exact_map_row(num_arms: int, success_rate: float, *, group_size: int, k: int) -> Row:
+    """A cell of the regime map in closed form: log2 of MaxPO's variance over `REFERENCE`'s.
+
+    Half of the arms are right and pay 1, the others 0; the policy is uniform within either kind.
+    """
+    reference, maxpo = (
+        exact_variance(
+            name,
+            k,
+            group_size=group_size,
+            success_rate=success_rate,
+            right_arms=num_arms // 2,
+            wrong_arms=num_arms - num_arms // 2,
+        )
+        for name in PAIR
+    )
+    return {
+        "num_arms": num_arms,
+        "success_rate": success_rate,
+        "group_size": group_size,
+        "k": k,
+        "exact_log2_ratio": float(np.log2(maxpo / reference)),
+    }
+
+
 def by_section(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Logged rows by their section, without what only the log needs."""
     sections: dict[str, list[Row]] = {}
@@ -285,31 +310,14 @@ def _measure_map(
         group_size=n,
         batches=config.batches,
     )
-    rows = []
-    for index, k in enumerate(range(1, n)):
-        reference, maxpo = (
-            exact_variance(
-                name,
-                k,
-                group_size=n,
-                success_rate=success_rate,
-                right_arms=num_arms // 2,
-                wrong_arms=num_arms - num_arms // 2,
-            )
-            for name in PAIR
-        )
-        rows.append(
-            {
-                "section": "map",
-                "num_arms": num_arms,
-                "success_rate": success_rate,
-                "group_size": n,
-                "k": k,
-                **summarise(Moments(moments.trace[:, index], moments.signal[:, index]), PAIR),
-                "exact_log2_ratio": float(np.log2(maxpo / reference)),
-            }
-        )
-    return rows
+    return [
+        {
+            "section": "map",
+            **exact_map_row(num_arms, success_rate, group_size=n, k=k),
+            **summarise(Moments(moments.trace[:, index], moments.signal[:, index]), PAIR),
+        }
+        for index, k in enumerate(range(1, n))
+    ]
 
 
 def _toy_curve(key: jax.Array, *, config: ConfigDict, k: int) -> list[Row]:
