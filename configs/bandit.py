@@ -16,13 +16,14 @@ Variants:
 
 from ml_collections import ConfigDict
 
+from maxpo.runs import check_variant
+
 VARIANTS = ("default", "bernoulli", "heavy_tailed", "tabular", "anneal", "square", "quick")
 
 
 def get_config(variant: str = "default") -> ConfigDict:
     """The config of one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}; got {variant!r}.")
+    check_variant(variant, VARIANTS)
 
     config = ConfigDict()
     config.seed = 0

@@ -7,13 +7,14 @@ Variants: default, and quick, which only shows that everything runs.
 
 from ml_collections import ConfigDict
 
+from maxpo.runs import check_variant
+
 VARIANTS = ("default", "quick")
 
 
 def get_config(variant: str = "default") -> ConfigDict:
     """The config of one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}; got {variant!r}.")
+    check_variant(variant, VARIANTS)
     config = ConfigDict()
     config.k = 8
     config.seed = 0

@@ -13,13 +13,14 @@ than pkpo_loo_minus_one on 100 arms and more on 2 arms and on PKPO's one-dimensi
 
 from ml_collections import ConfigDict
 
+from maxpo.runs import check_variant
+
 VARIANTS = ("default", "quick")
 
 
 def get_config(variant: str = "default") -> ConfigDict:
     """The config of one of `VARIANTS`."""
-    if variant not in VARIANTS:
-        raise ValueError(f"expected one of the variants {', '.join(VARIANTS)}; got {variant!r}.")
+    check_variant(variant, VARIANTS)
 
     config = ConfigDict()
     config.seed = 0

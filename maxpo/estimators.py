@@ -301,7 +301,8 @@ def pkpo_loo_minus_one(
             = k sum_{m < rank(i)} d_m C(m + 1, k - 1) / C(N - 1, k - 1)
 
     Unbiased for the gradient of max@k and never negative for k >= 2, hence not centered:
-    sum_i A_i = N k (v_k - v_{k-1}). The best of no samples counts as 0, so k = 1 is `reinforce`.
+    sum_i A_i = N k (v_k - v_{k-1}). The best of no samples counts as 0, so k = 1 is `reinforce`,
+    and from there a straight line leads to k = 2; at a k between integers it is not unbiased.
     A trainer that subtracts the batch mean from it optimises something else (`docs/theory.md`).
 
     See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), where
@@ -406,6 +407,56 @@ def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> j
     groups = as_groups("maxpo", rewards, where)
     k = as_k("maxpo", k, groups, left_out=1)
     return _max_centered(groups, k)
+
+
+def blended(
+    rewards: ArrayLike, k: Scalar, weight: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """The expected improvement minus a fraction of its Leave-Two-Out baseline.
+
+        A_i = k (EI_i - w B_i) = (1 - w) pkpo_loo_minus_one_i + w maxpo_i
+
+    For integers k unbiased for the gradient of max@k under every weight that does not depend on the
+    group: a constant, or one computed from other groups, such as those of earlier updates
+    (`maxpo.baseline_weight`). A weight computed from the group itself makes it biased. w = 0 is
+    `pkpo_loo_minus_one`, w = 1 is `maxpo`, the only one that is centered.
+
+    See `docs/theory.md` for which weight has the least variance.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      weight: w, any real number, also below 0 or above 1: one for all groups, or one for each in a
+        shape that broadcasts to `[...]`. May be traced; no gradient flows into it.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If k is known and not in 1..N-1, or the weights do not broadcast to the groups.
+
+    >>> blended([1., 2., 4.], k=2, weight=0.5)
+    Array([-1. , -0.5,  4.5], dtype=float32)
+    """
+    groups = as_groups("blended", rewards, where)
+    k = as_k("blended", k, groups, left_out=1)
+    batch, dtype = groups.rewards.shape[:-1], groups.rewards.dtype
+    w = lax.stop_gradient(jnp.asarray(weight, dtype))
+    try:
+        w = jnp.broadcast_to(w, batch)[..., None]
+    except ValueError:
+        raise ValueError(
+            f"blended: expected weights that broadcast to the shape {list(batch)} of the groups, "
+            f"got shape {list(w.shape)}."
+        ) from None
+
+    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+        improvement = k * _all_below(groups, m + 1, n - 1, k - 1)
+        above, below = centered_weights(k * _all_below(groups, m + 1, n - 1, k), m, n)
+        return (1 - w) * improvement + w * above, w * below
+
+    return gap_sums(groups, weights, needed=k + 1, base=(1 - w) * _missing_sample(k))
 
 
 def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
@@ -612,7 +663,8 @@ def _hypergeometric_mean(alpha: np.ndarray | jax.Array, groups: Groups, total: S
         return mean
 
     dtype = groups.rewards.dtype
-    start = jnp.zeros(groups.size, dtype).at[1 : drawn + 1].set(alpha * np.arange(1, drawn + 1))
+    values = jnp.asarray(alpha * np.arange(1, drawn + 1), dtype)
+    start = jnp.zeros(groups.size, dtype).at[1 : drawn + 1].set(values)
     start = jnp.broadcast_to(start, (*groups.rewards.shape[:-1], groups.size))
 
     def step(size: jax.Array, mean: jax.Array) -> jax.Array:

@@ -4,7 +4,7 @@ import difflib
 import importlib.util
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,18 @@ def load_config(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path} must return a ConfigDict, got {type(config).__name__}")
     return config
+
+
+def check_variant(variant: str, known: Collection[str]) -> None:
+    """Raises ValueError if a config file has no such variant, naming those that it has.
+
+    >>> check_variant("qick", ("default", "quick"))
+    Traceback (most recent call last):
+    ...
+    ValueError: expected one of the variants default, quick; got 'qick'.
+    """
+    if variant not in known:
+        raise ValueError(f"expected one of the variants {', '.join(known)}; got {variant!r}.")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -1,0 +1,61 @@
+"""How much of MaxPO's baseline to subtract, and whether past updates can tell.
+
+Variances of the weights between 0 and 1 on softmax bandits, the weight that past updates give, and
+bounds on what a rule that sees one group can do; see configs/baseline_weight.py.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.studies import baseline_weight
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary, whose `cells` are the rows measured."""
+    baseline_weight.check_config(config)
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            _print_tables(run.summary)
+            return run.report()
+        jobs = baseline_weight.make_jobs(config)
+        # What a job measures depends on nothing but its number.
+        done, start = run.restore(np.int32(0))
+        key = jax.random.key(config.seed)
+        for step in runs.steps(start, len(jobs), unit="jobs"):
+            for row in jobs[step - 1](jax.random.fold_in(key, step)):
+                run.log(step, row)
+            run.save(step, done)
+
+        rows = runs.read_metrics(run.folder)
+        run.figure("baseline_weight", baseline_weight.figure(rows, config.map_group_size))
+        summary = {
+            "counts": baseline_weight.counts(rows),
+            "agreement": baseline_weight.agreement(rows),
+            "above": baseline_weight.above(rows),
+            "certificates": baseline_weight.certificates(config),
+            "cells": rows,
+        }
+        _print_tables(summary)
+        return run.finish(summary, table=baseline_weight.table(rows))
+
+
+def _print_tables(summary: Mapping[str, Any] | None) -> None:
+    """Prints the tables that `Run.report` does not know of."""
+    if summary is not None and jax.process_index() == 0:
+        print("Every rule that sees one group alone is somewhere above the better end by a factor")
+        print(runs.format_table(summary["certificates"]), end="\n\n")
+        print("Monte Carlo against closed forms, in standard errors")
+        print(runs.format_table(summary["agreement"]), end="\n\n")
+        print("The weight of past updates (the rule), in cells")
+        counted = [{"": name, "cells": value} for name, value in summary["counts"].items()]
+        print(runs.format_table(counted), end="\n\n")
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/baseline_weight.py")
