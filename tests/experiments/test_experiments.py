@@ -1,11 +1,12 @@
 """Every real config, shrunk, through its binary's own function."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import bandit, estimator_speed, step_sizes
+from experiments import bandit, estimator_speed, results, step_sizes
 from maxpo import estimators
 from maxpo.runs import UsageError, load_config, read_metrics
 
@@ -120,3 +121,31 @@ def test_step_sizes(tmp_path):
     config.common = 3.0
     with pytest.raises(ValueError, match=r"common: expected one of \(1\.0, 4\.0\), got 3\.0"):
         step_sizes.train_and_evaluate(config, tmp_path / "bad")
+
+
+def test_results_gathers_figures_and_takes_up_finished_studies(tmp_path, capsys):
+    config = load_config("configs/results.py:quick")
+    config.studies = ("step_sizes:quick", "estimator_speed:quick")
+    first = results.train_and_evaluate(config, tmp_path)
+    assert list(first) == list(config.studies)
+    figures = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    assert figures == [
+        "estimator_speed-quick-estimator_speed.png",
+        "step_sizes-quick-step_sizes.png",
+    ]
+    assert results.train_and_evaluate(config, tmp_path) == first
+    assert "nothing left to do" in capsys.readouterr().err
+
+
+def test_results_names_every_study_before_it_runs_one(tmp_path):
+    config = load_config("configs/results.py")
+    config.studies = ("bandit:quick", "bandit:none")
+    with pytest.raises(UsageError, match="got 'none'"):
+        results.train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_results_covers_every_experiment():
+    studies = {spec.partition(":")[0] for spec in load_config("configs/results.py").studies}
+    files = {path.stem for path in Path("experiments").glob("*.py")} - {"__init__", "results"}
+    assert studies == files

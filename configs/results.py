@@ -1,0 +1,34 @@
+"""Everything that docs/results.md quotes; see experiments/results.py.
+
+    python -m experiments.results
+
+Variants: default, and quick, which only shows that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from maxpo.runs import check_variant
+
+VARIANTS = ("default", "quick")
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    check_variant(variant, VARIANTS)
+    config = ConfigDict()
+    # Binaries of experiments/ with their variants, in the order of docs/results.md.
+    config.studies = (
+        "bandit",
+        "bandit:bernoulli",
+        "bandit:heavy_tailed",
+        "bandit:tabular",
+        "bandit:square",
+        "bandit:anneal",
+        "step_sizes",
+        "gradient_variance",
+        "baseline_weight",
+        "estimator_speed",
+    )
+    if variant == "quick":
+        config.studies = ("bandit:quick", "step_sizes:quick")
+    return config

@@ -1,0 +1,39 @@
+"""Runs every study that docs/results.md quotes, one after the other, and gathers their figures.
+
+Each study is a run of its own in a folder of the workdir, and is resumed or reported as such when
+this is started again; `figures/` holds the figures of all, named after their study.
+"""
+
+import importlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maxpo import runs
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the studies and returns their summaries by study."""
+    studies = {}
+    for spec in config.studies:
+        name, _, variant = spec.partition(":")
+        study = importlib.import_module(f"experiments.{name}")
+        studies[spec] = study, runs.load_config(f"configs/{name}.py{variant and ':' + variant}")
+
+    figures = Path(workdir, "figures")
+    figures.mkdir(parents=True, exist_ok=True)
+    summaries = {}
+    for spec, (study, study_config) in studies.items():
+        folder = Path(workdir, spec.replace(":", "-"))
+        print(f"\n{spec}")
+        summaries[spec] = study.train_and_evaluate(study_config, folder)
+        for figure in folder.glob("*.png"):
+            shutil.copy(figure, figures / f"{folder.name}-{figure.name}")
+    print(f"\n{figures}")
+    return summaries
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/results.py")
