@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import baseline_weight
+from maxpo.studies import baseline_weight, jobs
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -23,16 +22,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             _print_tables(run.summary)
             return run.report()
-        jobs = baseline_weight.make_jobs(config)
-        # What a job measures depends on nothing but its number.
-        done, start = run.restore(np.int32(0))
-        key = jax.random.key(config.seed)
-        for step in runs.steps(start, len(jobs), unit="jobs"):
-            for row in jobs[step - 1](jax.random.fold_in(key, step)):
-                run.log(step, row)
-            run.save(step, done)
-
-        rows = runs.read_metrics(run.folder)
+        rows = jobs.run_jobs(run, baseline_weight.make_jobs(config), config.seed)
         run.figure("baseline_weight", baseline_weight.figure(rows, config.map_group_size))
         summary = {
             "counts": baseline_weight.counts(rows),

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import gradient_variance, pkpo_toy, unbiasedness, variance_figures
+from maxpo.studies import gradient_variance, jobs, pkpo_toy, unbiasedness, variance_figures
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -23,16 +22,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             _print_unbiasedness(run.summary)
             return run.report()
-        jobs = gradient_variance.make_jobs(config)
-        # What a job measures depends on nothing but its number.
-        done, start = run.restore(np.int32(0))
-        key = jax.random.key(config.seed)
-        for step in runs.steps(start, len(jobs), unit="jobs"):
-            for row in jobs[step - 1](jax.random.fold_in(key, step)):
-                run.log(step, row)
-            run.save(step, done)
-
-        rows = runs.read_metrics(run.folder)
+        rows = jobs.run_jobs(run, gradient_variance.make_jobs(config), config.seed)
         sections = gradient_variance.by_section(rows)
         run.figure("unbiasedness", unbiasedness.figure(sections["unbiasedness"]))
         run.figure("sweeps", variance_figures.sweeps(sections["sweep"]))

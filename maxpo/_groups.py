@@ -130,8 +130,7 @@ def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:
       result: One value for each sample `[..., N]`, or for each group `[..., 1]`.
       needed: Valid samples without which the formula has no meaning.
     """
-    if isinstance(groups.valid, jax.Array) or isinstance(needed, jax.Array):
-        result = jnp.where(jnp.asarray(groups.valid < needed), 0, result)
+    result = jnp.where(jnp.asarray(groups.valid < needed), 0, result)
     finite = jnp.isfinite(groups.rewards)
     if groups.where is not None:
         finite |= ~groups.where

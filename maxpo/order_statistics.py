@@ -166,8 +166,8 @@ def gap_sums(groups: Groups, weights: Weights, *, needed: Scalar, base: Scalar =
     """
     dtype = groups.rewards.dtype
     above, below = weights(gap_numbers(groups), groups.valid)
-    cast = lambda x: jnp.asarray(x, dtype)  # noqa: E731
-    return _gap_sums(groups, cast(above), cast(below), needed, cast(base))
+    above, below, factor = (jnp.asarray(x, dtype) for x in (above, below, base))
+    return _gap_sums(groups, above, below, needed, factor)
 
 
 def centered_weights(upper: Array, m: np.ndarray, n: Scalar) -> tuple[Array, Array]:

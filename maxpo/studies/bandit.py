@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, losses, training
+from maxpo.studies import moments
 from maxpo.studies.styles import STYLES
 from maxpo.tasks import bandit
 
@@ -204,11 +205,10 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
 def summarise(metrics: Metrics) -> dict[str, float]:
     """Means of `METRICS` over seeds and their standard errors, as `name` and `name_sem`."""
-    figures = {}
+    figures: dict[str, float] = {}
     for name in METRICS:
-        by_seed = np.asarray(metrics[name], np.float64)
-        figures[name] = float(by_seed.mean())
-        figures[f"{name}_sem"] = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5)
+        value, error = moments.mean(metrics[name])
+        figures |= {name: float(value), f"{name}_sem": float(error)}
     return figures
 
 

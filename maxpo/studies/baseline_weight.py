@@ -25,11 +25,9 @@ from maxpo import baseline_weight, estimators
 from maxpo.studies import count_baselines, variance_points
 from maxpo.studies.binary_moments import exact_moments
 from maxpo.studies.gradient_variance import ks_for
+from maxpo.studies.jobs import Job, Row
 from maxpo.studies.moments import Bandits, mean, ratio
 from maxpo.tasks.bandit import expected_max
-
-Row = dict[str, Any]
-Job = Callable[[jax.Array], list[Row]]
 
 # A cell is not resolved where the groups that decide E|H|^2 are too rare (its relative error over
 # groups is beyond the first number), or fewer than 16 of the bandits decide V(0), V(1) or E|H|^2

@@ -7,7 +7,7 @@ is uniform within the right and the wrong arms, a cell also holds the variance i
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,20 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo import estimators
+from maxpo import estimators, losses
 from maxpo.studies import pkpo_toy, unbiasedness
 from maxpo.studies.binary_moments import exact_moments
+from maxpo.studies.jobs import Job, Row
 from maxpo.studies.moments import Moments, estimator_moments, log2_ratio, mean, ratio
 from maxpo.studies.variance_points import (
     Point,
-    entropies,
     make_bandits,
     make_points,
     two_reward_bandits,
 )
-
-Row = dict[str, Any]
-Job = Callable[[jax.Array], list[Row]]
 
 # What all others are compared with, and the pair of the map.
 REFERENCE = "pkpo_loo_minus_one"
@@ -269,7 +266,7 @@ def _measure(key: jax.Array, *, config: ConfigDict, point: Point) -> list[Row]:
         group_size=fields["group_size"],
         batches=config.batches,
     )
-    entropy = float(jnp.mean(entropies(bandits.logits)))
+    entropy = float(jnp.mean(losses.entropy(bandits.logits)))
     exact = _binary(fields, np.asarray(bandits.rewards[0]))
     rows = []
     for index, k in enumerate(ks):

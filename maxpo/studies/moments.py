@@ -23,6 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from maxpo import training
 
@@ -159,7 +160,7 @@ def estimator_moments(
     return gradient_moments(key, bandits, advantages, group_size=group_size, batches=batches)
 
 
-def mean(samples: np.ndarray) -> Estimate:
+def mean(samples: ArrayLike) -> Estimate:
     """Mean of independent samples `[C]`."""
     samples = np.asarray(samples, np.float64)
     return Estimate(samples.mean(), samples.std(ddof=1) / len(samples) ** 0.5)

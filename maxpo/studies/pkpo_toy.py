@@ -3,7 +3,7 @@
 x ~ N(theta, 0.1), reward x^2 on [0, 1] and 0 elsewhere. The objective J_k and its derivative have a
 closed form up to quadrature, so what is estimated can be checked point by point.
 
-See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), section 5 and figures 1 and 4.
+See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), figures 1 and 4.
 """
 
 from collections.abc import Mapping, Sequence

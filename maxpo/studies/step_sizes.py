@@ -16,12 +16,12 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo.studies import bandit
+from maxpo.studies import bandit, moments
 from maxpo.studies.styles import STYLES
 
 
 def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dict[str, np.ndarray]:
-    """Exact J_k after `config.updates` updates.
+    """Exact J_k after the `config.evaluate_every` updates of one `Trainer.advance`.
 
     Args:
       config: Of a bandit study, as `bandit.check_config` takes it; its own step size is not used.
@@ -30,9 +30,6 @@ def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dic
     Returns:
       For each estimator `[L, S]`, NaN where training left the floating-point numbers.
     """
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.evaluate_every = config.updates
     trainer = bandit.make_trainer(config)
     rates = jnp.asarray(learning_rates)
 
@@ -77,8 +74,8 @@ def compare(
             figures["minus_maxpo"] = at_common[name] - at_common["maxpo"]
         row: dict[str, float] = {}
         for label, by_seed in figures.items():
-            row[label] = float(by_seed.mean())
-            row[f"{label}_sem"] = float(by_seed.std(ddof=1) / len(by_seed) ** 0.5)
+            value, error = moments.mean(by_seed)
+            row |= {label: float(value), f"{label}_sem": float(error)}
         rows[name] = {**row, "best_step_size": float(learning_rates[chosen])}
     return rows
 

@@ -122,16 +122,6 @@ def make_bandits(key: jax.Array, fields: Mapping[str, Any], count: int) -> Bandi
     return Bandits(fields["logit_tilt"] * rewards + fields["logit_noise"] * noise, rewards)
 
 
-def entropies(logits: jax.Array) -> jax.Array:
-    """Entropies `[...]` in nats of the policies with logits `[..., A]`.
-
-    >>> entropies(jnp.zeros(2))
-    Array(0.6931472, dtype=float32)
-    """
-    log_p = jax.nn.log_softmax(logits)
-    return -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-
-
 def two_reward_bandits(num_arms: int, success_rate: float, count: int) -> Bandits:
     """Half of the arms pay 1 and hold `success_rate` of the policy, evenly; the rest pays 0."""
     right = jnp.arange(num_arms) < num_arms // 2

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments import gradient_variance as experiment
-from maxpo import runs
+from maxpo import losses, runs
 from maxpo.studies import gradient_variance, pkpo_toy, variance_figures, variance_points
 
 CONFIG = "configs/gradient_variance.py"
@@ -91,7 +91,7 @@ def test_drawn_arms_follow_the_law_and_differ():
 def test_policies_from_uniform_to_peaked():
     key = jax.random.key(0)
     entropies = [
-        float(variance_points.entropies(bandits.logits).mean())
+        float(losses.entropy(bandits.logits).mean())
         for bandits in (
             variance_points.make_bandits(key, fields(**change), 8)
             for change in ({}, {"logit_noise": 2.0}, {"logit_noise": 6.0}, {"logit_tilt": 4.0})
