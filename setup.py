@@ -5,7 +5,23 @@ import pathlib
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
-TEST = ["hypothesis", "ipykernel", "nbclient", "nbformat", "pytest>=8", "pytest-xdist"]
+
+# What the tests of a part need is not needed to import it: they skip where it is missing.
+LM = ["pebble>=5.2", "reasoning-gym>=0.1.25", "tokenizers>=0.22"]
+HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
+MAZE = ["xminigrid>=0.9.3"]
+TEST = [
+    *LM,
+    *MAZE,
+    "hypothesis",
+    "ipykernel",
+    "nbclient",
+    "nbformat",
+    "networkx",
+    "pytest>=8",
+    "pytest-xdist",
+    "safetensors>=0.6",
+]
 
 setuptools.setup(
     name="maxpo",
@@ -31,6 +47,9 @@ setuptools.setup(
         "tqdm>=4.67",
     ],
     extras_require={
+        "lm": LM,
+        "hf": HF,
+        "maze": MAZE,
         "test": TEST,
         "dev": [*TEST, "build", "mypy", "ruff"],
     },

@@ -37,12 +37,14 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
+from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 from maxpo.order_statistics import centered_weights, gap_sums, max_at_k
 
 Estimator = Callable[..., jax.Array]
 
 
+@group_local()
 def reinforce(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """The rewards themselves, without baseline.
 
@@ -67,6 +69,7 @@ def reinforce(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Arra
     return finish(groups, groups.rewards, 1)
 
 
+@group_local()
 def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """REINFORCE with the mean of the other samples as baseline (leave-one-out).
 
@@ -96,6 +99,7 @@ def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _centered(groups, lambda m, n: (m + 1) / _at_least_one(n - 1), needed=2)
 
 
+@group_local()
 def dr_grpo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Rewards minus the group mean, without division by the standard deviation.
 
@@ -120,6 +124,7 @@ def dr_grpo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _mean_centered(groups)
 
 
+@group_local()
 def grpo(
     rewards: ArrayLike,
     *,
@@ -160,6 +165,7 @@ def grpo(
     return _standardise(groups, _mean_centered(groups), epsilon, ddof)
 
 
+@group_local()
 def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Maximum-likelihood reinforcement learning: centered rewards over the success rate.
 
@@ -185,6 +191,7 @@ def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _over(groups, _mean_centered(groups), max_at_k(rewards, 1, where=where)[..., None])
 
 
+@group_local()
 def pass_at_k_training(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -219,6 +226,7 @@ def pass_at_k_training(
     return _over(groups, _canonical(groups, k) / k, jnp.sqrt(jnp.maximum(value * (1 - value), 0)))
 
 
+@group_local()
 def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO without baseline: the mean best of the k-subsets that contain the sample.
 
@@ -252,6 +260,7 @@ def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> ja
     return gap_sums(groups, weights, needed=k, base=k)
 
 
+@group_local()
 def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO with the max@k value of the other samples as baseline.
 
@@ -292,6 +301,7 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.valid - 1))
 
 
+@group_local()
 def pkpo_loo_minus_one(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -331,6 +341,7 @@ def pkpo_loo_minus_one(
     return gap_sums(groups, weights, needed=k, base=_missing_sample(k))
 
 
+@group_local()
 def leave_two_out_baseline(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -376,6 +387,7 @@ def leave_two_out_baseline(
     return gap_sums(groups, weights, needed=k + 1, base=_missing_sample(k))
 
 
+@group_local()
 def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """MaxPO: the expected improvement minus its Leave-Two-Out baseline.
 
@@ -409,6 +421,7 @@ def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> j
     return _max_centered(groups, k)
 
 
+@group_local()
 def blended(
     rewards: ArrayLike, k: Scalar, weight: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -459,6 +472,7 @@ def blended(
     return gap_sums(groups, weights, needed=k + 1, base=(1 - w) * _missing_sample(k))
 
 
+@group_local()
 def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """`pkpo` minus its batch mean.
 
@@ -489,6 +503,7 @@ def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     return _canonical(groups, k)
 
 
+@group_local()
 def l_statistic(
     rewards: ArrayLike,
     rank_weights: Sequence[float] | ArrayLike,

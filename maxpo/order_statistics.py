@@ -28,6 +28,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
+from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 
 Weights: TypeAlias = Callable[[np.ndarray, Scalar], tuple[Array, Array]]
@@ -42,6 +43,7 @@ mask makes it an array `[..., 1]`.
 _COMPARE_ALL_UP_TO = 32
 
 
+@group_local(per_group=True)
 def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Unbiased estimate of the expected best of k samples, from N >= k samples.
 
@@ -76,6 +78,7 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     return _value(groups, rises, k)[..., 0]
 
 
+@group_local(per_group=True)
 def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """Unbiased estimate of the probability that any of k samples is correct, from N >= k samples.
 
@@ -114,6 +117,7 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     return finish(groups, value, k)[..., 0]
 
 
+@group_local()
 def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """Rewards whose group-centered mean-policy gradient is the max@k policy gradient.
 

@@ -1,0 +1,92 @@
+"""Run by test_group_sharding.py on 8 simulated devices; prints one line a case."""
+
+import inspect
+import json
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from maxpo import estimators, max_at_k, pass_at_k, rank_warp
+
+COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
+
+
+def functions():
+    for name in estimators.names():
+        yield name, estimators.get(name)
+    yield "leave_two_out_baseline", estimators.leave_two_out_baseline
+    yield (
+        "blended",
+        lambda r, k, where=None: estimators.blended(
+            r, k, r[..., 0] if where is None else 0.5, where=where
+        ),
+    )
+    yield "max_at_k", max_at_k
+    yield "pass_at_k", pass_at_k
+    yield "rank_warp", rank_warp
+
+
+def cases(function, rewards, where):
+    """Yields (label, function of arrays, arrays)."""
+    parameters = inspect.signature(function).parameters
+    if "k" in parameters:
+        yield "static", lambda r: function(r, 3), (rewards,)
+        yield "traced", lambda r, k: function(r, k), (rewards, jnp.float32(2.5))
+        yield (
+            "masked",
+            lambda r, k, w: function(r, k, where=w),
+            (rewards, jnp.float32(2.5), where),
+        )
+    else:
+        options = {"rank_weights": (0.0, 1.0)} if "rank_weights" in parameters else {}
+        yield "static", lambda r: function(r, **options), (rewards,)
+        yield "masked", lambda r, w: function(r, where=w, **options), (rewards, where)
+
+
+def main(kind, size):
+    mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(AxisType[kind],) * 2)
+    by_group = NamedSharding(mesh, P("data"))
+    binary = jax.random.bernoulli(jax.random.key(0), 0.4, (16, size)).astype(jnp.float32)
+    graded = jax.random.normal(jax.random.key(1), (16, size))
+    keep = jax.random.bernoulli(jax.random.key(2), 0.7, (16, size))
+    for name, function in functions():
+        if size <= 32 and name != "maxpo":
+            continue  # Only the look-up of ranks differs between sizes, and all share it.
+        rewards = binary if name in ("pass_at_k", "max_rl") else graded
+        plain = cases(function, rewards, keep)
+        sharded = cases(function, jax.device_put(rewards, by_group), jax.device_put(keep, by_group))
+        for (label, one, arrays), (_, other, laid_out) in zip(plain, sharded, strict=True):
+            expected = np.asarray(one(*arrays))
+            with jax.set_mesh(mesh):
+                compiled = jax.jit(other).lower(*laid_out).compile()
+                result = compiled(*laid_out)
+                text = compiled.as_text()
+            print(
+                json.dumps(
+                    {
+                        "name": name,
+                        "label": label,
+                        "collectives": [word for word in COLLECTIVES if word in text],
+                        "spec": str(tuple(result.sharding.spec)[:1]),
+                        "error": float(np.max(np.abs(expected - np.asarray(result)))),
+                    }
+                )
+            )
+    if kind == "Explicit":
+        with jax.set_mesh(mesh):
+            for rewards, where in (
+                (jax.device_put(graded, NamedSharding(mesh, P(None, "data"))), None),
+                (jax.device_put(graded, by_group), keep[:3]),
+            ):
+                try:
+                    jax.jit(lambda r, w: estimators.maxpo(r, 2, where=w))(rewards, where)
+                except ValueError as error:
+                    print(json.dumps({"name": "error", "message": str(error)}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

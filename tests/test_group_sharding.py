@@ -1,0 +1,44 @@
+"""Estimators on a mesh of 8 simulated devices: the same values, and nothing is communicated."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CHILD = Path(__file__).with_name("group_sharding_child.py")
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    # The second size looks ranks up by bisection, the first by comparing all pairs.
+    [("Auto", 64), ("Explicit", 8), ("Explicit", 64)],
+)
+def test_groups_sharded_over_devices(kind, size):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(CHILD.parent.parent),
+    }
+    done = subprocess.run(
+        [sys.executable, str(CHILD), kind, str(size)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    results = [row for row in rows if row["name"] != "error"]
+    assert len(results) == (3 if size == 8 else 45)
+    for row in results:
+        assert not row["collectives"], row
+        assert row["spec"] == "('data',)", row
+        # Another batch shape vectorises sums in another order.
+        assert row["error"] < 1e-5, row
+    messages = [row["message"] for row in rows if row["name"] == "error"]
+    if kind == "Explicit":
+        assert "each group (the last axis) on one device" in messages[0]
+        assert f"broadcasts to the shape [16, {size}]" in messages[1]
