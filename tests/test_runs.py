@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.runs import _checkpoints, _progress
+from maxpo.runs import _checkpoints, _metrics, _progress
 
 CHILD = Path(__file__).with_name("runs_child.py")
 CONFIG = {"learning_rate": 0.1, "policy": {"width": 64}}
@@ -492,6 +492,43 @@ def test_a_run_without_checkpoints_begins_anew(tmp_path: Path) -> None:
         with runs.Run({}, tmp_path) as run:
             run.log(1, {"loss": 1})
     assert runs.read_metrics(tmp_path) == [{"step": 1, "loss": 1}]
+
+
+def test_timings_are_cut_back_and_torn_lines_dropped(tmp_path: Path) -> None:
+    with runs.Run({}, tmp_path) as run:
+        run.restore({"w": jnp.zeros(3)})
+        for step in (1, 2, 3):
+            run.log_timings(step, {"seconds": 0.1 * step})
+            if step == 2:
+                run.save(2, {"w": jnp.ones(3)})
+        with pytest.raises(ValueError, match="'step' of their own"):
+            run.log_timings(4, {"step": 4})
+    assert [row["step"] for row in runs.read_timings(tmp_path)] == [1, 2, 3]
+    with (tmp_path / "timings.jsonl").open("a") as file:
+        file.write('{"step": 4, "sec')
+    with runs.Run({}, tmp_path) as run:
+        run.restore({"w": jnp.zeros(3)})
+        run.save(3, {"w": jnp.ones(3)})
+        run.log_timings(3, {"seconds": 7.0})  # behind a save: only what is older is kept
+        run.finish({})
+        with pytest.raises(RuntimeError, match="is finished"):
+            run.log_timings(4, {})
+    assert [(row["step"], row["seconds"]) for row in runs.read_timings(tmp_path)] == [
+        (1, 0.1),
+        (2, 0.2),
+        (3, 7.0),
+    ]
+    assert not (tmp_path / "metrics.jsonl").read_text()
+    (tmp_path / "timings.jsonl").write_text('{"step": 1}\nno JSON\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"timings\.jsonl:2 must be a JSON object"):
+        runs.read_timings(tmp_path)
+
+
+def test_a_line_of_timings_that_no_run_wrote_ends_them(tmp_path: Path) -> None:
+    for line in ("no JSON", "[1]", '{"seconds": 1}', '{"step": "x"}'):
+        path = tmp_path / "timings.jsonl"
+        path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 0}}\n')
+        assert _metrics.size_up_to(path, 5) == len('{"step": 0}\n')
 
 
 # A full disk

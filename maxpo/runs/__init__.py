@@ -1,4 +1,4 @@
-"""A run's folder: config, metrics, checkpoints, resume, figures.
+"""A run's folder: config, metrics, timings, checkpoints, resume, figures.
 
 An experiment is a function `train_and_evaluate(config, workdir)` and one line that makes a
 binary of it::
@@ -28,7 +28,8 @@ What the folder promises:
   after s updates, and its metrics are the lines up to s.
 * Killed at any moment and started again, a run ends with the same state, bit for bit, and the same
   `metrics.jsonl`, byte for byte, as one that was never stopped, provided that everything the loop
-  carries from one update to the next is in `state` and that no metric is a time.
+  carries from one update to the next is in `state` and that no metric is a time. Times go to
+  `timings.jsonl`, by `run.log_timings(step, {"seconds": ...})`: no two runs have the same.
 * What a call has returned from is on the disk: `save`, `figure` and `finish` wait for it, and a
   checkpoint is committed after the metrics that belong to it.
 * Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
@@ -41,7 +42,7 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 
 from maxpo.runs._config import UsageError, check_variant, load_config
 from maxpo.runs._main import main
-from maxpo.runs._metrics import check_finite, read_metrics
+from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._progress import progress, steps
 from maxpo.runs._run import Run
 from maxpo.runs._table import format_table
@@ -56,5 +57,6 @@ __all__ = [
     "main",
     "progress",
     "read_metrics",
+    "read_timings",
     "steps",
 ]

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line, appended, and cut back when a run resumes."""
+"""`metrics.jsonl` and `timings.jsonl`: JSON lines, appended, and cut back when a run resumes."""
 
 import json
 import os
@@ -15,7 +15,7 @@ NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float(
 
 
 class MetricsFile:
-    """The file, open for appending; `size` is how many of its bytes are whole lines."""
+    """Such a file, open for appending; `size` is how many of its bytes are whole lines."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -70,7 +70,31 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       ValueError: naming the first line that is no JSON object.
     """
-    path = Path(folder, "metrics.jsonl")
+    return _read_lines(Path(folder, "metrics.jsonl"))
+
+
+def read_timings(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Returns what `Run.log_timings` has written so far, as `read_metrics` does."""
+    return _read_lines(Path(folder, "timings.jsonl"))
+
+
+def size_up_to(path: Path, step: int) -> int:
+    """Returns how many bytes the lines of the steps up to `step` take, at the start of the file.
+
+    A line that a kill tore ends them, as does one of a later step.
+    """
+    size = 0
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+        except (ValueError, LookupError, TypeError):
+            break
+        size += len(line)
+    return size
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []

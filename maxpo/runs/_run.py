@@ -20,7 +20,7 @@ from maxpo.runs._checkpoints import (
 )
 from maxpo.runs._config import UsageError, differences, flatten
 from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_atomic, write_json
-from maxpo.runs._metrics import MetricsFile
+from maxpo.runs._metrics import MetricsFile, size_up_to
 from maxpo.runs._progress import say
 from maxpo.runs._table import Rows, format_table
 
@@ -69,6 +69,8 @@ class Run:
         self._primary = jax.process_index() == 0
         self._lock: int | None = None
         self._metrics: MetricsFile | None = None
+        self._timings: MetricsFile | None = None
+        self._resumed = 0  # the step of the checkpoint that was restored
         self._checkpoints = Checkpoints(self.folder / "checkpoints", keep)
         self._leaves: dict[str, str] | None = None  # the types in the state, once restored
         self._saved = -1  # the step of the last checkpoint
@@ -150,7 +152,8 @@ class Run:
             self._open_metrics(0)
             say(f"starting a run in {self.folder}")
         self._leaves = leaves
-        return state, max(self._saved, 0)
+        self._resumed = max(self._saved, 0)
+        return state, self._resumed
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **metrics}` to `metrics.jsonl`.
@@ -179,6 +182,29 @@ class Run:
             self._open_metrics(0)
             assert self._metrics is not None
         self._metrics.append({"step": int(step), **metrics})
+
+    def log_timings(self, step: int, timings: Mapping[str, Any]) -> None:
+        """Appends `{"step": step, **timings}` to `timings.jsonl`: what no two runs have in common.
+
+        Seconds, and all that is computed from them. A resumed run drops the lines of steps behind
+        its checkpoint and goes on from there. Lines are not waited for to be on the disk.
+
+        Args:
+          step: the number of updates that are done.
+          timings: as the metrics of `log`.
+
+        Raises:
+          OSError: if it cannot be written; earlier lines are still there.
+        """
+        self._check_unfinished()
+        if "step" in timings:
+            raise ValueError("timings must not have a 'step' of their own")
+        if not self._primary:
+            return
+        if self._timings is None:
+            self._timings = MetricsFile(self.folder / "timings.jsonl")
+            self._timings.cut(size_up_to(self._timings.path, self._resumed))
+        self._timings.append({"step": int(step), **timings})
 
     def save(self, step: int, state: Any) -> None:
         """Writes a checkpoint of the state after `step` updates; on the disk when it returns.
@@ -266,12 +292,13 @@ class Run:
 
     def close(self) -> None:
         """Writes out the metrics and gives the folder back."""
-        metrics, self._metrics = self._metrics, None
+        files = [file for file in (self._metrics, self._timings) if file is not None]
+        self._metrics = self._timings = None
         descriptor, self._lock = self._lock, None
         try:
             self._checkpoints.close()
-            if metrics is not None:
-                metrics.close()
+            for file in files:
+                file.close()
         finally:
             if descriptor is not None:
                 os.close(descriptor)
