@@ -1,0 +1,378 @@
+"""Training memoryless policies in mazes with several estimators, each at its own learning rate.
+
+A group is N episodes of one maze. Every update draws fresh mazes, runs a group in each, computes
+advantages from the returns `[M, N]` and takes optimizer steps, all in one compiled function over
+all seeds. Curves of max@k and pass@k come from held-out mazes that no seed trains on.
+
+A method is written "ESTIMATOR" or "ESTIMATOR+entropy", the latter with the config's entropy bonus.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import estimators, losses, max_at_k, pass_at_k, training
+from maxpo.policies import GridPolicy
+from maxpo.studies import moments
+from maxpo.tasks.environment import Environment, Observation, Trajectory, rollout
+
+Metrics = dict[str, jax.Array]
+
+BONUS = "+entropy"
+LOSSES = ("score_function", "clipped_ratio")
+
+# Of the config's key: the held-out mazes are the same for all seeds. And of a seed's key.
+_SWEEP, _TRAIN, _VALIDATION, _TEST = range(4)
+_POLICY, _UPDATES, _EVALUATE = range(3)
+
+
+class Method(NamedTuple):
+    """What a method's name stands for, as arrays on the device.
+
+    Attributes:
+      estimator: Its number among the config's methods.
+      entropy: Coefficient of the entropy bonus.
+    """
+
+    estimator: jax.Array
+    entropy: jax.Array
+
+
+class Study(NamedTuple):
+    """Compiled parts of the study; S is the number of policies that are trained at once.
+
+    Attributes:
+      environment: What the policies act in.
+      methods: By name.
+      validation: Mazes to choose learning rates by.
+      test: Mazes to report on.
+      init: keys `[S]` -> the states before the first update.
+      advance: (method, learning rates `[S]`, keys `[S]`, states) -> the states after
+        `evaluate_every` further updates. The states' buffers are donated.
+      evaluate: (mazes, keys `[S]`, states) -> `METRICS` `[S]`, from `evaluation.samples` episodes
+        of each maze.
+      curves: (mazes, keys `[S]`, states) -> max@k and pass@k, `[S, len(ks)]` each, from
+        `curve_samples` episodes of each maze.
+      sample: (maze, key, state) -> a trajectory of one group of one seed's policy.
+    """
+
+    environment: Environment
+    methods: dict[str, Method]
+    validation: Any
+    test: Any
+    init: jax.stages.Wrapped
+    advance: jax.stages.Wrapped
+    evaluate: jax.stages.Wrapped
+    curves: jax.stages.Wrapped
+    sample: jax.stages.Wrapped
+
+
+METRICS = {
+    "max_at_k": "max@{k:g} on held-out mazes",
+    "mean_return": "mean return on held-out mazes",
+    "success": "share of episodes that reach the best goal",
+    "entropy": "entropy of a step (nats)",
+}
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError if a value of the config makes no sense, naming it."""
+    names = [name.removesuffix(BONUS) for name in config.methods]
+    for name in names:
+        if name == "l_statistic":
+            raise ValueError("methods: l_statistic has no k to compare at; got it in the list.")
+        estimators.get(name)
+    if not names or len(set(config.methods)) < len(names):
+        raise ValueError(f"methods: expected different names, got {config.methods}.")
+    for field, least in (
+        ("seeds", 2),
+        ("group_size", 2),
+        ("mazes", 1),
+        ("updates", 1),
+        ("evaluate_every", 1),
+        ("epochs", 1),
+        ("sweep.seeds", 1),
+        ("sweep.updates", 1),
+        ("evaluation.mazes", 1),
+        ("evaluation.samples", 2),
+        ("evaluation.curve_samples", 2),
+    ):
+        value = _field(config, field)
+        if value < least:
+            raise ValueError(f"{field}: expected at least {least}, got {value}.")
+    for field in ("updates", "sweep.updates"):
+        if _field(config, field) % config.evaluate_every:
+            raise ValueError(
+                f"{field}: expected a multiple of evaluate_every = {config.evaluate_every}, got "
+                f"{_field(config, field)}."
+            )
+    rates = config.sweep.learning_rates
+    if not rates or not all(rate > 0 for rate in rates):
+        raise ValueError(f"sweep.learning_rates: expected some above 0, got {rates}.")
+    training.k_schedule(config.k.initial, config.k.final, config.k.updates)
+    largest = max(config.k.initial, config.k.final)
+    if largest > config.group_size - 1:
+        raise ValueError(
+            f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
+            f"left out, got {largest}."
+        )
+    if not 1 <= config.report_k <= config.evaluation.samples:
+        raise ValueError(
+            f"report_k: expected 1 to evaluation.samples = {config.evaluation.samples}, got "
+            f"{config.report_k}."
+        )
+    if config.loss not in LOSSES:
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {config.loss!r}.")
+    if config.loss == "score_function" and config.epochs > 1:
+        raise ValueError(
+            "epochs: expected 1 with loss=score_function, which is only right for the policy that "
+            f"acted; got {config.epochs}."
+        )
+    if not config.entropy_coefficient >= 0:
+        raise ValueError(
+            f"entropy_coefficient: expected at least 0, got {config.entropy_coefficient}."
+        )
+    if not config.max_gradient_norm > 0:
+        raise ValueError(
+            f"max_gradient_norm: expected more than 0, got {config.max_gradient_norm}."
+        )
+    make_environment(config.task)
+
+
+def make_environment(task: ConfigDict) -> Environment:
+    """The environment that the config names.
+
+    Raises:
+      ValueError: If a parameter makes no sense, or there is no such task.
+      ImportError: If its package is missing, naming the extra.
+    """
+    options = {name: value for name, value in task.items() if name != "name"}
+    if task.name == "maze":
+        from maxpo.tasks.maze import MazeEnvironment
+
+        return MazeEnvironment(**options)
+    if task.name == "xminigrid":
+        from maxpo.tasks.xminigrid import XMiniGrid
+
+        return XMiniGrid(**options)
+    raise ValueError(f"task.name: expected maze or xminigrid, got {task.name!r}.")
+
+
+def curve_ks(config: ConfigDict) -> tuple[int, ...]:
+    """The k of the curves: powers of two up to the number of samples."""
+    return tuple(2**i for i in range(config.evaluation.curve_samples.bit_length()))
+
+
+def make_study(config: ConfigDict) -> Study:
+    """Lays out the study of a config that has been checked.
+
+    Seed s starts from the same policy and meets the same mazes whatever the method, so differences
+    between methods are paired.
+    """
+    environment = make_environment(config.task)
+    k = training.k_schedule(config.k.initial, config.k.final, config.k.updates)
+    advantages = [training.bind_estimator(name.removesuffix(BONUS), k) for name in config.methods]
+    root = jax.random.key(config.seed)
+    make_instances = jax.vmap(environment.make_instance)
+
+    def make_policy(key: jax.Array) -> GridPolicy:
+        def observation() -> Observation:
+            return environment.reset(environment.make_instance(jax.random.key(0)))[0]
+
+        return GridPolicy(
+            jax.eval_shape(observation),
+            environment.num_actions,
+            kind=config.policy.kind,
+            hidden=tuple(config.policy.hidden),
+            rngs=nnx.Rngs(key),
+        )
+
+    graph = nnx.graphdef(nnx.eval_shape(lambda: make_policy(jax.random.key(0))))
+
+    def make_optimizer(learning_rate: jax.Array | float) -> optax.GradientTransformation:
+        clip = optax.clip_by_global_norm(config.max_gradient_norm)
+        return optax.chain(clip, optax.adam(learning_rate))
+
+    def run(params: nnx.State, instances: Any, key: jax.Array, count: int) -> Trajectory:
+        policy = nnx.merge(graph, params)
+
+        def act(key: jax.Array, observation: Observation) -> tuple[jax.Array, jax.Array]:
+            logits = policy.logits(observation)
+            actions = jax.random.categorical(key, logits).astype(jnp.int32)
+            log_probs = jnp.take_along_axis(
+                jax.nn.log_softmax(logits), actions[..., None], axis=-1
+            )[..., 0]
+            return actions, (log_probs, losses.entropy(logits))
+
+        return rollout(environment, act, instances, key, count)
+
+    def loss(
+        params: nnx.State, episodes: Trajectory, weights: jax.Array, entropy: jax.Array
+    ) -> jax.Array:
+        """Of episodes `[T, M, N]` with advantages `[M, N]`."""
+        policy = nnx.merge(graph, params)
+        logits = policy.logits(episodes.observations)
+        chosen = jnp.take_along_axis(
+            jax.nn.log_softmax(logits), episodes.actions[..., None], axis=-1
+        )[..., 0]
+        # Steps last: an episode is a sequence of actions.
+        log_probs, behaviour, entropies, mask = (
+            jnp.moveaxis(x, 0, -1)
+            for x in (chosen, episodes.extras[0], losses.entropy(logits), episodes.mask)
+        )
+        if config.loss == "score_function":
+            value = losses.token_score_function_loss(log_probs, weights, where=mask)
+        else:
+            value = losses.token_clipped_ratio_loss(log_probs, behaviour, weights, where=mask)
+        return value - entropy * losses.reduce_tokens(entropies, where=mask)
+
+    def init(key: jax.Array) -> training.TrainState:
+        params = nnx.state(make_policy(jax.random.fold_in(key, _POLICY)))
+        return training.init_state(params, make_optimizer(0.0))
+
+    def advance(
+        method: Method, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
+    ) -> training.TrainState:
+        optimizer = make_optimizer(learning_rate)
+        updates_key = jax.random.fold_in(key, _UPDATES)
+        steps = config.epochs
+
+        def update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+            number = state.step // steps
+            maze_key, run_key = jax.random.split(jax.random.fold_in(updates_key, number))
+            instances = make_instances(jax.random.split(maze_key, config.mazes))
+            episodes = run(state.params, instances, run_key, config.group_size)
+            # A switch, so that all that the estimators share is compiled once.
+            weights = jax.lax.switch(method.estimator, advantages, episodes.returns, number)
+
+            def epoch(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+                gradients = jax.grad(loss)(state.params, episodes, weights, method.entropy)
+                return training.apply_gradients(state, gradients, optimizer), None
+
+            return jax.lax.scan(epoch, state, length=steps)[0], None
+
+        return jax.lax.scan(update, state, length=config.evaluate_every)[0]
+
+    def solved(returns: jax.Array, instances: Any) -> jax.Array:
+        """Which episodes `[M, N]` got all there is, or anything where the optimum is not known."""
+        best = jax.vmap(environment.optimal_return)(instances)
+        return returns > 0 if best is None else returns >= best[:, None]
+
+    def evaluate(instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
+        episodes = run(state.params, instances, key, config.evaluation.samples)
+        returns = episodes.returns
+        return {
+            "max_at_k": jnp.mean(max_at_k(returns, config.report_k)),
+            "mean_return": jnp.mean(returns),
+            "success": jnp.mean(solved(returns, instances)),
+            "entropy": losses.masked_mean(episodes.extras[1], where=episodes.mask),
+        }
+
+    def curves(instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
+        # Another key than that of `evaluate`, whose samples are fewer.
+        key = jax.random.fold_in(key, 1)
+        count = config.evaluation.curve_samples
+        returns = run(state.params, instances, key, count).returns
+        correct = solved(returns, instances)
+        ks = curve_ks(config)
+        return {
+            "max_at_k": jnp.stack([jnp.mean(max_at_k(returns, k)) for k in ks]),
+            "pass_at_k": jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in ks]),
+        }
+
+    def sample(instance: Any, key: jax.Array, state: training.TrainState) -> Trajectory:
+        one = jax.tree.map(lambda x: x[None], instance)
+        return run(state.params, one, key, config.group_size)
+
+    held_out = jax.jit(
+        lambda phase: make_instances(
+            jax.random.split(jax.random.fold_in(root, phase), config.evaluation.mazes)
+        )
+    )
+    return Study(
+        environment,
+        {
+            name: Method(
+                jnp.int32(number),
+                jnp.float32(config.entropy_coefficient if name.endswith(BONUS) else 0),
+            )
+            for number, name in enumerate(config.methods)
+        },
+        held_out(_VALIDATION),
+        held_out(_TEST),
+        jax.jit(jax.vmap(init)),
+        jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0)), donate_argnums=3),
+        # One seed after the other: hundreds of thousands of episodes at once would not fit.
+        jax.jit(_over_seeds(evaluate)),
+        jax.jit(_over_seeds(curves)),
+        jax.jit(sample),
+    )
+
+
+def keys(config: ConfigDict, *, sweep: bool) -> tuple[jax.Array, jax.Array | None]:
+    """Keys of the policies that are trained at once, and their learning rates in a sweep.
+
+    Returns:
+      Keys `[S]`, and in a sweep learning rates `[S]`: each of L rates with the same seeds, rate by
+      rate.
+    """
+    root = jax.random.key(config.seed)
+    if not sweep:
+        return jax.random.split(jax.random.fold_in(root, _TRAIN), config.seeds), None
+    rates = jnp.asarray(config.sweep.learning_rates, jnp.float32)
+    seeds = jax.random.split(jax.random.fold_in(root, _SWEEP), config.sweep.seeds)
+    return jnp.tile(seeds, len(rates)), jnp.repeat(rates, len(seeds))
+
+
+def best_rate(config: ConfigDict, scores: Sequence[float]) -> int:
+    """The number of the learning rate with the largest mean score; a failed one is never best.
+
+    Args:
+      config: Of the study.
+      scores: max@K on the validation mazes, in the order of `keys`.
+
+    Raises:
+      ValueError: If none is finite.
+    """
+    means = np.reshape(scores, (len(config.sweep.learning_rates), -1)).mean(axis=1)
+    if not np.isfinite(means).any():
+        raise ValueError("sweep.learning_rates: every one led to a result that is not finite.")
+    return int(np.nanargmax(np.where(np.isfinite(means), means, np.nan)))
+
+
+def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+    """Means over seeds and their standard errors, as `name` and `name_sem`."""
+    figures: dict[str, float] = {}
+    for name, values in metrics.items():
+        value, error = moments.mean(values)
+        figures |= {name: float(value), f"{name}_sem": float(error)}
+    return figures
+
+
+def summarise_curves(curves: Metrics, ks: Sequence[int]) -> dict[str, float]:
+    """As `summarise`, with a figure `max@k` and `pass@k` for each k."""
+    flat = {}
+    for name, label in (("max_at_k", "max"), ("pass_at_k", "pass")):
+        flat |= {f"{label}@{k}": curves[name][:, i] for i, k in enumerate(ks)}
+    return summarise(flat)
+
+
+def _over_seeds(function: Callable[..., Metrics]) -> Callable[..., Metrics]:
+    def mapped(instances: Any, keys: jax.Array, states: training.TrainState) -> Metrics:
+        return jax.lax.map(lambda one: function(instances, *one), (keys, states))
+
+    return mapped
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config

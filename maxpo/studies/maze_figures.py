@@ -1,0 +1,170 @@
+"""Figures of the maze study: max@k curves, learning curves, and episodes drawn into a maze."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+
+from maxpo.studies import maze
+from maxpo.studies.styles import STYLES
+from maxpo.tasks.maze import MOVES, Maze
+
+BEFORE = "before training"
+_BEFORE_STYLE: tuple[str, Any] = ("#9a9a9a", (0, (1, 2)))
+
+
+def curves(
+    figures: Mapping[str, Mapping[str, float]], ks: Sequence[int], report_k: float
+) -> Figure:
+    """max@k and pass@k over k, with bands of two standard errors.
+
+    Args:
+      figures: By method, as `maze.summarise_curves` makes them.
+      ks: The k of the figures.
+      report_k: The k that was trained for, marked.
+    """
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    axes = figure.subplots(1, 2)
+    titles = ("max@k: expected best return of k episodes", "pass@k: the best goal is among k")
+    for axis, label, title in zip(axes, ("max", "pass"), titles, strict=True):
+        for name, values in figures.items():
+            mean = np.array([values[f"{label}@{k}"] for k in ks])
+            error = np.array([values[f"{label}@{k}_sem"] for k in ks])
+            _line(axis, name, ks, mean, error)
+        axis.axvline(report_k, color="#cccccc", linewidth=1, zorder=0)
+        axis.set_title(title, loc="left", fontsize=11)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ks, [str(k) for k in ks])
+        axis.set_xlabel("k")
+        axis.set_ylim(0, 1.02 if label == "pass" else None)
+        _plain(axis)
+    _legend(figure, axes[0])
+    return figure
+
+
+def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
+    """`maze.METRICS` over updates, with bands of two standard errors over seeds."""
+    figure = Figure(figsize=(11, 7.5), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    for axis, (metric, title) in zip(axes.flat, maze.METRICS.items(), strict=True):
+        for name in dict.fromkeys(row["method"] for row in history):
+            rows = [row for row in history if row["method"] == name]
+            mean = np.array([row[metric] for row in rows])
+            error = np.array([row[f"{metric}_sem"] for row in rows])
+            _line(axis, name, [row["update"] for row in rows], mean, error)
+        axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
+        _plain(axis)
+    for axis in axes[-1]:
+        axis.set_xlabel("updates")
+    _legend(figure, axes.flat[0])
+    return figure
+
+
+def trajectories(study: maze.Study, states: Mapping[str, Any], keys: jax.Array) -> Figure:
+    """One group of the first seed in one held-out maze, before training and by each method."""
+    instance = jax.tree.map(lambda x: x[0], study.test)
+    before = study.init(keys)
+    panels = {BEFORE: before, **states}
+    figure = Figure(figsize=(3.1 * len(panels), 3.7), layout="constrained")
+    for axis, (name, state) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+        first = jax.tree.map(lambda x: x[0], state)
+        episodes = study.sample(instance, keys[0], first)
+        draw_maze(axis, instance)
+        paths = [
+            walk(instance, actions[mask])
+            for actions, mask in zip(
+                np.asarray(episodes.actions)[:, 0].T, np.asarray(episodes.mask)[:, 0].T, strict=True
+            )
+        ]
+        returns = np.asarray(episodes.returns)[0]
+        draw_paths(axis, paths, returns, best=float(np.max(np.asarray(instance.values))))
+        axis.set_title(f"{name}\nbest {returns.max():g}, mean {returns.mean():.2f}", fontsize=10)
+    return figure
+
+
+def walk(instance: Maze, actions: np.ndarray) -> np.ndarray:
+    """The cells of an episode as rows and columns `[T + 1, 2]`, from its actions `[T]`."""
+    walls = np.asarray(instance.walls)
+    place = np.array(divmod(int(instance.start), walls.shape[0]))
+    path = [place]
+    for action in actions:
+        there = place + MOVES[action]
+        place = place if walls[tuple(there)] else there
+        path.append(place)
+    return np.array(path)
+
+
+def draw_maze(axis: Axes, instance: Maze) -> None:
+    """Walls, the start, and the goals with what they pay."""
+    walls = np.asarray(instance.walls)
+    size = walls.shape[0]
+    axis.imshow(walls, cmap=ListedColormap(["#ffffff", "#3c3c46"]), interpolation="nearest")
+    row, column = divmod(int(instance.start), size)
+    axis.plot(column, row, "o", color="#4d4d4d", markersize=7, zorder=4)
+    for goal, value in zip(np.asarray(instance.goals), np.asarray(instance.values), strict=True):
+        row, column = divmod(int(goal), size)
+        axis.text(
+            column,
+            row,
+            f"{value:g}".removeprefix("0"),
+            ha="center",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            zorder=5,
+            bbox={"boxstyle": "round,pad=0.15", "facecolor": "#ffe08a", "edgecolor": "none"},
+        )
+    axis.set_xticks([])
+    axis.set_yticks([])
+
+
+def draw_paths(
+    axis: Axes, paths: Sequence[np.ndarray], returns: np.ndarray, *, best: float
+) -> None:
+    """Paths side by side within their cells, coloured by what they were paid."""
+    colours = Normalize(0, best or 1)
+    shades = colormaps["viridis_r"]
+    offsets = np.linspace(-0.28, 0.28, len(paths))
+    for path, value, offset in sorted(
+        zip(paths, returns, offsets, strict=True), key=lambda item: item[1]
+    ):
+        axis.plot(
+            path[:, 1] + offset,
+            path[:, 0] + offset,
+            color=shades(colours(value)),
+            linewidth=1.1,
+            alpha=0.8,
+            zorder=3,
+        )
+
+
+def _line(axis: Axes, name: str, xs: Sequence[float], mean: np.ndarray, error: np.ndarray) -> None:
+    colour, dashes = _BEFORE_STYLE if name == BEFORE else STYLES.get(name, (None, "-"))
+    emphasised = name == "maxpo"
+    (line,) = axis.plot(
+        xs,
+        mean,
+        label=name,
+        color=colour,
+        linestyle=dashes,
+        linewidth=2.4 if emphasised else 1.5,
+        zorder=3 if emphasised else 2,
+    )
+    axis.fill_between(
+        xs, mean - 2 * error, mean + 2 * error, color=line.get_color(), alpha=0.18, linewidth=0
+    )
+
+
+def _plain(axis: Axes) -> None:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0)
+
+
+def _legend(figure: Figure, axis: Axes) -> None:
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
