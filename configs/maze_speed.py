@@ -1,0 +1,30 @@
+"""How fast environments are; see experiments/maze_speed.py.
+
+    python -m experiments.maze_speed
+
+Variants: default, which needs `pip install 'maxpo[maze]'` for the environments of XLand-MiniGrid
+(`--config.xminigrid="()"` does without), and quick, which only shows that everything runs.
+"""
+
+from ml_collections import ConfigDict
+
+from maxpo.runs import check_variant
+
+VARIANTS = ("default", "quick")
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    check_variant(variant, VARIANTS)
+    config = ConfigDict()
+    config.seed = 0
+    config.size = 11
+    config.horizon = 60
+    config.instances = 256  # Mazes, ...
+    config.group_size = 16  # ... and episodes of each: 4096 in parallel.
+    config.repeats = 15  # Timed calls of each, taken in turns; medians are reported.
+    config.xminigrid = ("MiniGrid-FourRooms", "MiniGrid-Empty-8x8")  # With () none.
+    if variant == "quick":
+        config.instances, config.group_size, config.repeats = 4, 2, 1
+        config.xminigrid = ("MiniGrid-Empty-5x5",)
+    return config
