@@ -7,7 +7,7 @@ import setuptools
 HERE = pathlib.Path(__file__).parent
 
 # What the tests of a part need is not needed to import it: they skip where it is missing.
-LM = ["pebble>=5.2", "reasoning-gym>=0.1.25", "tokenizers>=0.22"]
+LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
 HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MAZE = ["xminigrid>=0.9.3"]
 TEST = [

@@ -1,0 +1,267 @@
+"""Text to token ids and back: characters, or any `tokenizer.json` of Hugging Face."""
+
+import json
+from collections.abc import Iterable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import tokenizers
+
+END_TOKENS = ("</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
+
+
+class Tokenizer(Protocol):
+    """What training and generation need of a tokenizer.
+
+    Attributes:
+      vocab_size: Ids are below it.
+      pad_id: Fills up rows; never part of a text.
+      eos_id: Ends a completion.
+    """
+
+    vocab_size: int
+    pad_id: int
+    eos_id: int
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text; no special token is added."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first `eos_id`, without `pad_id`."""
+
+
+class CharTokenizer:
+    """One token for each character; reversible.
+
+    Ids: 0 is padding, 1 the end, then the alphabet in its order.
+
+    Args:
+      alphabet: The characters, each once.
+
+    Raises:
+      ValueError: if the alphabet is empty or has a character twice.
+
+    >>> tokenizer = CharTokenizer.from_texts(["1+2", "3"])
+    >>> tokenizer.encode("2+3")
+    [4, 2, 5]
+    >>> tokenizer.decode([0, 4, 2, 5, 1, 3])
+    '2+3'
+    """
+
+    pad_id = 0
+    eos_id = 1
+
+    def __init__(self, alphabet: str):
+        repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
+        if not alphabet or repeated:
+            found = f"{''.join(repeated)!r} more than once" if repeated else "no character"
+            raise ValueError(f"alphabet must have each of its characters once, got {found}")
+        self.alphabet = alphabet
+        self.vocab_size = len(alphabet) + 2
+        self._ids = {character: i for i, character in enumerate(alphabet, start=2)}
+
+    @classmethod
+    def from_texts(cls, texts: Iterable[str]) -> "CharTokenizer":
+        """A tokenizer of all characters that occur in the texts, in sorted order."""
+        return cls("".join(sorted(set().union(*texts))))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text.
+
+        Raises:
+          ValueError: if a character is not in the alphabet.
+        """
+        try:
+            return [self._ids[character] for character in text]
+        except KeyError as error:
+            raise ValueError(
+                f"character {error.args[0]!r} is not in the alphabet {self.alphabet!r};"
+                f" it occurs in {_shortened(text)!r}"
+            ) from None
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of the ids before the first `eos_id`, without `pad_id`.
+
+        Raises:
+          ValueError: if an id is not below `vocab_size`.
+        """
+        ids = _content(ids, self)
+        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
+        if wrong:
+            raise ValueError(f"ids must be in [0, {self.vocab_size}), got {wrong[0]}")
+        return "".join(self.alphabet[i - 2] for i in ids)
+
+    def to_json(self) -> str:
+        """All that `from_json` needs, to be stored beside a model's parameters."""
+        return json.dumps({"type": "characters", "alphabet": self.alphabet})
+
+    @classmethod
+    def from_json(cls, text: str) -> "CharTokenizer":
+        """The tokenizer that `to_json` described.
+
+        Raises:
+          ValueError: if the text is something else.
+        """
+        try:
+            content = json.loads(text)
+            if content["type"] != "characters":
+                raise KeyError("type")
+            return cls(content["alphabet"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(
+                "expected a CharTokenizer's JSON, with type 'characters' and an alphabet,"
+                f" got {_shortened(text)!r}"
+            ) from error
+
+
+class _HuggingFaceTokenizer:
+    """Adapts `tokenizers.Tokenizer` to `Tokenizer`."""
+
+    def __init__(self, tokenizer: "tokenizers.Tokenizer", eos_id: int, pad_id: int):
+        self._tokenizer = tokenizer
+        # Ids may have gaps, so their number is not enough.
+        self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return self._tokenizer.decode(_content(ids, self))
+
+
+def load_tokenizer(
+    path: str | PathLike[str], *, eos_token: str | None = None, pad_token: str | None = None
+) -> Tokenizer:
+    """Loads a Hugging Face `tokenizer.json`. Needs `pip install 'maxpo[lm]'`.
+
+    The tokens for end and padding are, in this order: those given here; those that a
+    `tokenizer_config.json` beside the file names; the one of the usual names that the vocabulary
+    has (`END_TOKENS`, `PAD_TOKENS`). Without a padding token the end token pads too.
+
+    Args:
+      path: The file, or the folder that holds it.
+      eos_token: What ends a completion, as text.
+      pad_token: What fills up rows, as text.
+
+    Raises:
+      ImportError: if the package `tokenizers` is missing.
+      ValueError: if the file is missing or is no tokenizer, if a named token is not in its
+        vocabulary, or if which token ends a completion is not clear.
+    """
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise ImportError(
+            "load_tokenizer needs the package tokenizers: pip install 'maxpo[lm]'"
+        ) from error
+    file = Path(path)
+    if file.is_dir():
+        file /= "tokenizer.json"
+    if not file.is_file():
+        raise ValueError(f"no tokenizer at {file}: expected a Hugging Face tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # The package raises plain Exception.
+        raise ValueError(f"{file} is no Hugging Face tokenizer.json: {error}") from error
+    # Stored settings that would pad or cut single texts.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    configured = _configured_tokens(file.with_name("tokenizer_config.json"))
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+
+    eos_token = eos_token or configured.get("eos_token")
+    if eos_token is None:
+        found = [token for token in END_TOKENS if token in vocabulary]
+        if len(found) != 1:
+            raise ValueError(
+                f"which token of {file} ends a completion is not clear: expected one of"
+                f" {list(END_TOKENS)}, found {found}; give eos_token"
+            )
+        eos_token = found[0]
+    pad_token = pad_token or configured.get("pad_token")
+    if pad_token is None:
+        pad_token = next((token for token in PAD_TOKENS if token in vocabulary), eos_token)
+    for name, token in (("eos_token", eos_token), ("pad_token", pad_token)):
+        if token not in vocabulary:
+            raise ValueError(f"{name} {token!r} is not in the vocabulary of {file}")
+    return _HuggingFaceTokenizer(tokenizer, vocabulary[eos_token], vocabulary[pad_token])
+
+
+def pad(
+    sequences: Sequence[Sequence[int]],
+    *,
+    length: int,
+    pad_id: int,
+    side: Literal["left", "right"] = "left",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of one length.
+
+    Args:
+      sequences: B sequences of ids.
+      length: T, at least that of the longest.
+      pad_id: What fills up.
+      side: Where to fill up.
+
+    Returns:
+      Tokens `[B, T]`, int32, and mask `[B, T]`, True on the tokens of the sequences.
+
+    Raises:
+      ValueError: if a sequence is longer than `length`, or the side is unknown.
+
+    >>> tokens, mask = pad([[5, 6], [7]], length=3, pad_id=0)
+    >>> tokens.tolist(), mask.tolist()
+    ([[0, 5, 6], [0, 0, 7]], [[False, True, True], [False, False, True]])
+    """
+    if side not in ("left", "right"):
+        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+    tokens = np.full((len(sequences), length), pad_id, np.int32)
+    mask = np.zeros(tokens.shape, bool)
+    for row, sequence in enumerate(sequences):
+        if len(sequence) > length:
+            raise ValueError(
+                f"sequence {row} has {len(sequence)} tokens, more than length={length}"
+            )
+        start = length - len(sequence) if side == "left" else 0
+        tokens[row, start : start + len(sequence)] = sequence
+        mask[row, start : start + len(sequence)] = True
+    return tokens, mask
+
+
+def _content(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:
+    """The ids before the first end token, without padding."""
+    content = []
+    for i in map(int, ids):
+        if i == tokenizer.eos_id:
+            break
+        if i != tokenizer.pad_id:
+            content.append(i)
+    return content
+
+
+def _configured_tokens(file: Path) -> dict[str, str]:
+    """The special tokens that a `tokenizer_config.json` names: as text, or as an object."""
+    if not file.is_file():
+        return {}
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    tokens = {}
+    for name in ("eos_token", "pad_token"):
+        token = config.get(name)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is not None:
+            tokens[name] = token
+    return tokens
+
+
+def _shortened(text: str, length: int = 80) -> str:
+    return text if len(text) <= length else text[:length] + "..."
