@@ -37,15 +37,13 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.loss = "score_function"  # Or clipped_ratio, which allows several epochs.
     config.epochs = 1  # Optimizer steps on each batch.
     config.max_gradient_norm = 1.0
-    # In units of return for each nat and step, for methods that end in "+entropy".
-    config.entropy_coefficient = 0.003
-
     config.k = ConfigDict({"initial": 8.0, "final": 8.0, "updates": 0})  # Linear over `updates`.
     config.report_k = 8  # The k of the learning curves, and the criterion of the sweep.
 
-    # Adam's learning rate: for each method the one with the best max@report_k on validation mazes.
+    # For each method the setting with the best max@report_k on validation mazes.
     config.sweep = ConfigDict()
-    config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)
+    config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's.
+    config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # A nat and step; of "+entropy" alone.
     config.sweep.seeds = 2
     config.sweep.updates = 300
 

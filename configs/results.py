@@ -27,6 +27,8 @@ def get_config(variant: str = "default") -> ConfigDict:
         "step_sizes",
         "gradient_variance",
         "baseline_weight",
+        "maze",
+        "maze_speed",
         "estimator_speed",
     )
     if variant == "quick":

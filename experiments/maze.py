@@ -18,125 +18,106 @@ from maxpo.studies import maze, maze_figures
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Runs the study in `workdir` and returns its summary, a dict of figures by method."""
+    """Runs the study in `workdir` and returns its summary, with a table by method."""
     maze.check_config(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
         study = maze.make_study(config)
-        rates = config.sweep.learning_rates
-        sweep_keys, sweep_rates = maze.keys(config, sweep=True)
-        keys, _ = maze.keys(config, sweep=False)
-        # The number of the chosen learning rate, -1 before the sweep has been there.
-        chosen = {name: np.array(-1) for name in study.methods}
-        states = {name: study.init(keys) for name in study.methods}
-        state, start = run.restore({"chosen": chosen, "train": states})
-        seconds = 0.0
-
-        # A step is an update of all policies that train at once: first the sweep's, method by
-        # method, then the others', all methods side by side.
-        swept = len(study.methods) * config.sweep.updates
-        every = config.evaluate_every
-
-        def advance(name: str, rates: jax.Array, keys: jax.Array, states: Any) -> Any:
-            # Nothing but the program goes to the device, and nothing comes back.
-            with jax.transfer_guard("disallow"):
-                return study.advance(study.methods[name], rates, keys, states)
-
-        sweep = [
-            (number + 1) * config.sweep.updates
-            for number in range(len(study.methods))
-            if (number + 1) * config.sweep.updates > start
-        ]
-        for step in runs.progress(sweep, unit="methods"):
-            name = list(study.methods)[step // config.sweep.updates - 1]
-            trained = study.init(sweep_keys)
-            for _ in range(config.sweep.updates // every):
-                trained = advance(name, sweep_rates, sweep_keys, trained)
-            scores = np.asarray(study.evaluate(study.validation, sweep_keys, trained)["max_at_k"])
-            best = maze.best_rate(config, scores)
-            state["chosen"][name] = np.array(best)
-            run.log(
-                step,
-                {
-                    "phase": "sweep",
-                    "method": name,
-                    "scores": scores.reshape(len(rates), -1),
-                    "learning_rate": rates[best],
-                },
-            )
-            run.save(step, state)
-
-        chosen_rates = {
-            name: jnp.full(config.seeds, rates[int(state["chosen"][name])], jnp.float32)
-            for name in study.methods
+        keys, sweep_keys = maze.run_keys(config), maze.sweep_keys(config)
+        grid = maze.sweep_settings(config)
+        # A step is an update of all policies that train side by side: first those of the sweep.
+        swept, every = config.sweep.updates, config.evaluate_every
+        initial: dict[str, Any] = {
+            "sweep": {tried: study.init(sweep_keys) for tried in grid},
+            "train": {name: study.init(keys) for name in study.methods},
         }
+        state, start = run.restore(initial)
 
-        def evaluate(update: int) -> None:
-            for name in study.methods:
-                metrics = study.evaluate(study.test, keys, state["train"][name])
-                figures = maze.summarise(metrics)
-                runs.check_finite(update, {f"{name} {key}": x for key, x in figures.items()})
-                row = {"phase": "train", "update": update, "method": name, **figures}
-                # What was before the first update comes after the last save of the sweep.
-                run.log(swept + max(update, 1), row)
+        def log_scores(step: int) -> None:
+            scores = {
+                tried: study.evaluate(study.validation, sweep_keys, trained)["max_at_k"]
+                for tried, trained in state["sweep"].items()
+            }
+            for name, value in grid:
+                by_rate = np.reshape(scores[name, value], (len(config.sweep.learning_rates), -1))
+                row = {"method": name, "entropy_coefficient": value, "scores": by_rate}
+                run.log(step, {"phase": "sweep", **row})
 
-        first = max(start - swept, 0)
-        for update in runs.steps(first, config.updates, every=every):
-            if update == every:
-                evaluate(0)
+        def evaluate(step: int) -> None:
+            metrics = {
+                name: study.evaluate(study.test, keys, state["train"][name])
+                for name in study.methods
+            }
+            for name, by_seed in metrics.items():
+                figures = maze.summarise(by_seed)
+                runs.check_finite(step, {f"{name} {key}": x for key, x in figures.items()})
+                row = {"phase": "train", "update": step - swept, "method": name, **figures}
+                run.log(step, row)
+
+        if not swept and not start:
+            evaluate(0)
+        best: dict[str, tuple[float, float]] = {}
+        for step in runs.steps(start, swept + config.updates, every=every):
+            if step > swept and not best:
+                best = maze.best_settings(config, runs.read_metrics(run.folder))
+                settings = {
+                    name: maze.make_settings([rate] * config.seeds, value)
+                    for name, (rate, value) in best.items()
+                }
             began = time.perf_counter()
-            for name in study.methods:
-                trained = advance(name, chosen_rates[name], keys, state["train"][name])
-                state["train"][name] = jax.block_until_ready(trained)
-            seconds += time.perf_counter() - began
-            evaluate(update)
-            run.save(swept + update, state)
+            # Nothing but the program goes to the device, and nothing comes back. Methods do not
+            # wait for each other.
+            with jax.transfer_guard("disallow"):
+                if step <= swept:
+                    for tried in grid:
+                        state["sweep"][tried] = study.advance(
+                            study.methods[tried[0]], grid[tried], sweep_keys, state["sweep"][tried]
+                        )
+                else:
+                    for name in study.methods:
+                        state["train"][name] = study.advance(
+                            study.methods[name], settings[name], keys, state["train"][name]
+                        )
+            jax.block_until_ready(state)
+            seconds = time.perf_counter() - began
+            episodes = every * config.mazes * config.group_size
+            trained = len(grid) * len(sweep_keys) if step <= swept else len(best) * len(keys)
+            steps = episodes * trained * study.environment.horizon
+            run.log_timings(step, {"seconds": seconds, "env_steps_per_second": steps / seconds})
+            if step == swept:
+                log_scores(step)
+            if step >= swept:
+                evaluate(step)
+            run.save(step, state)
 
         # From what is saved and logged, and not from the loop, which a restart may find done.
         ks = maze.curve_ks(config)
-        curves = {"before training": study.curves(study.test, keys, study.init(keys))}
-        curves |= {
-            name: study.curves(study.test, keys, state["train"][name]) for name in study.methods
+        policies = {maze_figures.BEFORE: study.init(keys)}
+        policies |= {name: state["train"][name] for name in study.methods}
+        curves = {
+            name: study.curves(study.test, keys, trained) for name, trained in policies.items()
         }
         figures = {name: maze.summarise_curves(curve, ks) for name, curve in curves.items()}
-        history = [row for row in runs.read_metrics(run.folder) if row["phase"] == "train"]
-        run.figure("curves", maze_figures.curves(figures, ks, config.report_k))
-        run.figure("learning_curves", maze_figures.learning_curves(history, config.report_k))
+        optimal = jax.vmap(study.environment.optimal_return)(study.test)
+        optimum = None if optimal is None else float(jnp.mean(optimal))
+        history = runs.read_metrics(run.folder)
+        training = [row for row in history if row["phase"] == "train"]
+        run.figure("curves", maze_figures.curves(figures, ks, config.report_k, optimum))
+        run.figure("learning_curves", maze_figures.learning_curves(training, config.report_k))
         if config.task.name == "maze":
             run.figure("trajectories", maze_figures.trajectories(study, state["train"], keys))
-        steps = (config.updates - first) * config.seeds * config.mazes * config.group_size
+        best = maze.best_settings(config, history)
         summary = {
+            "optimal_return": optimum,
+            "settings": {
+                name: {"learning_rate": rate, "entropy_coefficient": value}
+                for name, (rate, value) in best.items()
+            },
             "curves": figures,
-            "learning_rates": {name: rates[int(state["chosen"][name])] for name in study.methods},
-            "env_steps_per_second": steps * len(study.methods) * study.environment.horizon / seconds
-            if seconds
-            else None,
         }
-        return run.finish(summary, table=_table(summary, history, config.report_k))
-
-
-def _table(
-    summary: dict[str, Any], history: list[dict[str, Any]], report_k: int
-) -> dict[str, dict[str, Any]]:
-    """A row for each method: the curves at 1, K and their end, and the last entropy."""
-    entropies = {row["method"]: row for row in history}  # The last one of each.
-    table: dict[str, dict[str, Any]] = {}
-    for name, figures in summary["curves"].items():
-        row: dict[str, Any] = {"learning rate": summary["learning_rates"].get(name)}
-        ks = sorted(int(key.removeprefix("max@")) for key in figures if _is_max(key))
-        for k in sorted({1, report_k, ks[-1]} & set(ks)):
-            for label in ("max", "pass"):
-                key = f"{label}@{k}"
-                row |= {key: figures[key], f"{key}_sem": figures[f"{key}_sem"]}
-        if name in entropies:
-            row |= {key: entropies[name][key] for key in ("entropy", "entropy_sem")}
-        table[name] = row
-    return table
-
-
-def _is_max(key: str) -> bool:
-    return key.startswith("max@") and not key.endswith("_sem")
+        table = maze.make_table(config, curves, best, training)
+        return run.finish(summary, table=table)
 
 
 if __name__ == "__main__":

@@ -455,6 +455,29 @@ def test_a_checkpoint_whose_metrics_are_lost_is_not_used(tmp_path: Path, capsys:
     assert "metrics.jsonl" in capsys.readouterr().err
 
 
+def test_the_last_state_of_a_finished_run_can_be_used(tmp_path: Path) -> None:
+    state = small_state()
+    with runs.Run({}, tmp_path) as run:
+        with pytest.raises(RuntimeError, match="not finished: use restore"):
+            run.last_state(state)
+        run.restore(state)
+        run.save(3, state)
+        run.finish({})
+    with runs.Run({}, tmp_path) as run:
+        last, step = run.last_state({**state, "count": 0, "rate": 0.0})
+        with pytest.raises(runs.UsageError, match=r"\['count'\] was int and is float now"):
+            run.last_state({**state, "count": 0.5})
+    assert step == 3
+    assert_same_state(last, state)
+    DAMAGES["manifest empty"](tmp_path / "checkpoints" / "3")
+    with runs.Run({}, tmp_path) as run, pytest.raises(OSError, match="checkpoints/3 cannot be"):
+        run.last_state(state)
+    with runs.Run({}, tmp_path / "none") as run:
+        run.finish({})
+        with pytest.raises(OSError, match="has no checkpoint"):
+            run.last_state(state)
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     with runs.Run({}, tmp_path) as run:
         run.restore({"w": jnp.zeros(3)})

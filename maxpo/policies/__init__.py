@@ -6,9 +6,13 @@ them over any leading batch axes:
 * `sample(key, observations, group_size)` draws a group of actions `[..., N]` for each observation.
 * `log_prob(observations, actions)` gives their log-probabilities `[..., N]`.
 * `entropy(observations)` gives the entropies `[...]`.
+
+`GridPolicy` is the exception: where an episode has many steps the group is one of episodes, and it
+draws one action for each observation.
 """
 
 from maxpo.policies.categorical import Categorical
 from maxpo.policies.gaussian import Gaussian
+from maxpo.policies.grid import GridPolicy
 
-__all__ = ["Categorical", "Gaussian"]
+__all__ = ["Categorical", "Gaussian", "GridPolicy"]

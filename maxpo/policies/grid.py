@@ -86,7 +86,11 @@ class GridPolicy(nnx.Module):
 
     def sample(self, key: jax.Array, observations: Observation) -> jax.Array:
         """One action for each observation, `[...]`, int32."""
-        return jax.random.categorical(key, self.logits(observations)).astype(jnp.int32)
+        # By inversion of the distribution function: one random number a sample, not one an action.
+        cumulative = jnp.cumsum(jax.nn.softmax(self.logits(observations)), axis=-1)
+        uniform = jax.random.uniform(key, (*cumulative.shape[:-1], 1))
+        below = cumulative[..., :-1] <= uniform * cumulative[..., -1:]
+        return jnp.sum(below, axis=-1, dtype=jnp.int32)
 
     def log_prob(self, observations: Observation, actions: jax.Array) -> jax.Array:
         """Log-probabilities `[...]` of one action for each observation."""

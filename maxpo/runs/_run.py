@@ -155,6 +155,33 @@ class Run:
         self._resumed = max(self._saved, 0)
         return state, self._resumed
 
+    def last_state(self, like: State) -> tuple[State, int]:
+        """Returns the state of the last checkpoint of a finished run, for what comes after it.
+
+        Args:
+          like: a state of the same structure, as for `restore`.
+
+        Returns:
+          The state and the step.
+
+        Raises:
+          UsageError: if the checkpoint's leaves are not those of `like`.
+          OSError: if there is no checkpoint, or the last one cannot be used.
+        """
+        if self.summary is None:
+            raise RuntimeError(f"{self.folder} is not finished: use restore")
+        steps = self._checkpoints.steps()
+        if not steps:
+            raise OSError(f"the finished run {self.folder} has no checkpoint")
+        try:
+            state, _ = self._checkpoints.load(steps[-1], without_weak_types(like))
+        except DamagedCheckpointError as error:
+            raise OSError(
+                f"{self.folder / 'checkpoints' / str(steps[-1])} cannot be used: {error}; remove "
+                "the run's folder to do it again"
+            ) from error
+        return state, steps[-1]
+
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **metrics}` to `metrics.jsonl`.
 

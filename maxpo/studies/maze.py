@@ -4,21 +4,24 @@ A group is N episodes of one maze. Every update draws fresh mazes, runs a group 
 advantages from the returns `[M, N]` and takes optimizer steps, all in one compiled function over
 all seeds. Curves of max@k and pass@k come from held-out mazes that no seed trains on.
 
-A method is written "ESTIMATOR" or "ESTIMATOR+entropy", the latter with the config's entropy bonus.
+A method is written "ESTIMATOR" or "ESTIMATOR+entropy", the latter with an entropy bonus whose
+coefficient is chosen together with the learning rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo import estimators, losses, max_at_k, pass_at_k, training
 from maxpo.policies import GridPolicy
+from maxpo.policies.grid import Kind
 from maxpo.studies import moments
 from maxpo.tasks.environment import Environment, Observation, Trajectory, rollout
 
@@ -32,15 +35,15 @@ _SWEEP, _TRAIN, _VALIDATION, _TEST = range(4)
 _POLICY, _UPDATES, _EVALUATE = range(3)
 
 
-class Method(NamedTuple):
-    """What a method's name stands for, as arrays on the device.
+class Settings(NamedTuple):
+    """What is tuned, for each of S policies.
 
     Attributes:
-      estimator: Its number among the config's methods.
-      entropy: Coefficient of the entropy bonus.
+      learning_rate: `[S]`.
+      entropy: `[S]`, coefficient of the entropy bonus.
     """
 
-    estimator: jax.Array
+    learning_rate: jax.Array
     entropy: jax.Array
 
 
@@ -49,12 +52,12 @@ class Study(NamedTuple):
 
     Attributes:
       environment: What the policies act in.
-      methods: By name.
+      methods: Their numbers by name.
       validation: Mazes to choose learning rates by.
       test: Mazes to report on.
       init: keys `[S]` -> the states before the first update.
-      advance: (method, learning rates `[S]`, keys `[S]`, states) -> the states after
-        `evaluate_every` further updates. The states' buffers are donated.
+      advance: (method, settings, keys `[S]`, states) -> the states after `evaluate_every` further
+        updates. The states' buffers are donated. Compiled once for all methods.
       evaluate: (mazes, keys `[S]`, states) -> `METRICS` `[S]`, from `evaluation.samples` episodes
         of each maze.
       curves: (mazes, keys `[S]`, states) -> max@k and pass@k, `[S, len(ks)]` each, from
@@ -63,7 +66,7 @@ class Study(NamedTuple):
     """
 
     environment: Environment
-    methods: dict[str, Method]
+    methods: dict[str, jax.Array]
     validation: Any
     test: Any
     init: jax.stages.Wrapped
@@ -98,7 +101,7 @@ def check_config(config: ConfigDict) -> None:
         ("evaluate_every", 1),
         ("epochs", 1),
         ("sweep.seeds", 1),
-        ("sweep.updates", 1),
+        ("sweep.updates", 0),
         ("evaluation.mazes", 1),
         ("evaluation.samples", 2),
         ("evaluation.curve_samples", 2),
@@ -112,9 +115,17 @@ def check_config(config: ConfigDict) -> None:
                 f"{field}: expected a multiple of evaluate_every = {config.evaluate_every}, got "
                 f"{_field(config, field)}."
             )
-    rates = config.sweep.learning_rates
-    if not rates or not all(rate > 0 for rate in rates):
-        raise ValueError(f"sweep.learning_rates: expected some above 0, got {rates}.")
+    for field in ("sweep.learning_rates", "sweep.entropy_coefficients"):
+        values = _field(config, field)
+        if not values or not all(value > 0 for value in values):
+            raise ValueError(f"{field}: expected some above 0, got {values}.")
+    choices = len(config.sweep.learning_rates) * max(
+        len(_coefficients(config, name)) for name in config.methods
+    )
+    if choices > 1 and not config.sweep.updates:
+        raise ValueError(
+            f"sweep.updates: expected more than 0 to choose among {choices} settings, got 0."
+        )
     training.k_schedule(config.k.initial, config.k.final, config.k.updates)
     largest = max(config.k.initial, config.k.final)
     if largest > config.group_size - 1:
@@ -134,13 +145,13 @@ def check_config(config: ConfigDict) -> None:
             "epochs: expected 1 with loss=score_function, which is only right for the policy that "
             f"acted; got {config.epochs}."
         )
-    if not config.entropy_coefficient >= 0:
-        raise ValueError(
-            f"entropy_coefficient: expected at least 0, got {config.entropy_coefficient}."
-        )
     if not config.max_gradient_norm > 0:
         raise ValueError(
             f"max_gradient_norm: expected more than 0, got {config.max_gradient_norm}."
+        )
+    if config.policy.kind not in get_args(Kind):
+        raise ValueError(
+            f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}."
         )
     make_environment(config.task)
 
@@ -165,8 +176,9 @@ def make_environment(task: ConfigDict) -> Environment:
 
 
 def curve_ks(config: ConfigDict) -> tuple[int, ...]:
-    """The k of the curves: powers of two up to the number of samples."""
-    return tuple(2**i for i in range(config.evaluation.curve_samples.bit_length()))
+    """The k of the curves: powers of two up to the number of samples, and the reported one."""
+    powers = {2**i for i in range(config.evaluation.curve_samples.bit_length())}
+    return tuple(sorted(powers | {config.report_k}))
 
 
 def make_study(config: ConfigDict) -> Study:
@@ -202,44 +214,26 @@ def make_study(config: ConfigDict) -> Study:
     def run(params: nnx.State, instances: Any, key: jax.Array, count: int) -> Trajectory:
         policy = nnx.merge(graph, params)
 
-        def act(key: jax.Array, observation: Observation) -> tuple[jax.Array, jax.Array]:
-            logits = policy.logits(observation)
-            actions = jax.random.categorical(key, logits).astype(jnp.int32)
-            log_probs = jnp.take_along_axis(
-                jax.nn.log_softmax(logits), actions[..., None], axis=-1
-            )[..., 0]
-            return actions, (log_probs, losses.entropy(logits))
+        def act(key: jax.Array, observation: Observation) -> tuple[jax.Array, Any]:
+            actions = policy.sample(key, observation)
+            return actions, (policy.log_prob(observation, actions), policy.entropy(observation))
 
         return rollout(environment, act, instances, key, count)
 
     def loss(
         params: nnx.State, episodes: Trajectory, weights: jax.Array, entropy: jax.Array
     ) -> jax.Array:
-        """Of episodes `[T, M, N]` with advantages `[M, N]`."""
         policy = nnx.merge(graph, params)
-        logits = policy.logits(episodes.observations)
-        chosen = jnp.take_along_axis(
-            jax.nn.log_softmax(logits), episodes.actions[..., None], axis=-1
-        )[..., 0]
-        # Steps last: an episode is a sequence of actions.
-        log_probs, behaviour, entropies, mask = (
-            jnp.moveaxis(x, 0, -1)
-            for x in (chosen, episodes.extras[0], losses.entropy(logits), episodes.mask)
-        )
-        if config.loss == "score_function":
-            value = losses.token_score_function_loss(log_probs, weights, where=mask)
-        else:
-            value = losses.token_clipped_ratio_loss(log_probs, behaviour, weights, where=mask)
-        return value - entropy * losses.reduce_tokens(entropies, where=mask)
+        return episode_loss(policy, episodes, weights, entropy, kind=config.loss)
 
     def init(key: jax.Array) -> training.TrainState:
         params = nnx.state(make_policy(jax.random.fold_in(key, _POLICY)))
         return training.init_state(params, make_optimizer(0.0))
 
     def advance(
-        method: Method, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
+        method: jax.Array, settings: Settings, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
-        optimizer = make_optimizer(learning_rate)
+        optimizer = make_optimizer(settings.learning_rate)
         updates_key = jax.random.fold_in(key, _UPDATES)
         steps = config.epochs
 
@@ -249,10 +243,10 @@ def make_study(config: ConfigDict) -> Study:
             instances = make_instances(jax.random.split(maze_key, config.mazes))
             episodes = run(state.params, instances, run_key, config.group_size)
             # A switch, so that all that the estimators share is compiled once.
-            weights = jax.lax.switch(method.estimator, advantages, episodes.returns, number)
+            weights = jax.lax.switch(method, advantages, episodes.returns, number)
 
             def epoch(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
-                gradients = jax.grad(loss)(state.params, episodes, weights, method.entropy)
+                gradients = jax.grad(loss)(state.params, episodes, weights, settings.entropy)
                 return training.apply_gradients(state, gradients, optimizer), None
 
             return jax.lax.scan(epoch, state, length=steps)[0], None
@@ -299,13 +293,7 @@ def make_study(config: ConfigDict) -> Study:
     )
     return Study(
         environment,
-        {
-            name: Method(
-                jnp.int32(number),
-                jnp.float32(config.entropy_coefficient if name.endswith(BONUS) else 0),
-            )
-            for number, name in enumerate(config.methods)
-        },
+        {name: jnp.int32(number) for number, name in enumerate(config.methods)},
         held_out(_VALIDATION),
         held_out(_TEST),
         jax.jit(jax.vmap(init)),
@@ -317,35 +305,116 @@ def make_study(config: ConfigDict) -> Study:
     )
 
 
-def keys(config: ConfigDict, *, sweep: bool) -> tuple[jax.Array, jax.Array | None]:
-    """Keys of the policies that are trained at once, and their learning rates in a sweep.
+def episode_loss(
+    policy: GridPolicy,
+    episodes: Trajectory,
+    advantages: jax.Array,
+    entropy: ArrayLike,
+    *,
+    kind: str,
+) -> jax.Array:
+    """Loss of whole episodes, less their entropy bonus.
+
+        score_function   -1/(M N) sum_i A_i sum_t log pi(a_it | o_it)
+        clipped_ratio    the same with a clipped importance ratio for each step
+        bonus            entropy/(M N) sum_i sum_t H(pi(. | o_it))
+
+    Steps behind the end of an episode count nowhere. The bonus is for the steps that were taken: no
+    gradient leads to where there is more of it.
+
+    Args:
+      policy: What is trained.
+      episodes: `[T, M, N]`; the first of the extras are the log-probabilities of the actions under
+        the policy that took them.
+      advantages: `[M, N]`.
+      entropy: Coefficient of the bonus.
+      kind: One of `LOSSES`.
 
     Returns:
-      Keys `[S]`, and in a sweep learning rates `[S]`: each of L rates with the same seeds, rate by
-      rate.
+      A scalar to be minimised.
     """
-    root = jax.random.key(config.seed)
-    if not sweep:
-        return jax.random.split(jax.random.fold_in(root, _TRAIN), config.seeds), None
-    rates = jnp.asarray(config.sweep.learning_rates, jnp.float32)
-    seeds = jax.random.split(jax.random.fold_in(root, _SWEEP), config.sweep.seeds)
-    return jnp.tile(seeds, len(rates)), jnp.repeat(rates, len(seeds))
+    logits = policy.logits(episodes.observations)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), episodes.actions[..., None], axis=-1)[
+        ..., 0
+    ]
+    # Steps last: an episode is a sequence of actions.
+    log_probs, behaviour, entropies, mask = (
+        jnp.moveaxis(x, 0, -1)
+        for x in (chosen, episodes.extras[0], losses.entropy(logits), episodes.mask)
+    )
+    if kind == "score_function":
+        value = losses.token_score_function_loss(log_probs, advantages, where=mask)
+    else:
+        value = losses.token_clipped_ratio_loss(log_probs, behaviour, advantages, where=mask)
+    return value - entropy * losses.reduce_tokens(entropies, where=mask)
 
 
-def best_rate(config: ConfigDict, scores: Sequence[float]) -> int:
-    """The number of the learning rate with the largest mean score; a failed one is never best.
+def run_keys(config: ConfigDict) -> jax.Array:
+    """Keys `[S]` of the policies that are reported on, the same for every method."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _TRAIN), config.seeds)
+
+
+def sweep_keys(config: ConfigDict) -> jax.Array:
+    """Keys of the policies of a sweep: for each learning rate the same seeds, not `run_keys`."""
+    root = jax.random.fold_in(jax.random.key(config.seed), _SWEEP)
+    seeds = jax.random.split(root, config.sweep.seeds)
+    return jnp.tile(seeds, len(config.sweep.learning_rates))
+
+
+def sweep_settings(config: ConfigDict) -> dict[tuple[str, float], Settings]:
+    """What a sweep tries by method and entropy coefficient: each learning rate with every seed."""
+    rates = np.repeat(config.sweep.learning_rates, config.sweep.seeds)
+    return {
+        (name, value): make_settings(rates, value)
+        for name in config.methods
+        for value in _coefficients(config, name)
+        if config.sweep.updates
+    }
+
+
+def make_settings(learning_rates: Sequence[float] | np.ndarray, entropy: float) -> Settings:
+    """Settings of policies that share their entropy coefficient."""
+    rates = jnp.asarray(learning_rates, jnp.float32)
+    return Settings(rates, jnp.full_like(rates, entropy))
+
+
+def best_settings(
+    config: ConfigDict, history: Sequence[Mapping[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """For each method the learning rate and entropy coefficient with the largest mean score.
 
     Args:
       config: Of the study.
-      scores: max@K on the validation mazes, in the order of `keys`.
+      history: What was logged. Rows of the sweep hold the `method`, its `entropy_coefficient` and
+        the `scores` `[L, seeds]`, max@K on the validation mazes for each learning rate. A setting
+        with a score that is not finite is never best. Without sweep there is but one setting.
 
     Raises:
-      ValueError: If none is finite.
+      ValueError: If no setting of a method has finite scores.
     """
-    means = np.reshape(scores, (len(config.sweep.learning_rates), -1)).mean(axis=1)
-    if not np.isfinite(means).any():
-        raise ValueError("sweep.learning_rates: every one led to a result that is not finite.")
-    return int(np.nanargmax(np.where(np.isfinite(means), means, np.nan)))
+    best = {}
+    for name in config.methods:
+        tried = [row for row in history if row["phase"] == "sweep" and row["method"] == name]
+        settings = [
+            (float(np.mean(scores)), rate, row["entropy_coefficient"])
+            for row in tried
+            for rate, scores in zip(config.sweep.learning_rates, row["scores"], strict=True)
+            if np.all(np.isfinite(scores))
+        ]
+        if settings:
+            _, *chosen = max(settings, key=lambda setting: setting[0])
+            best[name] = tuple(chosen)
+        elif tried:
+            raise ValueError(
+                f"{name}: every setting of the sweep led to a score that is not finite."
+            )
+        else:
+            best[name] = (config.sweep.learning_rates[0], _coefficients(config, name)[0])
+    return best
+
+
+def _coefficients(config: ConfigDict, name: str) -> tuple[float, ...]:
+    return config.sweep.entropy_coefficients if name.endswith(BONUS) else (0.0,)
 
 
 def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
@@ -359,10 +428,57 @@ def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
 
 def summarise_curves(curves: Metrics, ks: Sequence[int]) -> dict[str, float]:
     """As `summarise`, with a figure `max@k` and `pass@k` for each k."""
-    flat = {}
+    flat: Metrics = {}
     for name, label in (("max_at_k", "max"), ("pass_at_k", "pass")):
         flat |= {f"{label}@{k}": curves[name][:, i] for i, k in enumerate(ks)}
     return summarise(flat)
+
+
+def make_table(
+    config: ConfigDict,
+    curves: Mapping[str, Metrics],
+    settings: Mapping[str, tuple[float, float]],
+    history: Sequence[Mapping[str, Any]],
+) -> dict[str, dict[str, Any]]:
+    """A row for each policy: its settings, its curves at 1, K and their end, its last entropy.
+
+    Args:
+      config: Of the study.
+      curves: By name, `[S, len(ks)]`; a policy without settings is one that was not trained.
+      settings: Learning rate and entropy coefficient by method.
+      history: The rows that were logged in training.
+
+    Returns:
+      Figures by name. Where MaxPO is among the methods, so is the difference to its max@K, seed by
+      seed: they share their start and their mazes, so it is known better than either.
+    """
+    ks = curve_ks(config)
+    at_k = {name: curve["max_at_k"][:, ks.index(config.report_k)] for name, curve in curves.items()}
+    minus = f"max@{config.report_k} minus maxpo"
+    last = {row["method"]: row for row in history}
+    table: dict[str, dict[str, Any]] = {}
+    for name, curve in curves.items():
+        figures = summarise_curves(curve, ks)
+        if "maxpo" in curves:
+            figures |= summarise({minus: at_k[name] - at_k["maxpo"]})
+        if name in last:
+            figures |= {key: last[name][key] for key in ("entropy", "entropy_sem")}
+        columns = [f"{label}@{k}" for label in ("max", "pass") for k in _ends(config)]
+        columns.insert(2, minus)
+        row: dict[str, Any] = dict(
+            zip(("learning rate", "bonus"), settings.get(name, (None, None)), strict=True)
+        )
+        for column in (*columns, "entropy"):
+            if column in figures:
+                row |= {column: figures[column], f"{column}_sem": figures[f"{column}_sem"]}
+        table[name] = row
+    return table
+
+
+def _ends(config: ConfigDict) -> list[int]:
+    """The k of a table: 1, the reported one and the last."""
+    ks = curve_ks(config)
+    return sorted({ks[0], config.report_k, ks[-1]})
 
 
 def _over_seeds(function: Callable[..., Metrics]) -> Callable[..., Metrics]:

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from maxpo.studies import maze
 from maxpo.studies.styles import STYLES
@@ -19,7 +20,10 @@ _BEFORE_STYLE: tuple[str, Any] = ("#9a9a9a", (0, (1, 2)))
 
 
 def curves(
-    figures: Mapping[str, Mapping[str, float]], ks: Sequence[int], report_k: float
+    figures: Mapping[str, Mapping[str, float]],
+    ks: Sequence[int],
+    report_k: float,
+    optimum: float | None,
 ) -> Figure:
     """max@k and pass@k over k, with bands of two standard errors.
 
@@ -27,6 +31,7 @@ def curves(
       figures: By method, as `maze.summarise_curves` makes them.
       ks: The k of the figures.
       report_k: The k that was trained for, marked.
+      optimum: Mean of the best returns that can be had, drawn as a line; None where unknown.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
@@ -43,6 +48,8 @@ def curves(
         axis.set_xlabel("k")
         axis.set_ylim(0, 1.02 if label == "pass" else None)
         _plain(axis)
+    if optimum is not None:
+        axes[0].axhline(optimum, color="#222222", linewidth=1, zorder=1, label="optimal return")
     _legend(figure, axes[0])
     return figure
 
@@ -69,9 +76,13 @@ def trajectories(study: maze.Study, states: Mapping[str, Any], keys: jax.Array) 
     """One group of the first seed in one held-out maze, before training and by each method."""
     instance = jax.tree.map(lambda x: x[0], study.test)
     before = study.init(keys)
-    panels = {BEFORE: before, **states}
-    figure = Figure(figsize=(3.1 * len(panels), 3.7), layout="constrained")
-    for axis, (name, state) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    panels = {BEFORE: before} | {name: states[name] for name in study.methods}
+    columns = min(len(panels), 3)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.6 * columns, 4.1 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    values = np.asarray(instance.values)
+    for axis, (name, state) in zip(axes, panels.items(), strict=False):
         first = jax.tree.map(lambda x: x[0], state)
         episodes = study.sample(instance, keys[0], first)
         draw_maze(axis, instance)
@@ -82,8 +93,18 @@ def trajectories(study: maze.Study, states: Mapping[str, Any], keys: jax.Array) 
             )
         ]
         returns = np.asarray(episodes.returns)[0]
-        draw_paths(axis, paths, returns, best=float(np.max(np.asarray(instance.values))))
-        axis.set_title(f"{name}\nbest {returns.max():g}, mean {returns.mean():.2f}", fontsize=10)
+        draw_paths(axis, paths, returns, best=float(values.max()))
+        axis.set_title(f"{name}: best {returns.max():g}, mean {returns.mean():.2f}", fontsize=10)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    outcomes = [0.0, *sorted(values.tolist())]
+    figure.legend(
+        [Line2D([], [], color=_shade(value, values.max()), linewidth=2.5) for value in outcomes],
+        ["no goal", *(f"goal of {value:g}" for value in outcomes[1:])],
+        loc="outside lower center",
+        ncols=len(outcomes),
+        frameon=False,
+    )
     return figure
 
 
@@ -126,21 +147,19 @@ def draw_maze(axis: Axes, instance: Maze) -> None:
 def draw_paths(
     axis: Axes, paths: Sequence[np.ndarray], returns: np.ndarray, *, best: float
 ) -> None:
-    """Paths side by side within their cells, coloured by what they were paid."""
-    colours = Normalize(0, best or 1)
-    shades = colormaps["viridis_r"]
+    """Paths side by side within their cells, coloured by what they were paid; grey for nothing."""
     offsets = np.linspace(-0.28, 0.28, len(paths))
     for path, value, offset in sorted(
         zip(paths, returns, offsets, strict=True), key=lambda item: item[1]
     ):
-        axis.plot(
-            path[:, 1] + offset,
-            path[:, 0] + offset,
-            color=shades(colours(value)),
-            linewidth=1.1,
-            alpha=0.8,
-            zorder=3,
-        )
+        colour = _shade(value, best)
+        line = path + offset
+        axis.plot(line[:, 1], line[:, 0], color=colour, linewidth=1.1, alpha=0.85, zorder=3)
+        axis.plot(line[-1, 1], line[-1, 0], ".", color=colour, markersize=4, zorder=4)
+
+
+def _shade(value: float, best: float) -> Any:
+    return colormaps["viridis_r"](0.25 + 0.75 * value / best) if value > 0 else "#b9b9c0"
 
 
 def _line(axis: Axes, name: str, xs: Sequence[float], mean: np.ndarray, error: np.ndarray) -> None:
