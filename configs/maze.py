@@ -66,8 +66,13 @@ def get_config(variant: str = "default") -> ConfigDict:
     )
 
     if variant == "full":
-        config.task.view = "full"
+        # A convolution over the maze is a hundred times the work of a window.
+        config.task.update(view="full", size=7, horizon=24)
         config.policy = ConfigDict({"kind": "conv", "hidden": (16, 16)})
+        config.methods = ("rloo", "grpo", "maxpo")
+        config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 150, 30
+        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=150)
+        config.evaluation.update(mazes=32, samples=16, curve_samples=64)
     elif variant == "rooms":
         config.task.kind = "rooms"
     elif variant == "clipped":
@@ -76,6 +81,11 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.task = ConfigDict(
             {"name": "xminigrid", "environment": "MiniGrid-FourRooms", "horizon": 60}
         )
+        # It makes a two hundredth of the steps a second.
+        config.methods = ("rloo", "maxpo")
+        config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 100, 50
+        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=100)
+        config.evaluation.update(mazes=16, samples=16, curve_samples=64)
     elif variant == "quick":
         config.methods = ("rloo", "maxpo")
         config.seeds = 4

@@ -19,11 +19,12 @@ def get_config(variant: str = "default") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.size = 11
+    config.radius = 2  # Of the window that is seen.
     config.horizon = 60
     config.instances = 256  # Mazes, ...
     config.group_size = 16  # ... and episodes of each: 4096 in parallel.
     config.repeats = 15  # Timed calls of each, taken in turns; medians are reported.
-    config.xminigrid = ("MiniGrid-FourRooms", "MiniGrid-Empty-8x8")  # With () none.
+    config.xminigrid = ("MiniGrid-FourRooms",)  # In our size and in its own; with () none.
     if variant == "quick":
         config.instances, config.group_size, config.repeats = 4, 2, 1
         config.xminigrid = ("MiniGrid-Empty-5x5",)

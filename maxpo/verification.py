@@ -237,11 +237,8 @@ class _Worker:
         done = 0
         while done < len(chunk.completions):
             self._wait_until_ready()
-            message = pickle.dumps((chunk.problem, chunk.completions[done:]))
-            try:
-                self._connection.send_bytes(message)
-            except OSError:  # The process died while it had nothing to do: nobody's fault.
-                self._restart()
+            if not self._hand_over(pickle.dumps((chunk.problem, chunk.completions[done:]))):
+                self._restart()  # It died while it had nothing to do: no sample's fault.
                 continue
             while done < len(chunk.completions):
                 outcome, alive = self._receive()
@@ -253,6 +250,17 @@ class _Worker:
                 done += 1
                 if not alive:
                     break
+
+    def _hand_over(self, message: bytes) -> bool:
+        """Whether the process has taken the message. A pipe also takes what nobody will read."""
+        try:
+            self._connection.send_bytes(message)
+            if not self._connection.poll(self._time_limit + _GRACE):
+                return False
+            self._connection.recv()
+        except (EOFError, OSError):
+            return False
+        return True
 
     def _receive(self) -> tuple[_Outcome, bool]:
         """The outcome of the sample at work, and whether the process survived it."""
@@ -368,7 +376,9 @@ def _work(descriptor: int) -> None:
         watchdog = _Watchdog(time_limit + 2 * _GRACE)
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                problem, completions = connection.recv()
+                message = connection.recv_bytes()
+                connection.send(None)
+                problem, completions = pickle.loads(message)
                 outcomes: dict[str, _Outcome] = {}
                 for completion in completions:
                     if completion not in outcomes:

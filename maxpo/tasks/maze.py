@@ -257,18 +257,17 @@ def _places(key: jax.Array, walls: jax.Array, count: int) -> tuple[jax.Array, ja
     start = jnp.argmax(jnp.where(walls.ravel(), -1, order)).astype(jnp.int32)
     no_goals = jnp.zeros(cells, bool)
     distance = maze_solver.distances(walls, start, no_goals).ravel()
-    reachable = (distance >= 0) & (distance > 0)
+    reachable = distance > 0
     farthest = jnp.max(distance)
     ties = (jax.random.bits(goal_key, (cells,)) % jnp.uint32(1024)).astype(jnp.int32)
 
     goals: list[jax.Array] = []
     on_a_path, taken = no_goals, no_goals
     for number in reversed(range(count)):
-        # In units that keep the mean of unequal things an integer: off * count + on a path + tie.
-        off = jnp.abs(count * distance - (number + 1) * farthest)
-        cost = (off + on_a_path * (count * cells)) * 1024 + ties
-        cost = jnp.where(reachable & ~taken, cost, jnp.iinfo(jnp.int32).max)
-        goal = jnp.argmin(cost).astype(jnp.int32)
+        # In units that keep it an integer, and a cell on a path behind all that are not.
+        off = jnp.abs(count * distance - (number + 1) * farthest) + on_a_path * (count * cells)
+        off = jnp.where(reachable & ~taken, off, jnp.iinfo(jnp.int32).max)
+        goal = jnp.argmin(jnp.where(off == jnp.min(off), ties, 1024)).astype(jnp.int32)
         back = maze_solver.distances(walls, goal, no_goals).ravel()
         on_a_path |= (distance >= 0) & (distance + back == distance[goal])
         taken = taken.at[goal].set(True)

@@ -1,8 +1,9 @@
 """Shortest paths in mazes, and with them the best return that an episode can have."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 _MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
@@ -11,7 +12,7 @@ def distances(walls: jax.Array, source: jax.Array, ends: jax.Array) -> jax.Array
     """Steps from a cell to every other, by breadth-first search.
 
     Args:
-      walls: `[H, W]` boolean, True at walls; the outer ring must be wall.
+      walls: `[H, W]` boolean, True at walls; beyond the edge is wall as well.
       source: `[]` integer, a cell `row * W + column` that is no wall.
       ends: `[H * W]` boolean. Cells that a path may reach but not cross, such as goals that end an
         episode. The source may be one.
@@ -32,10 +33,8 @@ def distances(walls: jax.Array, source: jax.Array, ends: jax.Array) -> jax.Array
     def relax(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         distance, _ = carry
         leaving = jnp.where(blocks, unreached, distance)
-        nearest = distance
-        for down, right in _MOVES:
-            nearest = jnp.minimum(nearest, jnp.roll(leaving, (down, right), (0, 1)) + 1)
-        nearest = jnp.where(walls, unreached, nearest)
+        nearest = functools.reduce(jnp.minimum, _one_move_away(leaving, unreached)) + 1
+        nearest = jnp.where(walls, unreached, jnp.minimum(nearest, distance))
         return nearest, jnp.any(nearest != distance)
 
     distance, _ = jax.lax.while_loop(lambda carry: carry[1], relax, (start, jnp.array(True)))
@@ -90,11 +89,21 @@ def optimal_actions(
     # A goal that is in the way ends the episode there.
     blocked = ends.reshape(walls.shape) & (left > 0)
     left = jnp.where(blocked, walls.size, left)
-    towards = [jnp.roll(left, (-down, -right), (0, 1)) for down, right in _MOVES]
-    return jnp.argmin(jnp.stack(towards, axis=-1), axis=-1).ravel().astype(jnp.int32)
+    towards = jnp.stack(_one_move_away(left, walls.size))
+    return jnp.argmin(towards, axis=0).ravel().astype(jnp.int32)
+
+
+def _one_move_away(values: jax.Array, outside: jax.Array | int) -> list[jax.Array]:
+    """For each move, what the cells `[H, W]` hold that it leads to."""
+    height, width = values.shape
+    padded = jnp.pad(values, 1, constant_values=outside)
+    return [
+        padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        for down, right in _MOVES
+    ]
 
 
 def _goal_distances(walls: jax.Array, start: jax.Array, goals: jax.Array) -> jax.Array:
     """Steps from the start to each goal without crossing another, -1 where there is no way."""
-    ends = jnp.zeros(np.prod(walls.shape), bool).at[goals].set(True)
+    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
     return distances(walls, start, ends).ravel()[goals]

@@ -17,6 +17,7 @@ def test_maze_speed(tmp_path):
     assert list(summary) == [
         "maze perfect 11 x 11",
         "maze rooms 11 x 11",
+        "xminigrid MiniGrid-Empty-5x5 11 x 11",
         "xminigrid MiniGrid-Empty-5x5",
     ]
     assert all(np.isfinite(rate) and rate > 0 for row in summary.values() for rate in row.values())
