@@ -29,6 +29,9 @@ def get_config(variant: str = "default") -> ConfigDict:
         "baseline_weight",
         "maze",
         "maze_speed",
+        "lm",
+        "lm:graded",
+        "lm_speed",
         "estimator_speed",
     )
     if variant == "quick":

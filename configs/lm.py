@@ -1,0 +1,179 @@
+"""Language models: methods from one warm start, judged by the best of k on held-out problems.
+
+    python -m experiments.lm --config=configs/lm.py[:VARIANT] [--config.FIELD=VALUE]
+
+Variants, all but two of which need `pip install 'maxpo[lm]'` and nothing else:
+
+    default  A binary task: the countdown puzzle of reasoning-gym with four numbers, a character
+             model of 0.3M parameters, six methods with three seeds each.
+    graded   The same on products of complex numbers, where a near miss has a part of the reward.
+    quick    The default with two methods and one seed.
+    jsonl    Your own problems: --config.task.train_path=A.jsonl --config.task.held_out_path=B.jsonl
+             (GSM8K's format as it is). Needs no extra with characters for tokens.
+    gpu      0.5B parameters in bfloat16, 256 samples of up to 512 tokens in a step. For a
+             checkpoint instead of random parameters: --config.model.pretrained=DIR
+             --config.tokenizer=DIR/tokenizer.json --config.warm_start.steps=0, with the extra hf.
+
+A method is `ESTIMATOR[:NAME=VALUE,...]`: `maxpo:k=8`, `maxpo:k=8->1` (annealed in a straight line
+over the run), `grpo:learning_rate=1e-4`. All methods see the same prompts and use one learning
+rate: the gradient's norm is clipped and Adam divides by its size, so that the estimators' scales,
+which differ by more than k, matter little.
+"""
+
+from ml_collections import ConfigDict
+
+from maxpo.runs import check_variant
+
+VARIANTS = ("default", "graded", "quick", "jsonl", "gpu")
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    check_variant(variant, VARIANTS)
+
+    config = ConfigDict()
+    config.seed = 0  # Of the model and the warm start; runs have this and the following ones.
+    config.seeds = 3  # Runs of each method, all from the one warm start.
+    config.methods = (
+        "maxpo:k=8",
+        "maxpo:k=4",
+        "maxpo:k=8->1",
+        "pkpo_loo_minus_one:k=4",
+        "grpo",
+        "rloo",
+    )
+
+    config.task = ConfigDict()
+    config.task.kind = "reasoning"  # A data set of reasoning-gym; or jsonl.
+    config.task.dataset = "countdown"
+    config.task.train_size = 2048
+    config.task.held_out_size = 256
+    config.task.seed = 0
+    config.task.template = "{metadata[numbers]:,}={metadata[target]}:"
+    config.task.answer_template = "{answer}"
+    config.task.options = ConfigDict(
+        {
+            "min_numbers": 4,
+            "max_numbers": 4,
+            "min_value": 1,
+            "max_value": 9,
+            "min_target": 1,
+            "max_target": 99,
+            "operators": ("+", "-", "*"),
+        }
+    )
+    config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
+    config.task.binary = True  # The reward is whether it is; False: the verifier's score.
+
+    config.tokenizer = "characters"  # Of the task's texts; or the path of a tokenizer.json.
+
+    config.model = ConfigDict()
+    config.model.size = "nano"  # One of maxpo.policies.transformer.SIZES.
+    config.model.overrides = ConfigDict()  # Other fields of TransformerConfig.
+    config.model.pretrained = ""  # A checkpoint's folder (Llama, Qwen2, Qwen3) in place of a size.
+    config.model.vocab_size = 0  # 0: the tokenizer's.
+    config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
+    config.model.dtype = "float32"
+    config.model.param_dtype = "float32"
+    config.model.remat = False
+
+    # Cross-entropy on the answers of the training problems.
+    config.warm_start = ConfigDict()
+    config.warm_start.steps = 300  # 0: none.
+    config.warm_start.batch_size = 128
+    config.warm_start.learning_rate = 3e-3
+    config.warm_start.final_rate = 0.1  # The last learning rate, as a part of the first.
+    config.warm_start.warm_up = 20  # Steps over which the learning rate grows.
+    config.warm_start.max_gradient_norm = 1.0
+    config.warm_start.weight_decay = 0.0
+    config.warm_start.log_every = 20
+    config.warm_start.save_every = 100
+
+    config.rl = ConfigDict()
+    config.rl.steps = 100
+    config.rl.prompts = 16  # P, in each step.
+    config.rl.group_size = 16  # N, samples of each prompt.
+    config.rl.max_new_tokens = 16
+    config.rl.temperature = 1.0  # Of sampling; the loss is that of the same distribution.
+    config.rl.sampling_batches = 2  # One is verified while the next one is sampled.
+    # clipped_ratio allows several epochs and minibatches; score_function is unbiased.
+    config.rl.loss = "score_function"
+    config.rl.level = "token"  # Or sequence: one ratio for each sample.
+    config.rl.normalization = "constant"  # See maxpo.losses.reduce_tokens: also sequence, token.
+    config.rl.length = 1.0  # The divisor of normalization=constant.
+    config.rl.clip_low = 0.2
+    config.rl.clip_high = 0.2
+    config.rl.epochs = 1
+    config.rl.minibatches = 1  # Optimizer steps in an epoch.
+    config.rl.micro_batches = 1  # Parts of a minibatch, one in memory at a time.
+    config.rl.kl_coefficient = 0.0  # Of the KL to the warm start; 0: it is not computed.
+    config.rl.kl_estimator = "k2"
+    config.rl.entropy_coefficient = 0.0
+    # Groups whose rewards are all equal: keep; drop: they count in no mean; oversample: draw up to
+    # `oversampling` times as many prompts, in rounds, until there are enough others. The last two
+    # change the objective: prompts that are solved or hopeless weigh nothing.
+    config.rl.dead_groups = "keep"
+    config.rl.oversampling = 1
+    config.rl.failures = "zero"  # Reward of a sample whose verification fails; or mask: none.
+    config.rl.learning_rate = 1e-3
+    config.rl.warm_up = 5  # Optimizer steps.
+    config.rl.max_gradient_norm = 1.0
+    config.rl.weight_decay = 0.0
+    config.rl.report_k = 8  # The k of logged metrics and of the table.
+    config.rl.save_every = 25
+
+    config.evaluation = ConfigDict()
+    config.evaluation.samples = 32  # n, of each held-out problem.
+    config.evaluation.prompts = 64  # At a time.
+    config.evaluation.temperature = 1.0
+
+    config.verification = ConfigDict()
+    config.verification.workers = 2  # Processes.
+    config.verification.time_limit = 10.0  # Seconds for a sample.
+
+    if variant == "graded":
+        config.task.dataset = "complex_arithmetic"
+        config.task.template = "{metadata[num1]:,}*{metadata[num2]:,}="
+        config.task.options = ConfigDict(
+            {
+                "min_real": -9,
+                "max_real": 9,
+                "min_imag": -9,
+                "max_imag": 9,
+                "operations": ("*",),
+                "operations_weights": (1.0,),
+            }
+        )
+        config.task.binary = False
+    elif variant == "quick":
+        config.seeds = 1
+        config.methods = ("maxpo:k=8", "rloo")
+    elif variant == "jsonl":
+        config.task = ConfigDict(
+            {
+                "kind": "jsonl",
+                "train_path": "",
+                "held_out_path": "",
+                "prompt_field": "question",
+                "answer_field": "answer",
+                "template": "{prompt}",
+                "verifier": "numeric",  # Or module:function, called with a Problem and a text.
+                "success": 1.0,
+                "binary": True,
+            }
+        )
+        config.model.size = "tiny"
+        config.rl.max_new_tokens = 64
+    elif variant == "gpu":
+        config.seeds = 1
+        config.methods = ("maxpo:k=8",)
+        config.task.options.update(max_numbers=6, max_value=99, max_target=999)
+        config.model.size = "0.5b"
+        config.model.dtype = "bfloat16"
+        config.model.remat = True
+        config.warm_start.learning_rate = 1e-4
+        config.rl.max_new_tokens = 512
+        config.rl.micro_batches = 4
+        config.rl.learning_rate = 1e-6
+        config.verification.workers = 8
+    return config

@@ -1,0 +1,38 @@
+"""Post-trains small language models with verifiable rewards and compares methods.
+
+A supervised warm start, then every method from it with the same prompts, then pass@k and max@k on
+held-out problems before and after; see configs/lm.py for the variants.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.post_training import study
+from maxpo.post_training.settings import make_settings
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary.
+
+    The warm start and every method's run of each seed are runs in folders of `workdir`: started
+    again, it takes up what is finished and goes on with what is not.
+    """
+    settings = make_settings(config)
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            return run.report()
+        scores = study.run_stages(settings, run.folder)
+        for name, figure in study.figures(settings, scores, run.folder).items():
+            run.figure(name, figure)
+        curves = {
+            quantity: {label: curve._asdict() for label, curve in curves.items()}
+            for quantity, curves in study.compare(settings, scores).items()
+        }
+        return run.finish(curves, table=study.table(settings, scores, run.folder))
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/lm.py")

@@ -1,0 +1,452 @@
+"""A decoder-only language model in the shape of today's open ones (Llama, Qwen2, Qwen3)."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from maxpo.policies import _attention, _layer
+from maxpo.policies._attention import KeysAndValues
+from maxpo.policies._layer import LayerWeights
+from maxpo.policies._products import wide_einsum
+from maxpo.prompts import Prompts, check_prompts, check_tokens
+
+_DTYPES = ("float32", "bfloat16")
+
+SIZES: dict[str, dict[str, Any]] = {
+    # Parameters without the embedding: 0.3M, 1M, 56M, 0.36B and 0.97B.
+    "nano": {"hidden": 96, "layers": 3, "heads": 4, "kv_heads": 2, "mlp": 256},
+    "tiny": {"hidden": 128, "layers": 4, "heads": 4, "kv_heads": 2, "mlp": 512},
+    "60m": {"hidden": 640, "layers": 12, "heads": 10, "kv_heads": 2, "mlp": 1920},
+    "0.5b": {  # The shape of Qwen2.5-0.5B.
+        "hidden": 896,
+        "layers": 24,
+        "heads": 14,
+        "kv_heads": 2,
+        "mlp": 4864,
+        "attention_bias": True,
+        "rope_theta": 1e6,
+    },
+    "1b": {  # The shape of Llama-3.2-1B.
+        "hidden": 2048,
+        "layers": 16,
+        "heads": 32,
+        "kv_heads": 8,
+        "mlp": 8192,
+        "rope_theta": 5e5,
+        "norm_epsilon": 1e-5,
+    },
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """Shape and arithmetic of a `Transformer`.
+
+    Attributes:
+      vocab_size: V, number of tokens.
+      context_length: Longest prompt and completion together.
+      hidden: D, width of the residual stream.
+      layers: L, number of layers.
+      heads: Query heads.
+      kv_heads: Heads of keys and values, a divisor of `heads`.
+      mlp: Width inside the SwiGLU.
+      head_dim: Width of a head, even. None: `hidden // heads`.
+      tied_embeddings: One matrix serves as embedding and unembedding.
+      qk_norm: RMSNorm on each head's queries and keys, as in Qwen3.
+      attention_bias: Biases on queries, keys and values, as in Qwen2.
+      rope_theta: Base of the rotary positions.
+      norm_epsilon: Added to mean squares.
+      dtype: Of the computation. Norms, softmax and logits are float32 whatever it is.
+      param_dtype: Of the parameters.
+      remat: Keep only each layer's input for the backward pass and compute the rest again: a layer
+        costs a third more and takes far less memory.
+
+    Raises:
+      ValueError: for sizes that are not positive or do not fit, or an unknown dtype.
+    """
+
+    vocab_size: int
+    context_length: int
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    mlp: int
+    head_dim: int | None = None
+    tied_embeddings: bool = True
+    qk_norm: bool = False
+    attention_bias: bool = False
+    rope_theta: float = 1e4
+    norm_epsilon: float = 1e-6
+    dtype: str = "float32"
+    param_dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self) -> None:
+        names = ("vocab_size", "context_length", "hidden", "layers", "heads", "kv_heads", "mlp")
+        for name in names:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
+        if self.heads % self.kv_heads:
+            raise ValueError(
+                f"expected kv_heads to divide heads = {self.heads}, got kv_heads = {self.kv_heads}"
+            )
+        if self.head_dim is None:
+            if self.hidden % self.heads:
+                raise ValueError(
+                    f"expected heads to divide hidden = {self.hidden} where no head_dim is given, "
+                    f"got heads = {self.heads}"
+                )
+            object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if self.head_width < 2 or self.head_width % 2:
+            raise ValueError(
+                f"expected an even head_dim, for rotary positions, got {self.head_dim!r}"
+            )
+        for name in ("rope_theta", "norm_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"expected a positive {name}, got {getattr(self, name)!r}")
+        for name in ("dtype", "param_dtype"):
+            if getattr(self, name) not in _DTYPES:
+                raise ValueError(
+                    f"expected {name} to be one of {_DTYPES}, got {getattr(self, name)!r}"
+                )
+
+    @property
+    def head_width(self) -> int:
+        """`head_dim` as an int, which it always is after construction."""
+        assert self.head_dim is not None
+        return self.head_dim
+
+
+def make_config(
+    size: str, *, vocab_size: int, context_length: int, **overrides: Any
+) -> TransformerConfig:
+    """The configuration of a named size.
+
+    Args:
+      size: One of `SIZES`.
+      vocab_size: V.
+      context_length: Longest prompt and completion together.
+      **overrides: Any other field of `TransformerConfig`.
+
+    Raises:
+      ValueError: for an unknown size or field, or fields that do not fit.
+
+    >>> make_config("tiny", vocab_size=128, context_length=96, dtype="bfloat16").head_dim
+    32
+    """
+    if size not in SIZES:
+        raise ValueError(f"expected size to be one of {tuple(SIZES)}, got {size!r}")
+    known = [field.name for field in dataclasses.fields(TransformerConfig)]
+    for name in overrides:
+        if name not in known:
+            raise ValueError(f"expected overrides to be fields out of {known}, got {name!r}")
+    return TransformerConfig(
+        vocab_size=vocab_size, context_length=context_length, **{**SIZES[size], **overrides}
+    )
+
+
+class Layers(nnx.Module):
+    """The parameters of all layers, stacked along a leading axis; see `LayerWeights`."""
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        c, dtype = config, jnp.dtype(config.param_dtype)
+        group = c.heads // c.kv_heads
+
+        def normal(std: float, *shape: int) -> nnx.Param:
+            return nnx.Param((std * jax.random.normal(rngs.params(), shape)).astype(dtype))
+
+        def ones(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.ones(shape, dtype))
+
+        heads = (c.kv_heads, group + 2, c.head_width)
+        attended = c.heads * c.head_width
+        # Outputs to the residual stream add up over 2 L of them.
+        depth = (2 * c.layers) ** -0.5
+        self.attention_norm = ones(c.layers, c.hidden)
+        self.qkv = normal(c.hidden**-0.5, c.layers, c.hidden, *heads)
+        self.qkv_bias = (
+            nnx.Param(jnp.zeros((c.layers, *heads), dtype)) if c.attention_bias else None
+        )
+        self.query_norm = ones(c.layers, c.head_width) if c.qk_norm else None
+        self.key_norm = ones(c.layers, c.head_width) if c.qk_norm else None
+        self.attention_out = normal(depth * attended**-0.5, c.layers, attended, c.hidden)
+        self.mlp_norm = ones(c.layers, c.hidden)
+        self.gate = normal(c.hidden**-0.5, c.layers, c.hidden, c.mlp)
+        self.up = normal(c.hidden**-0.5, c.layers, c.hidden, c.mlp)
+        self.down = normal(depth * c.mlp**-0.5, c.layers, c.mlp, c.hidden)
+
+    def weights(self) -> LayerWeights:
+        """All arrays, each with its leading axis of layers."""
+        values: Any = (getattr(self, name) for name in LayerWeights._fields)
+        return LayerWeights._make(None if value is None else value[...] for value in values)
+
+
+Cache = tuple[KeysAndValues, ...]
+"""Keys and values of each layer, arrays of their own so that a loop can write them in place."""
+
+
+class PromptCache(NamedTuple):
+    """What the completions of a prompt attend to, the same for the whole group.
+
+    Attributes:
+      layers: Keys and values of each layer, leading axis P.
+      mask: `[P, S]` boolean, True at real tokens.
+    """
+
+    layers: Cache
+    mask: jax.Array
+
+
+class Transformer(nnx.Module):
+    """RMSNorm, rotary positions, grouped-query attention and SwiGLU in a pre-norm decoder.
+
+    Where a mask is False a token may be anything: no other token sees it. The states there are
+    finite and mean nothing.
+    """
+
+    def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
+        dtype, shape = jnp.dtype(config.param_dtype), (config.vocab_size, config.hidden)
+        self.config = config
+        self.embedding = nnx.Param((0.02 * jax.random.normal(rngs.params(), shape)).astype(dtype))
+        self.layers = Layers(config, rngs=rngs)
+        self.final_norm = nnx.Param(jnp.ones(config.hidden, dtype))
+        self.output = (
+            None
+            if config.tied_embeddings
+            else nnx.Param((0.02 * jax.random.normal(rngs.params(), shape)).astype(dtype))
+        )
+
+    def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits `[B, T, V]` of the token after each, float32; arguments as `hidden_states`."""
+        return self.logits(self.hidden_states(tokens, mask))
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., V]`, float32, of states `[..., D]` after the final norm."""
+        unembedding = self.unembedding().astype(hidden.dtype)
+        return wide_einsum("...d,vd->...v", hidden, unembedding)
+
+    def unembedding(self) -> jax.Array:
+        """The matrix `[V, D]` from states to logits, in `param_dtype`."""
+        return (self.embedding if self.output is None else self.output)[...]
+
+    def hidden_states(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """States after the final norm.
+
+        Args:
+          tokens: `[B, T]` integers.
+          mask: `[B, T]` boolean, True at real tokens; padding on either side changes nothing.
+
+        Returns:
+          `[B, T, D]` in the dtype of the computation.
+
+        Raises:
+          TypeError, ValueError: for other dtypes or shapes, or a T beyond the context.
+        """
+        check_tokens("tokens", tokens, mask, axes="BT")
+        self.check_length(tokens.shape[1], 0)
+        states, _ = self._run(tokens, mask, keep=False)
+        return self._final(states)
+
+    def completion_hidden_states(
+        self, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """States that predict each token of completions that are known (teacher forcing).
+
+        Equal to `hidden_states` on each prompt followed by each completion, gradient included, but
+        the prompt runs through the layers once for its group.
+
+        Args:
+          prompts: P prompts.
+          tokens: `[P, N, T]` completions, padded at their end.
+          mask: `[P, N, T]` boolean, True at real tokens.
+
+        Returns:
+          `[P, N, T, D]`; at t = 0 the state of the prompt's last token.
+
+        Raises:
+          TypeError, ValueError: for other dtypes or shapes, or a length beyond the context.
+        """
+        check_prompts(prompts)
+        check_tokens("completions", tokens, mask, axes="PNT")
+        P, N, T = tokens.shape
+        if prompts.tokens.shape[0] != P:
+            raise ValueError(
+                f"expected one group of completions for each prompt, got {P} groups for "
+                f"{prompts.tokens.shape[0]} prompts"
+            )
+        self.check_length(prompts.tokens.shape[1], T)
+        config = self.config
+
+        # The last token of a completion predicts nothing. One must run, though: arrays without
+        # elements are more trouble than they are worth.
+        R = max(T - 1, 1)
+        inputs = jnp.where(mask, tokens, 0)[..., :R].reshape(P * N, R)
+        prompt_rotation = self._rotation(_attention.positions_of(prompts.mask))
+        lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
+        positions = lengths[:, None] + jnp.arange(R, dtype=jnp.int32)
+        rotation = self._rotation(jnp.repeat(positions, N, axis=0))
+        prompt_mask = _attention.causal_mask(prompts.mask)
+        seen = jnp.concatenate(
+            [
+                jnp.broadcast_to(prompts.mask[:, None], (P, R, prompts.mask.shape[1])),
+                jnp.broadcast_to(jnp.tril(jnp.ones((R, R), bool)), (P, R, R)),
+            ],
+            axis=-1,
+        )
+        seen = jnp.repeat(seen, N, axis=0)[:, None]
+
+        def step(
+            states: tuple[jax.Array, jax.Array], weights: LayerWeights
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            prompt, own = states
+            query, prompt_key, prompt_value = _layer.project(
+                config, weights, prompt, prompt_rotation
+            )
+            attended = jax.nn.dot_product_attention(
+                query, prompt_key, prompt_value, mask=prompt_mask
+            )
+            prompt = _layer.finish(config, weights, prompt, attended)
+            # Two attentions merged by their log-sum-exps would not need the copies, but JAX lets
+            # no gradient through those. The copies live for one layer and are small next to it.
+            query, key, value = _layer.project(config, weights, own, rotation)
+            key = jnp.concatenate([jnp.repeat(prompt_key, N, axis=0), key], axis=1)
+            value = jnp.concatenate([jnp.repeat(prompt_value, N, axis=0), value], axis=1)
+            attended = jax.nn.dot_product_attention(query, key, value, mask=seen)
+            return (prompt, _layer.finish(config, weights, own, attended)), None
+
+        start = (self._embed(prompts.tokens, prompts.mask), self._embed(inputs, None))
+        (prompt, own), _ = jax.lax.scan(
+            jax.checkpoint(step) if config.remat else step, start, self.layers.weights()
+        )
+        last = _layer.last_token(prompt, prompts.mask)[:, None, None]
+        last = jnp.broadcast_to(last, (P, N, 1, config.hidden))
+        own = own.reshape(P, N, R, config.hidden)[:, :, : T - 1]
+        return self._final(jnp.concatenate([last, own], axis=2))
+
+    def prefill(self, prompts: Prompts) -> tuple[PromptCache, jax.Array]:
+        """Runs prompts: what their completions attend to, and the states `[P, D]` that start them.
+
+        The prompts are taken as checked.
+        """
+        states, kept = self._run(*prompts, keep=True)
+        assert kept is not None
+        stacked = _attention.for_decoding(*kept)
+        layers = tuple(
+            KeysAndValues(stacked.keys[i], stacked.values[i]) for i in range(self.config.layers)
+        )
+        last = self._final(_layer.last_token(states, prompts.mask))
+        return PromptCache(layers, prompts.mask), last
+
+    def empty_cache(self, prompts: int, group_size: int, length: int) -> Cache:
+        """Room for the keys and values of `length` tokens of every sample."""
+        c = self.config
+        heads = (prompts, group_size, c.kv_heads)
+        return tuple(
+            KeysAndValues(
+                jnp.zeros((*heads, c.head_width, length), c.dtype),
+                jnp.zeros((*heads, length, c.head_width), c.dtype),
+            )
+            for _ in range(c.layers)
+        )
+
+    def decoding_weights(self) -> tuple[LayerWeights, ...]:
+        """The arrays of each layer by themselves, in the dtype of the computation.
+
+        To be called outside of the loop that decodes, which then casts and slices nothing.
+        """
+        stacked = self.layers.weights()
+        stacked = jax.tree.map(lambda x: x.astype(self.config.dtype), stacked)
+
+        def layer(i: int) -> LayerWeights:
+            return jax.tree.map(lambda x: x[i], stacked)
+
+        return tuple(map(layer, range(self.config.layers)))
+
+    def decode(
+        self,
+        layers: Sequence[LayerWeights],
+        tokens: jax.Array,
+        step: jax.Array,
+        prompt: PromptCache,
+        own: Cache,
+    ) -> tuple[jax.Array, Cache]:
+        """Runs one more token of every sample.
+
+        Args:
+          layers: From `decoding_weights`.
+          tokens: `[P, N]`, the completions' tokens number `step`.
+          step: Scalar, counted from 0.
+          prompt: From `prefill`.
+          own: Keys and values of the tokens before, from `empty_cache` at first.
+
+        Returns:
+          States `[P, N, D]` after the final norm, and the cache with this token in it.
+        """
+        config = self.config
+        lengths = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
+        rotation = self._rotation(lengths[:, None] + step)
+        exist = jnp.arange(own[0].keys.shape[-1]) <= step
+        states = self._embed(tokens, None)
+        written = []
+        for weights, of_prompt, before in zip(layers, prompt.layers, own, strict=True):
+            query, key, value = _layer.project(config, weights, states, rotation)
+            cache = KeysAndValues(
+                jax.lax.dynamic_update_slice_in_dim(before.keys, key[..., None], step, axis=4),
+                jax.lax.dynamic_update_slice_in_dim(
+                    before.values, value[..., None, :], step, axis=3
+                ),
+            )
+            attended = _attention.shared_prefix_attention(
+                query, of_prompt, cache, prompt.mask, exist
+            )
+            states = _layer.finish(config, weights, states, attended)
+            written.append(cache)
+        return self._final(states), tuple(written)
+
+    def check_length(self, prompt: int, completion: int) -> None:
+        """Raises ValueError if a prompt and a completion of these lengths exceed the context."""
+        if prompt + completion > self.config.context_length:
+            tokens = f"{prompt} + {completion}" if completion else f"{prompt}"
+            raise ValueError(
+                f"expected at most context_length = {self.config.context_length} tokens in prompt "
+                f"and completion, got {tokens}"
+            )
+
+    def _run(
+        self, tokens: jax.Array, mask: jax.Array, *, keep: bool
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+        """States before the final norm, and the stacked keys and values if they are to be kept."""
+        config = self.config
+        rotation = self._rotation(_attention.positions_of(mask))
+        seen = _attention.causal_mask(mask)
+
+        def step(
+            states: jax.Array, weights: LayerWeights
+        ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
+            query, key, value = _layer.project(config, weights, states, rotation)
+            attended = jax.nn.dot_product_attention(query, key, value, mask=seen)
+            return _layer.finish(config, weights, states, attended), (key, value) if keep else None
+
+        return jax.lax.scan(
+            jax.checkpoint(step) if config.remat else step,
+            self._embed(tokens, mask),
+            self.layers.weights(),
+        )
+
+    def _embed(self, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
+        if mask is not None:
+            tokens = jnp.where(mask, tokens, 0)
+        return self.embedding[...][tokens].astype(self.config.dtype)
+
+    def _rotation(self, positions: jax.Array) -> _attention.Rotation:
+        return _attention.rotation(positions, self.config.head_width, self.config.rope_theta)
+
+    def _final(self, states: jax.Array) -> jax.Array:
+        return _attention.rms_norm(states, self.final_norm[...], self.config.norm_epsilon)

@@ -1,0 +1,118 @@
+"""Figures and the table of a comparison of methods."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from maxpo.post_training.evaluation import Curve
+from maxpo.studies.styles import STYLES
+
+PANELS = {
+    "mean_reward": "mean reward of the training groups",
+    "max_at_k": "max@{k} of the training groups",
+    "dead_groups": "share of groups without a signal",
+    "entropy": "entropy of a token (nats)",
+}
+POINTS = 25  # Of a learning curve: steps are averaged to about this many.
+BAND = 1.96  # Standard errors on either side: 95%.
+
+Style = dict[str, Any]
+History = Sequence[Mapping[str, Any]]
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """The line of each method: its estimator's own, lighter and with dashes for further k.
+
+    The first of an estimator looks as in every other figure.
+    """
+    found: dict[str, Style] = {}
+    estimators = [label.split()[0] for label in labels]
+    for number, (label, estimator) in enumerate(zip(labels, estimators, strict=True)):
+        colour, dashes = STYLES.get(estimator, ("#76b7b2", "-"))
+        further = estimators[:number].count(estimator)
+        white = min(0.38 * further, 0.7)
+        found[label] = {
+            "color": tuple(np.array(to_rgb(colour)) * (1 - white) + white),
+            "linestyle": dashes if not further else (0, (6 - further, further)),
+            "linewidth": 2.2 if estimator == "maxpo" else 1.5,
+            "zorder": 3 if estimator == "maxpo" else 2,
+        }
+    return found
+
+
+def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> Figure:
+    """Curves over log2 k with bands of 95%, one panel for each quantity.
+
+    Args:
+      panels: Title to label to curve.
+      before: The label of the model that all others started from.
+    """
+    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        lines = styles([label for label in curves if label != before])
+        lines[before] = {"color": "black", "linestyle": (0, (1, 1.5)), "linewidth": 1.8}
+        for label, curve in curves.items():
+            _draw(axis, np.array(curve.k), curve.value, BAND * curve.error, label, lines[label])
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(curve.k, [str(k) for k in curve.k])
+        axis.minorticks_off()
+        axis.set_xlabel("k")
+        _finish(axis, title)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def learning_curves(histories: Mapping[str, Sequence[History]], report_k: int) -> Figure:
+    """What was logged while training, averaged over some steps and all seeds.
+
+    Bands are 95%: over seeds, or over the steps that make a point where there is one seed.
+
+    Args:
+      histories: Label to what each seed logged.
+      report_k: The k of what was logged.
+    """
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    lines = styles(list(histories))
+    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
+        for label, seeds in histories.items():
+            values = np.array([[row[name] for row in history] for history in seeds])
+            places = np.array([row["step"] for row in seeds[0]])
+            pieces = np.array_split(np.arange(len(places)), min(POINTS, len(places)))
+            points = np.array([values[:, piece].mean() for piece in pieces])
+            errors = np.array(
+                [
+                    _error(values[:, piece].mean(axis=1) if len(seeds) > 1 else values[0, piece])
+                    for piece in pieces
+                ]
+            )
+            middles = np.array([places[piece].mean() for piece in pieces])
+            _draw(axis, middles, points, BAND * errors, label, lines[label])
+        _finish(axis, title.format(k=report_k))
+    for axis in axes[-1]:
+        axis.set_xlabel("steps")
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    return figure
+
+
+def _draw(
+    axis: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, label: str, style: Style
+) -> None:
+    axis.plot(x, y, label=label, **style)
+    axis.fill_between(x, y - error, y + error, color=style["color"], alpha=0.13, linewidth=0)
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.01)
+
+
+def _error(samples: np.ndarray) -> float:
+    return samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else 0.0

@@ -1,0 +1,281 @@
+"""Groups of completions with their rewards, and which of them teach something."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import losses, max_at_k, pass_at_k
+from maxpo.generation import generate
+from maxpo.post_training.batches import batch_of_step
+from maxpo.post_training.settings import EncodedProblems, Settings
+from maxpo.prompts import Completions, Prompts
+from maxpo.verification import Scores, VerifierPool
+
+Sample = Callable[[nnx.State, Prompts, jax.Array], Completions]
+
+
+class Rollouts(NamedTuple):
+    """P groups of N completions, on the host.
+
+    Attributes:
+      problems: P problems with their prompts.
+      completions: `[P, N, T]`.
+      scores: What the verifier gave each of them.
+    """
+
+    problems: EncodedProblems
+    completions: Completions
+    scores: Scores
+
+
+class Groups(NamedTuple):
+    """What a step learns from, and what its metrics are about.
+
+    Attributes:
+      problems: P problems.
+      completions: `[P, N, T]`.
+      rewards: `[P, N]`.
+      valid: `[P, N]`, samples to compute advantages from.
+      where: `[P, N]`, samples that count in the loss: none of a dead group that is dropped.
+      metrics: Of all groups that were sampled, also those not kept.
+    """
+
+    problems: EncodedProblems
+    completions: Completions
+    rewards: np.ndarray
+    valid: np.ndarray
+    where: np.ndarray
+    metrics: dict[str, Any]
+
+
+class Clock:
+    """Seconds spent in named phases."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Counts the time of a `with` block."""
+        began = time.perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
+
+
+def make_sample(
+    graph: nnx.GraphDef, settings: Settings, *, group_size: int, temperature: float
+) -> Sample:
+    """The compiled function that draws `group_size` completions of each prompt."""
+
+    @jax.jit
+    def sample(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
+        return generate(
+            nnx.merge(graph, params),
+            prompts,
+            group_size=group_size,
+            max_new_tokens=settings.config.rl.max_new_tokens,
+            temperature=temperature,
+            eos_id=settings.tokenizer.eos_id,
+            pad_id=settings.tokenizer.pad_id,
+            key=key,
+        )
+
+    return sample
+
+
+def sample_and_score(
+    settings: Settings,
+    sample: Sample,
+    pool: VerifierPool,
+    params: nnx.State,
+    problems: EncodedProblems,
+    key: jax.Array,
+    *,
+    batches: int,
+    clock: Clock,
+) -> Rollouts:
+    """Draws a group for each problem and has it scored.
+
+    While one batch is scored in other processes, the next one is sampled.
+
+    Args:
+      settings: Of the run.
+      sample: Compiled for P / batches prompts.
+      pool: Scores completions.
+      params: Of the policy.
+      problems: P problems.
+      key: PRNG key.
+      batches: A divisor of P.
+      clock: Gets the seconds of "sampling" and, behind it, "verifying".
+    """
+    numbers = np.split(np.arange(len(problems.problems)), batches)
+    parts = [problems.take(part) for part in numbers]
+    pending, completions = [], []
+
+    def dispatch(batch: int) -> Completions:
+        return sample(params, parts[batch].prompts, jax.random.fold_in(key, batch))
+
+    with clock("sampling"):
+        running = dispatch(0)
+        for batch, part in enumerate(parts):
+            current = running
+            if batch + 1 < batches:
+                # In the device's queue before the host waits: it goes on while this one is scored.
+                running = dispatch(batch + 1)
+            current = jax.device_get(current)
+            completions.append(current)
+            texts = [
+                [settings.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
+                for group in zip(current.tokens, current.mask, strict=True)
+            ]
+            pending.append(pool.submit(part.problems, texts))
+    with clock("verifying"):
+        scores = [each.result() for each in pending]
+    return Rollouts(problems, _joined(completions), _joined_scores(scores))
+
+
+def collect(
+    settings: Settings,
+    sample: Sample,
+    pool: VerifierPool,
+    params: nnx.State,
+    seed: int,
+    step: int,
+    key: jax.Array,
+    clock: Clock,
+) -> Groups:
+    """The groups of a step.
+
+    With `dead_groups="oversample"` further rounds of P prompts are drawn until P groups are alive
+    or `oversampling` rounds are done. Groups alive come first, in the order in which they were
+    drawn; dead ones that fill up count for nothing.
+
+    Args:
+      settings: Of the run.
+      sample: Compiled for a batch of prompts.
+      pool: Scores completions.
+      params: Of the policy.
+      seed: Of the order of the problems.
+      step: From 1. The problems depend on nothing but the seed and this.
+      key: Of the step.
+      clock: As in `sample_and_score`.
+    """
+    rl = settings.config.rl
+    rounds = rl.oversampling if rl.dead_groups == "oversample" else 1
+    numbers = batch_of_step(seed, step, rl.prompts * rounds, len(settings.train.problems))
+    drawn: list[Rollouts] = []
+    alive = np.zeros(0, bool)
+    for part in np.split(numbers, rounds):
+        problems = settings.train.take(part)
+        round_key = jax.random.fold_in(key, len(drawn))
+        drawn.append(
+            sample_and_score(
+                settings,
+                sample,
+                pool,
+                params,
+                problems,
+                round_key,
+                batches=rl.sampling_batches,
+                clock=clock,
+            )
+        )
+        scores = drawn[-1].scores
+        usable = _usable(rl, scores)
+        alive = np.append(alive, is_alive(settings.rewards(scores.rewards), usable))
+        if np.sum(alive) >= rl.prompts:
+            break
+    return _select(settings, drawn, numbers, alive)
+
+
+def is_alive(rewards: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Whether the kept rewards of each group `[P, N]` differ: equal ones tell nothing apart."""
+    highest = np.max(rewards, axis=-1, where=where, initial=-np.inf)
+    lowest = np.min(rewards, axis=-1, where=where, initial=np.inf)
+    return highest > lowest
+
+
+def _select(
+    settings: Settings, drawn: list[Rollouts], numbers: np.ndarray, alive: np.ndarray
+) -> Groups:
+    """Keeps P groups, those alive first, and describes all."""
+    rl = settings.config.rl
+    completions = _joined([rollouts.completions for rollouts in drawn])
+    scores = _joined_scores([rollouts.scores for rollouts in drawn])
+    rewards, valid = settings.rewards(scores.rewards), _usable(rl, scores)
+    metrics = _metrics(settings, completions, scores, rewards, valid, alive)
+
+    order = np.argsort(~alive, kind="stable")[: rl.prompts]
+    if rl.dead_groups != "oversample":
+        order = np.arange(rl.prompts)
+    where = valid if rl.dead_groups == "keep" else valid & alive[:, None]
+    return Groups(
+        settings.train.take(numbers[order]),
+        jax.tree.map(lambda array: array[order], completions),
+        rewards[order],
+        valid[order],
+        where[order],
+        metrics,
+    )
+
+
+def _metrics(
+    settings: Settings,
+    completions: Completions,
+    scores: Scores,
+    rewards: np.ndarray,
+    valid: np.ndarray,
+    alive: np.ndarray,
+) -> dict[str, Any]:
+    correct = settings.correct(scores.rewards)
+    k = settings.config.rl.report_k
+    values = jax.device_get(_group_values(rewards, correct, valid, k=k))
+    lengths = completions.mask.sum(axis=-1)
+    ended = np.any((completions.tokens == settings.tokenizer.eos_id) & completions.mask, axis=-1)
+    return {
+        **values,
+        "dead_groups": 1 - alive.mean(),
+        "sampled_groups": len(alive),
+        "failed": 1 - scores.valid.mean(),
+        **{f"failed_{kind}": count for kind, count in scores.failures.items()},
+        "completion_length": lengths.mean(),
+        "cut_off": 1 - ended.mean(),
+    }
+
+
+@partial(jax.jit, static_argnames="k")
+def _group_values(
+    rewards: jax.Array, correct: jax.Array, where: jax.Array, *, k: int
+) -> dict[str, jax.Array]:
+    enough = jnp.sum(where, axis=-1) >= k
+    return {
+        "mean_reward": losses.masked_mean(rewards, where=where),
+        "max_at_k": losses.masked_mean(max_at_k(rewards, k, where=where), where=enough),
+        "pass_at_k": losses.masked_mean(pass_at_k(correct, k, where=where), where=enough),
+    }
+
+
+def _usable(rl: ConfigDict, scores: Scores) -> np.ndarray:
+    """Samples that have a reward: all of them where a failure counts as 0."""
+    return scores.valid if rl.failures == "mask" else np.ones_like(scores.valid)
+
+
+def _joined(parts: list[Completions]) -> Completions:
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _joined_scores(parts: list[Scores]) -> Scores:
+    failures = {kind: sum(part.failures[kind] for part in parts) for kind in parts[0].failures}
+    return Scores(
+        np.concatenate([part.rewards for part in parts]),
+        np.concatenate([part.valid for part in parts]),
+        failures,
+    )

@@ -1,0 +1,350 @@
+"""A config becomes what training needs, or an error that says what is wrong with it."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple, get_args
+
+import jax
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import losses, tokenizers
+from maxpo.policies import pretrained, transformer
+from maxpo.post_training.methods import Method, parse_methods
+from maxpo.prompts import Prompts
+from maxpo.tasks import text
+
+LOSSES = ("score_function", "clipped_ratio")
+LEVELS = ("token", "sequence")
+DEAD_GROUPS = ("keep", "drop", "oversample")
+FAILURES = ("zero", "mask")
+
+
+class EncodedProblems(NamedTuple):
+    """Problems and their prompts as tokens.
+
+    Attributes:
+      problems: P problems.
+      prompts: Their prompts, padded on the left to one length.
+    """
+
+    problems: Sequence[text.Problem]
+    prompts: Prompts
+
+    def take(self, indices: np.ndarray) -> "EncodedProblems":
+        """The problems of these numbers, in this order."""
+        prompts = Prompts(self.prompts.tokens[indices], self.prompts.mask[indices])
+        return EncodedProblems([self.problems[index] for index in indices], prompts)
+
+
+class Settings(NamedTuple):
+    """What a config stands for.
+
+    Attributes:
+      config: The config itself.
+      task: Problems and their verifier.
+      tokenizer: Between text and tokens.
+      train: Problems to learn from.
+      held_out: Problems to judge by.
+      answers: To those of `train`, with their end tokens: tokens `[P, T]`, padded on the right, and
+        their mask. None without a warm start.
+      model: Architecture of the policy.
+      methods: What is compared.
+    """
+
+    config: ConfigDict
+    task: text.TextTask
+    tokenizer: tokenizers.Tokenizer
+    train: EncodedProblems
+    held_out: EncodedProblems
+    answers: tuple[np.ndarray, np.ndarray] | None
+    model: transformer.TransformerConfig
+    methods: list[Method]
+
+    def rewards(self, scores: np.ndarray) -> np.ndarray:
+        """What is maximised: the verifier's scores, or with `task.binary` whether they succeed."""
+        return self.correct(scores).astype(np.float32) if self.config.task.binary else scores
+
+    def correct(self, scores: np.ndarray) -> np.ndarray:
+        """Which samples count for pass@k."""
+        return scores >= self.config.task.success
+
+
+def make_settings(config: ConfigDict) -> Settings:
+    """Checks a config and loads what it names.
+
+    Raises:
+      ValueError: If a value makes no sense, naming the field, what is expected and what came.
+      ImportError: If a package of an extra is missing, naming the extra.
+    """
+    _check_numbers(config)
+    _check_choices(config)
+    if not config.methods:
+        raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
+    methods = parse_methods(config.methods, group_size=config.rl.group_size)
+    task = _make_task(config.task)
+    for name, problems in (("train", task.train), ("held-out", task.held_out)):
+        if not problems:
+            raise ValueError(f"task: expected at least one {name} problem, got none")
+    tokenizer = _make_tokenizer(config.tokenizer, task)
+    prompts = [tokenizer.encode(problem.prompt) for problem in (*task.train, *task.held_out)]
+    length = _prompt_length(config, prompts)
+    # Arrays of the host, which compiled functions take as they take the device's.
+    tokens: Any
+    mask: Any
+    tokens, mask = tokenizers.pad(prompts, length=length, pad_id=tokenizer.pad_id, side="left")
+    count = len(task.train)
+    return Settings(
+        config,
+        task,
+        tokenizer,
+        EncodedProblems(task.train, Prompts(tokens[:count], mask[:count])),
+        EncodedProblems(task.held_out, Prompts(tokens[count:], mask[count:])),
+        _encode_answers(config, task, tokenizer) if config.warm_start.steps else None,
+        _model_config(config, tokenizer, length),
+        methods,
+    )
+
+
+def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
+    """The policy before any training: its structure and its parameters.
+
+    Args:
+      settings: Name a checkpoint or a size.
+      key: Of random parameters.
+    """
+    folder = settings.config.model.pretrained
+    if folder:
+        model = pretrained.load_pretrained(
+            folder,
+            context_length=settings.model.context_length,
+            **_model_options(settings.config),
+        )
+        return nnx.split(model)
+
+    def init(key: jax.Array) -> transformer.Transformer:
+        return transformer.Transformer(settings.model, rngs=nnx.Rngs(key))
+
+    return nnx.graphdef(nnx.eval_shape(init, key)), jax.jit(lambda key: nnx.state(init(key)))(key)
+
+
+def powers_up_to(n: int) -> tuple[int, ...]:
+    """1, 2, 4, .. and n: the k of every curve over n samples.
+
+    >>> powers_up_to(12)
+    (1, 2, 4, 8, 12)
+    """
+    powers = [2**power for power in range(n.bit_length()) if 2**power < n]
+    return (*powers, n)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    least = {
+        "seeds": 1,
+        "warm_start": {"steps": 0, "batch_size": 1, "warm_up": 0, "save_every": 1},
+        "rl": {
+            "steps": 1,
+            "prompts": 1,
+            "group_size": 2,
+            "max_new_tokens": 1,
+            "sampling_batches": 1,
+            "epochs": 1,
+            "minibatches": 1,
+            "micro_batches": 1,
+            "oversampling": 1,
+            "warm_up": 0,
+            "save_every": 1,
+            "kl_coefficient": 0,
+            "entropy_coefficient": 0,
+            "weight_decay": 0,
+            "report_k": 1,
+        },
+        "evaluation": {"samples": 1, "prompts": 1, "temperature": 0},
+        "verification": {"workers": 1},
+    }
+    for name, smallest in _flat(least):
+        if not _field(config, name) >= smallest:
+            raise ValueError(f"{name}: expected at least {smallest}, got {_field(config, name)}")
+    for name in (
+        *("warm_start.learning_rate", "warm_start.max_gradient_norm", "warm_start.final_rate"),
+        *("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length"),
+        "verification.time_limit",
+    ):
+        if not _field(config, name) > 0:
+            raise ValueError(f"{name}: expected more than 0, got {_field(config, name)}")
+    rl = config.rl
+    for name, whole, part in (
+        ("rl.sampling_batches", rl.prompts, rl.sampling_batches),
+        ("rl.minibatches * rl.micro_batches", rl.prompts, rl.minibatches * rl.micro_batches),
+    ):
+        if whole % part:
+            raise ValueError(f"{name}: expected a divisor of rl.prompts = {whole}, got {part}")
+    samples = config.evaluation.samples
+    if rl.report_k not in powers_up_to(samples):
+        raise ValueError(
+            f"rl.report_k: expected one of the k that are evaluated, {powers_up_to(samples)} for "
+            f"evaluation.samples = {samples}, got {rl.report_k}"
+        )
+    if rl.report_k > rl.group_size:
+        raise ValueError(
+            f"rl.report_k: expected at most rl.group_size = {rl.group_size}, got {rl.report_k}"
+        )
+
+
+def _check_choices(config: ConfigDict) -> None:
+    rl = config.rl
+    for name, value, known in (
+        ("rl.loss", rl.loss, LOSSES),
+        ("rl.level", rl.level, LEVELS),
+        ("rl.normalization", rl.normalization, get_args(losses.Normalization)),
+        ("rl.kl_estimator", rl.kl_estimator, get_args(losses.KLEstimator)),
+        ("rl.dead_groups", rl.dead_groups, DEAD_GROUPS),
+        ("rl.failures", rl.failures, FAILURES),
+        ("task.kind", config.task.kind, ("reasoning", "jsonl")),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+    if rl.loss == "score_function" and rl.epochs * rl.minibatches > 1:
+        raise ValueError(
+            "rl.loss: score_function is only right for the policy that drew the samples; expected "
+            f"clipped_ratio for {rl.epochs} epochs of {rl.minibatches} minibatches"
+        )
+    if rl.level == "sequence" and rl.normalization == "token":
+        raise ValueError(
+            "rl.normalization: expected constant or sequence for rl.level=sequence, got 'token'"
+        )
+    if rl.length != 1 and (rl.normalization != "constant" or rl.level == "sequence"):
+        raise ValueError(
+            "rl.length: expected 1 for all but rl.normalization=constant at rl.level=token, got "
+            f"{rl.length}"
+        )
+    if rl.kl_coefficient and rl.kl_estimator == "k1":
+        raise ValueError("rl.kl_estimator: expected k2 or k3, k1's gradient is only noise")
+    if rl.dead_groups == "oversample" and rl.oversampling < 2:
+        raise ValueError(
+            f"rl.oversampling: expected at least 2 to oversample, got {rl.oversampling}"
+        )
+    if not 0 <= rl.clip_low <= 1 or not rl.clip_high >= 0:
+        raise ValueError(
+            "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
+            f"{rl.clip_low} and {rl.clip_high}"
+        )
+    if not math.isfinite(config.task.success):
+        raise ValueError(f"task.success: expected a finite score, got {config.task.success}")
+
+
+def _make_task(task: ConfigDict) -> text.TextTask:
+    if task.kind == "reasoning":
+        from maxpo.tasks import reasoning
+
+        return reasoning.make_reasoning_task(
+            task.dataset,
+            train_size=task.train_size,
+            held_out_size=task.held_out_size,
+            seed=task.seed,
+            template=task.template,
+            answer_template=task.answer_template,
+            options=task.options.to_dict(),
+        )
+    from maxpo.tasks import jsonl
+
+    for field in ("train_path", "held_out_path"):
+        if not task[field]:
+            raise ValueError(f"task.{field}: expected a JSON-lines file, got none")
+    return jsonl.make_jsonl_task(
+        task.train_path,
+        task.held_out_path,
+        prompt_field=task.prompt_field,
+        answer_field=task.answer_field,
+        template=task.template,
+        verifier=task.verifier,
+    )
+
+
+def _make_tokenizer(name: str, task: text.TextTask) -> tokenizers.Tokenizer:
+    if name != "characters":
+        return tokenizers.load_tokenizer(name)
+    problems = (*task.train, *task.held_out)
+    return tokenizers.CharTokenizer.from_texts(
+        [text for problem in problems for text in (problem.prompt, problem.answer)]
+    )
+
+
+def _encode_answers(
+    config: ConfigDict, task: text.TextTask, tokenizer: tokenizers.Tokenizer
+) -> tuple[np.ndarray, np.ndarray]:
+    answers = []
+    for number, problem in enumerate(task.train):
+        if not problem.answer:
+            raise ValueError(
+                f"warm_start: expected an answer to learn for every problem, got none for number "
+                f"{number}, {problem.prompt!r}; set warm_start.steps=0 to go without"
+            )
+        answers.append([*tokenizer.encode(problem.answer), tokenizer.eos_id])
+    lengths = [len(answer) for answer in answers]
+    longest, room = max(lengths), config.rl.max_new_tokens
+    if longest > room:
+        raise ValueError(
+            f"rl.max_new_tokens: expected at least {longest}, for the answer "
+            f"{task.train[lengths.index(longest)].answer!r} and its end, got {room}"
+        )
+    return tokenizers.pad(answers, length=longest, pad_id=tokenizer.pad_id, side="right")
+
+
+def _prompt_length(config: ConfigDict, prompts: Sequence[Sequence[int]]) -> int:
+    """The longest prompt, which must leave room for the completion."""
+    lengths = [len(prompt) for prompt in prompts]
+    longest, context = max(lengths), config.model.context_length
+    if min(lengths) == 0:
+        raise ValueError(
+            f"task: expected prompts of at least one token, got none in number {lengths.index(0)}"
+        )
+    if context and longest + config.rl.max_new_tokens > context:
+        raise ValueError(
+            f"model.context_length: expected at least {longest + config.rl.max_new_tokens}, for "
+            f"the {longest} tokens of prompt number {lengths.index(longest)} and rl.max_new_tokens "
+            f"= {config.rl.max_new_tokens}, got {context}"
+        )
+    return longest
+
+
+def _model_config(
+    config: ConfigDict, tokenizer: tokenizers.Tokenizer, prompt_length: int
+) -> transformer.TransformerConfig:
+    context_length = config.model.context_length or prompt_length + config.rl.max_new_tokens
+    if config.model.pretrained:
+        model = pretrained.load_config(
+            config.model.pretrained, context_length=context_length, **_model_options(config)
+        )
+    else:
+        model = transformer.make_config(
+            config.model.size,
+            vocab_size=config.model.vocab_size or tokenizer.vocab_size,
+            context_length=context_length,
+            **{**_model_options(config), **config.model.overrides.to_dict()},
+        )
+    if model.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"model.vocab_size: expected at least the {tokenizer.vocab_size} tokens of the "
+            f"tokenizer, got {model.vocab_size}"
+        )
+    return model
+
+
+def _model_options(config: ConfigDict) -> dict[str, Any]:
+    return {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    pairs = []
+    for name, value in tree.items():
+        nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        pairs += nested or [(prefix + name, value)]
+    return pairs
+
+
+def _field(config: ConfigDict, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config

@@ -1,0 +1,261 @@
+"""The warm start and each method after it, as runs of their own that any kill may interrupt."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import runs, training
+from maxpo.post_training import rollouts, supervised, update
+from maxpo.post_training.batches import batch_of_step
+from maxpo.post_training.evaluation import held_out_scores
+from maxpo.post_training.methods import Method
+from maxpo.post_training.optimizer import make_optimizer
+from maxpo.post_training.settings import Settings, make_model
+from maxpo.verification import VerifierPool
+
+WARM_START = "warm_start"
+
+# Of one seed's key.
+_INIT, _SAMPLE, _SHUFFLE, _EVALUATE = range(4)
+
+
+class Programs(NamedTuple):
+    """What is compiled, once for all stages, methods and seeds.
+
+    Attributes:
+      params: The policy's parameters before any training.
+      learn: An update of the warm start.
+      sample: Draws the groups of a batch of prompts to train on.
+      sample_held_out: Draws those to evaluate.
+      reference: Log-probabilities under frozen parameters.
+      update: An update of post-training.
+    """
+
+    params: nnx.State
+    learn: Callable[..., Any]
+    sample: rollouts.Sample
+    sample_held_out: rollouts.Sample
+    reference: Callable[..., jax.Array]
+    update: Callable[..., Any]
+
+
+def make_programs(settings: Settings) -> Programs:
+    """Everything that is compiled at its first call."""
+    config = settings.config
+    graph, params = make_model(settings, _key(jax.random.key(config.seed), _INIT, 0))
+    return Programs(
+        params,
+        supervised.make_update(graph, config.warm_start),
+        rollouts.make_sample(
+            graph,
+            settings,
+            group_size=config.rl.group_size,
+            temperature=config.rl.temperature,
+        ),
+        rollouts.make_sample(
+            graph,
+            settings,
+            group_size=config.evaluation.samples,
+            temperature=config.evaluation.temperature,
+        ),
+        update.make_reference(graph, config.rl),
+        update.make_update(graph, config.rl),
+    )
+
+
+def warm_start(
+    settings: Settings, programs: Programs, pool: VerifierPool, folder: Path
+) -> tuple[nnx.State, dict[str, Any]]:
+    """Trains on answers; returns the parameters and the run's summary, as `post_train` does."""
+    config = settings.config.warm_start
+    with runs.Run(_config_of_warm_start(settings.config), folder, keep=1) as run:
+        # Copies, here and below: an update takes the arrays of its state for itself.
+        state = _initial_state(jax.tree.map(jnp.copy, programs.params), config)
+        if run.finished:
+            if config.steps:
+                state, _ = run.last_state(state)
+            return state.params, dict(run.summary or {})
+        state, start = run.restore(state)
+        clock = rollouts.Clock()
+        for step in runs.steps(start, config.steps, unit="warm-up updates"):
+            numbers = batch_of_step(
+                settings.config.seed, step, config.batch_size, len(settings.train.problems)
+            )
+            prompts = settings.train.take(numbers).prompts
+            assert settings.answers is not None
+            tokens, mask = (array[numbers] for array in settings.answers)
+            with clock("updating"):
+                state, found = programs.learn(state, prompts, tokens, mask)
+                # Fetched now and then only: the device need not wait for the host in between.
+                log = step % config.log_every == 0 or step == config.steps
+                found = jax.device_get(found) if log else found
+            if log:
+                runs.check_finite(step, found)
+                run.log(step, found)
+                run.log_timings(step, clock.seconds)
+                clock = rollouts.Clock()
+            if step % config.save_every == 0 or step == config.steps:
+                run.save(step, state)
+        summary = _evaluate(settings, programs, pool, state.params, settings.config.seed, run)
+        return state.params, summary
+
+
+def post_train(
+    settings: Settings,
+    programs: Programs,
+    pool: VerifierPool,
+    method: Method,
+    seed: int,
+    start_from: nnx.State,
+    folder: Path,
+) -> dict[str, Any]:
+    """Trains with one method from given parameters.
+
+    Args:
+      settings: Of the whole study.
+      programs: Of `make_programs`.
+      pool: Scores completions.
+      method: Gives the advantages.
+      seed: Of prompts and samples, the same for every method.
+      start_from: Parameters of the warm start.
+      folder: Of the run.
+
+    Returns:
+      The run's summary: "scores" `[P][n]` of held-out problems.
+
+    Raises:
+      FloatingPointError: If something is not finite, naming the step and the prompt.
+    """
+    config = settings.config
+    rl = config.rl
+    with runs.Run(_config_of_method(config, method, seed), folder, keep=1) as run:
+        if run.finished:
+            return dict(run.summary or {})
+        state = _initial_state(jax.tree.map(jnp.copy, start_from), rl)
+        state, start = run.restore(state)
+        learning_rate = jnp.float32(method.learning_rate or rl.learning_rate)
+        advantages = jax.jit(
+            lambda rewards, where, step: method.advantages(rewards, where, step, rl.steps)
+        )
+        key = jax.random.key(seed)
+        for step in runs.steps(start, rl.steps):
+            clock, began = rollouts.Clock(), time.perf_counter()
+            groups = rollouts.collect(
+                settings,
+                programs.sample,
+                pool,
+                state.params,
+                seed,
+                step,
+                _key(key, _SAMPLE, step),
+                clock,
+            )
+            with clock("updating"):
+                batch = update.Batch(
+                    groups.problems.prompts,
+                    groups.completions,
+                    jax.device_get(advantages(groups.rewards, groups.valid, step - 1)),
+                    jnp.asarray(groups.where),
+                )
+                _check_groups(step, groups, batch)
+                if rl.kl_coefficient:
+                    found = programs.reference(start_from, batch.prompts, batch.completions)
+                    batch = batch._replace(reference_log_probs=found)
+                shuffle = _key(key, _SHUFFLE, step)
+                state, found = programs.update(state, batch, learning_rate, shuffle)
+                found = jax.device_get(found)
+            kept = np.abs(batch.advantages)[groups.where]
+            found["advantage_size"] = kept.mean() if kept.size else 0.0
+            runs.check_finite(step, found)
+            run.log(step, {**groups.metrics, **found})
+            if step % rl.save_every == 0 or step == rl.steps:
+                run.save(step, state)
+            run.log_timings(step, _timings(clock, time.perf_counter() - began, groups))
+        return _evaluate(settings, programs, pool, state.params, seed, run)
+
+
+def _evaluate(
+    settings: Settings,
+    programs: Programs,
+    pool: VerifierPool,
+    params: nnx.State,
+    seed: int,
+    run: runs.Run,
+) -> dict[str, Any]:
+    """Ends a run with the scores of held-out problems."""
+    key = _key(jax.random.key(seed), _EVALUATE, 0)
+    scores = held_out_scores(
+        settings, programs.sample_held_out, pool, params, key, rollouts.Clock()
+    )
+    best, correct = settings.rewards(scores).max(axis=-1), settings.correct(scores)
+    row = {
+        "run": run.folder.name,
+        "mean reward": settings.rewards(scores).mean(),
+        f"best of {scores.shape[1]}": best.mean(),
+        "correct": correct.mean(),
+    }
+    return run.finish({"scores": scores}, table=[row])
+
+
+def _initial_state(params: nnx.State, config: ConfigDict) -> training.TrainState:
+    return training.init_state(params, make_optimizer(config, config.learning_rate))
+
+
+def _check_groups(step: int, groups: rollouts.Groups, batch: update.Batch) -> None:
+    """Raises FloatingPointError for the first prompt whose group is not finite."""
+    for number, problem in enumerate(groups.problems.problems):
+        of_prompt = {
+            "log-probabilities": batch.completions.log_probs[number],
+            "advantages": batch.advantages[number],
+        }
+        if not all(np.isfinite(values).all() for values in of_prompt.values()):
+            runs.check_finite(
+                step,
+                {f"{name} of {problem.prompt!r}": values for name, values in of_prompt.items()},
+            )
+
+
+def _timings(clock: rollouts.Clock, seconds: float, groups: rollouts.Groups) -> dict[str, float]:
+    """Seconds of a step and of its phases, the tokens of each, and both in relation.
+
+    Verifying is what is left of it behind the sampling.
+    """
+    metrics, mask = groups.metrics, groups.completions.mask
+    tokens = {
+        "sampling": metrics["completion_length"] * metrics["sampled_groups"] * mask.shape[1],
+        "updating": mask.sum(),
+    }
+    return {
+        "seconds": seconds,
+        **clock.seconds,
+        **{f"share_{phase}": part / seconds for phase, part in clock.seconds.items()},
+        **{f"{phase}_tokens": count for phase, count in tokens.items()},
+        **{
+            f"{phase}_tokens_per_second": count / clock.seconds[phase]
+            for phase, count in tokens.items()
+        },
+    }
+
+
+def _config_of_warm_start(config: ConfigDict) -> dict[str, Any]:
+    """What the warm start depends on."""
+    names = ("seed", "task", "tokenizer", "model", "warm_start", "evaluation", "verification")
+    fields = config.to_dict()
+    return {name: fields[name] for name in names} | {"max_new_tokens": config.rl.max_new_tokens}
+
+
+def _config_of_method(config: ConfigDict, method: Method, seed: int) -> dict[str, Any]:
+    """What the run of a method depends on: its warm start's config, and its own."""
+    own = {"rl": config.rl.to_dict(), "method": method._asdict(), "rl_seed": seed}
+    return _config_of_warm_start(config) | own
+
+
+def _key(key: jax.Array, use: int, step: int) -> jax.Array:
+    return jax.random.fold_in(jax.random.fold_in(key, use), step)

@@ -1,0 +1,51 @@
+"""The warm start: cross-entropy on answers, prompts masked, the end token learned."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import losses, training
+from maxpo.post_training.optimizer import make_optimizer, warmed_up
+from maxpo.prompts import Prompts
+from maxpo.token_log_probs import completion_log_probs
+
+Metrics = dict[str, jax.Array]
+
+
+def make_update(
+    graph: nnx.GraphDef, settings: ConfigDict
+) -> Callable[
+    [training.TrainState, Prompts, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
+]:
+    """The compiled update of the warm start.
+
+    Args:
+      graph: The policy's structure.
+      settings: The `warm_start` of a config. After the warm-up the learning rate goes in a straight
+        line to `final_rate` times itself at the last step.
+
+    Returns:
+      (state, prompts, answers' tokens `[B, T]`, their mask) -> (state, metrics); the state is
+      donated. The loss is the mean over tokens of `-log pi(token | past)`, in nats.
+    """
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(
+        state: training.TrainState, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+    ) -> tuple[training.TrainState, Metrics]:
+        def loss(params: nnx.State) -> jax.Array:
+            model = nnx.merge(graph, params)
+            answers = completion_log_probs(model, prompts, tokens[:, None], mask[:, None])
+            return -losses.masked_mean(answers.log_probs, where=mask[:, None])
+
+        value, gradients = jax.value_and_grad(loss)(state.params)
+        metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
+        left = 1 - (1 - settings.final_rate) * state.step / max(settings.steps, 1)
+        rate = warmed_up(settings.learning_rate * left, state.step, settings.warm_up)
+        return training.apply_gradients(state, gradients, make_optimizer(settings, rate)), metrics
+
+    return update

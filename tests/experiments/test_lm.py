@@ -1,0 +1,274 @@
+"""The language-model study, shrunk, from its config to its figures, interrupted and killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import lm
+from maxpo import runs
+from maxpo.post_training import stages
+from maxpo.post_training.methods import parse_method
+from maxpo.post_training.optimizer import make_optimizer
+from maxpo.post_training.settings import make_settings
+from maxpo.runs import UsageError, load_config, read_metrics, read_timings
+from maxpo.training import init_state
+
+FOLDERS = ["warm_start", "rloo-seed0", "maxpo_k2-1-seed0", "rloo-seed1", "maxpo_k2-1-seed1"]
+METHODS = ("rloo", "maxpo:k=2->1,learning_rate=2e-3")
+
+
+def make_data(folder):
+    """Sums of two digits."""
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    for name, part in (("train", pairs[::2]), ("held_out", pairs[1::12])):
+        lines = [json.dumps({"question": f"{a}+{b}=", "answer": str(a + b)}) for a, b in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+
+
+def shrink(config, folder):
+    """Keeps what takes no time: a tiny model, few steps, every feature switched on."""
+    config.seeds, config.methods = 2, METHODS
+    config.task.train_path = str(folder / "train.jsonl")
+    config.task.held_out_path = str(folder / "held_out.jsonl")
+    config.task.verifier = "lm_verifier:unreliable"
+    config.model.overrides.update(hidden=16, layers=1, heads=2, kv_heads=1, mlp=16)
+    config.warm_start.update(steps=4, batch_size=8, log_every=2, save_every=2)
+    config.rl.update(steps=4, prompts=4, group_size=4, max_new_tokens=3, report_k=2, save_every=2)
+    config.rl.update(loss="clipped_ratio", epochs=2, minibatches=1, micro_batches=2)
+    config.rl.update(kl_coefficient=0.01, entropy_coefficient=0.01, failures="mask")
+    config.rl.update(dead_groups="oversample", oversampling=2, sampling_batches=2)
+    config.evaluation.update(samples=4, prompts=4)
+    config.verification.update(workers=1, time_limit=5.0)
+    return config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    make_data(folder)
+    return shrink(load_config("configs/lm.py:jsonl"), folder)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """What is compiled here, for the process that will be killed."""
+    folder = str(tmp_path_factory.mktemp("cache"))
+    settings = {
+        "jax_compilation_cache_dir": folder,
+        "jax_persistent_cache_min_compile_time_secs": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    yield {name.upper(): str(value) for name, value in settings.items()}
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs(config, cache):
+    """Compiled once for all starts of this module, where a process would for itself."""
+    made = stages.make_programs(make_settings(config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "make_programs", lambda settings: made)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def whole(config, tmp_path_factory):
+    """The folder of a study that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    lm.train_and_evaluate(config, folder)
+    return folder
+
+
+def final_parameters(folder, programs):
+    """Bytes of the last parameters of every run of a study."""
+    found = {}
+    for name in FOLDERS:
+        stored = json.loads((folder / name / "config.json").read_text())
+        part = load_config("configs/lm.py:jsonl").warm_start
+        like = init_state(programs.params, make_optimizer(part, 1.0))
+        with runs.Run(stored, folder / name) as run:
+            state, step = run.last_state(like)
+        assert step == 4
+        found[name] = [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)]
+    return found
+
+
+def assert_same_study(folder, other, programs):
+    for name in FOLDERS:
+        for file in ("metrics.jsonl", "summary.json", "config.json"):
+            first, second = ((each / name / file).read_bytes() for each in (folder, other))
+            assert first == second, (name, file)
+    assert final_parameters(folder, programs) == final_parameters(other, programs)
+
+
+def test_a_study_leaves_runs_figures_and_a_table(config, whole, programs, capsys):
+    summary = json.loads((whole / "summary.json").read_text())
+    labels = ["warm start", "rloo", "maxpo k=2->1"]
+    assert list(summary["pass"]) == labels
+    for curve in summary["pass"].values():
+        assert curve["k"] == [1, 2, 4]
+        assert np.isfinite([curve["value"], curve["error"]]).all()
+        assert sorted(curve["value"]) == curve["value"]
+    assert [row[""] for row in summary["table"]] == labels
+    assert {"pass@1", "pass@2", "pass@4", "gain in pass@2", "k tokens/s sampling"} <= set(
+        summary["table"][-1]
+    )
+    for name in ("best_of_k", "learning_curves"):
+        assert (whole / f"{name}.png").stat().st_size > 10_000
+    assert sorted(path.name for path in whole.iterdir() if path.is_dir()) == sorted(FOLDERS)
+    history = read_metrics(whole / "maxpo_k2-1-seed1")
+    assert [row["step"] for row in history] == [1, 2, 3, 4]
+    assert set(history[0]) == {
+        "step",
+        *("mean_reward", "max_at_k", "pass_at_k", "dead_groups", "sampled_groups"),
+        *("failed", "failed_raised", "failed_timed_out", "failed_not_finite"),
+        *("completion_length", "cut_off", "loss", "entropy", "gradient_norm"),
+        *("kl_to_sampling_policy", "kl_to_reference", "clip_fraction", "advantage_size"),
+    }
+    # The verifier fails on what begins with some digits, and stops nothing.
+    assert sum(row["failed_raised"] for row in history) > 0
+    assert sum(row["failed_not_finite"] for row in history) > 0
+    timings = read_timings(whole / "rloo-seed0")
+    assert [row["step"] for row in timings] == [1, 2, 3, 4]
+    assert all(row["sampling"] > 0 and row["updating"] > 0 for row in timings)
+    for row in timings:
+        shares = [row[f"share_{phase}"] for phase in ("sampling", "verifying", "updating")]
+        assert 0 < sum(shares) <= 1
+    capsys.readouterr()
+    assert lm.train_and_evaluate(config, whole) == summary
+    printed = capsys.readouterr()
+    assert "maxpo k=2->1" in printed.out
+    assert "nothing left to do" in printed.err
+
+
+def test_methods_and_seeds_differ_and_start_from_the_same_parameters(whole, programs):
+    parameters = final_parameters(whole, programs)
+    assert len({tuple(leaves) for leaves in parameters.values()}) == len(FOLDERS)
+    first = [read_metrics(whole / name)[0]["mean_reward"] for name in FOLDERS[1:]]
+    assert first[0] == first[1]  # The same prompts and samples for every method of a seed.
+    assert first[2] == first[3]
+
+
+def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, tmp_path):
+    class InterruptedRunError(Exception):
+        pass
+
+    # What is called, how often it works before, and whether the interruption comes behind it.
+    stops = [
+        ("save", 0, True),  # in the warm start
+        ("finish", 0, False),  # the warm start's evaluation is lost
+        ("log", 0, False),  # in the first method
+        ("save", 0, True),
+        ("save", 0, True),  # the last step is saved, nothing is evaluated
+        ("finish", 0, True),  # the first method is done, the second one has not begun
+        ("log", 3, True),  # behind a save
+        ("figure", 0, True),
+        ("figure", 1, True),
+    ]
+    for name, works, behind in stops:
+        original = getattr(runs.Run, name)
+        left = works
+
+        def interrupt(self, *arguments, original=original, behind=behind, **options):
+            nonlocal left
+            if left == 0 and not behind:
+                raise InterruptedRunError
+            result = original(self, *arguments, **options)
+            left -= 1
+            if left < 0:
+                raise InterruptedRunError
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(runs.Run, name, interrupt)
+            with pytest.raises(InterruptedRunError):
+                lm.train_and_evaluate(config, tmp_path / "parts")
+    lm.train_and_evaluate(config, tmp_path / "parts")
+    assert_same_study(tmp_path / "parts", whole, programs)
+
+
+def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, cache, tmp_path):
+    (tmp_path / "config.json").write_text(config.to_json())
+    program = """
+import json, sys
+from ml_collections import ConfigDict
+from experiments import lm
+fields = json.load(open(sys.argv[1]))
+fields["methods"] = tuple(fields["methods"])
+lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])
+"""
+    folder = tmp_path / "killed"
+    path = [str(Path.cwd()), str(Path.cwd() / "tests")]
+    with (tmp_path / "log").open("w") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "config.json"), str(folder)],
+            env={**os.environ, **cache, "PYTHONPATH": os.pathsep.join(path)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        deadline = time.monotonic() + 300
+        while len(read_metrics(folder / "rloo-seed0")) < 3 and child.poll() is None:
+            assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+            time.sleep(0.01)
+    finally:
+        child.kill()
+    assert child.wait() == -signal.SIGKILL, (tmp_path / "log").read_text()
+    assert not (folder / "summary.json").exists()
+    lm.train_and_evaluate(config, folder)
+    assert_same_study(folder, whole, programs)
+
+
+def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_path, monkeypatch):
+    def broken(params, prompts, key):
+        found = programs.sample(params, prompts, key)
+        return found._replace(log_probs=found.log_probs.at[1, 2, 0].set(float("nan")))
+
+    monkeypatch.setattr(stages, "make_programs", lambda _: programs._replace(sample=broken))
+    with pytest.raises(FloatingPointError, match=r"log-probabilities of '\d\+\d='\[2, 0\].*step 1"):
+        lm.train_and_evaluate(config, tmp_path)
+    assert not read_metrics(tmp_path / "rloo-seed0")
+
+
+def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.rl.learning_rate = 0.5
+    with pytest.raises(UsageError, match=r"rl.learning_rate: .* -> 0\.5"):
+        lm.train_and_evaluate(other, whole)
+    other.methods = ("maxpo:k=4",)
+    with pytest.raises(ValueError, match="N - 1 = 3"):
+        lm.train_and_evaluate(other, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("variant", ["default", "graded", "quick"])
+def test_a_variant_is_a_study_that_can_begin(variant):
+    pytest.importorskip("reasoning_gym")
+    config = load_config(f"configs/lm.py:{variant}")
+    config.task.update(train_size=20, held_out_size=10)
+    settings = make_settings(config)
+    for method in settings.methods:
+        assert parse_method(method.label.replace(" ", ":", 1)) == method._replace(
+            learning_rate=None
+        )
+    problem = settings.train.problems[0]
+    assert settings.task.verifier(problem, problem.answer) >= config.task.success
+
+
+def test_the_gpu_variant_fits_its_own_context():
+    config = load_config("configs/lm.py:gpu")
+    assert config.model.dtype == "bfloat16"
+    assert config.model.remat
+    assert config.rl.prompts * config.rl.group_size == 256
+    assert config.rl.max_new_tokens == 512

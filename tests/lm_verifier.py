@@ -1,0 +1,17 @@
+"""A verifier that fails in every way, for tests that name it as `lm_verifier:unreliable`."""
+
+import time
+
+from maxpo.tasks.jsonl import numeric_verifier
+from maxpo.tasks.text import Problem
+
+
+def unreliable(problem: Problem, completion: str) -> float:
+    """Raises, hangs or is not finite on completions that begin with certain digits."""
+    if completion.startswith("1"):
+        raise RuntimeError("no idea")
+    if completion.startswith("2"):
+        return float("nan")
+    if completion == "33":
+        time.sleep(60)
+    return numeric_verifier(problem, completion)

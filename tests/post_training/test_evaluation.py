@@ -1,0 +1,64 @@
+"""The best of k on held-out problems, and how sure of it one can be."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from maxpo.post_training import evaluation
+from maxpo.post_training.settings import powers_up_to
+
+
+def test_powers_up_to_end_with_n():
+    assert powers_up_to(1) == (1,)
+    assert powers_up_to(16) == (1, 2, 4, 8, 16)
+    assert powers_up_to(20) == (1, 2, 4, 8, 16, 20)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_best_of_k_is_the_mean_over_all_subsets(binary):
+    rng = np.random.default_rng(0)
+    rewards = rng.random((2, 3, 6)).astype(np.float32)
+    if binary:
+        rewards = (rewards < 0.3).astype(np.float32)
+    found = evaluation.best_of_k(rewards, binary=binary)
+    for number, k in enumerate((1, 2, 4, 6)):
+        subsets = list(itertools.combinations(range(6), k))
+        expected = np.mean([rewards[..., list(subset)].max(axis=-1) for subset in subsets], axis=0)
+        np.testing.assert_allclose(found[..., number], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_errors_are_the_spread_of_repeated_studies():
+    # Problems and seeds are both random, and add to their interaction, which is uniform noise.
+    rng = np.random.default_rng(1)
+    studies, S, P, n = 400, 3, 40, 4
+    means, errors = [], []
+    for _ in range(studies):
+        problems, seeds = rng.normal(0, 1.0, (1, P, 1)), rng.normal(0, 0.3, (S, 1, 1))
+        rewards = problems + seeds + rng.uniform(-1, 1, (S, P, n))
+        curve = evaluation.curve(rewards, binary=False)
+        means.append(curve.value)
+        errors.append(curve.error)
+    spread = np.std(means, axis=0, ddof=1)
+    # A standard deviation of 400 studies has a relative error of 1 / sqrt(2 * 400) = 3.5%.
+    rms = np.sqrt(np.mean(np.square(errors), axis=0))
+    np.testing.assert_allclose(rms / spread, 1, atol=0.2)
+
+
+def test_with_one_seed_the_error_is_that_of_the_problems():
+    rewards = np.random.default_rng(2).random((1, 5, 4)).astype(np.float32)
+    curve = evaluation.curve(rewards, binary=False)
+    by_problem = rewards[0].mean(axis=-1)
+    np.testing.assert_allclose(curve.value[0], by_problem.mean(), rtol=1e-6)
+    np.testing.assert_allclose(curve.error[0], by_problem.std(ddof=1) / 5**0.5, rtol=1e-5)
+    assert np.isnan(evaluation.curve(rewards[:, :1], binary=False).error).all()
+
+
+def test_what_is_hard_for_both_cancels_in_a_difference():
+    rng = np.random.default_rng(3)
+    before = np.repeat(rng.random((50, 1)), 4, axis=1)
+    after = (before + 0.125)[None]
+    gain = evaluation.curve(after, binary=False, minus=before)
+    np.testing.assert_allclose(gain.value, 0.125, rtol=1e-5)
+    np.testing.assert_allclose(gain.error, 0, atol=1e-7)
+    assert evaluation.curve(after, binary=False).error[0] > 0.02

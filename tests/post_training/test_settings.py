@@ -1,0 +1,119 @@
+"""Every mistake in a config is found before the first step, and says what was expected."""
+
+import builtins
+import json
+
+import numpy as np
+import pytest
+
+from maxpo.post_training.settings import make_settings
+from maxpo.runs import load_config
+
+
+@pytest.fixture
+def config(tmp_path):
+    for name in ("train", "held_out"):
+        lines = [json.dumps({"question": f"{i}+{name[0]}=", "answer": str(i)}) for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    config = load_config("configs/lm.py:jsonl")
+    config.task.train_path = str(tmp_path / "train.jsonl")
+    config.task.held_out_path = str(tmp_path / "held_out.jsonl")
+    config.methods = ("rloo", "maxpo:k=2")
+    config.rl.update(prompts=4, group_size=4, max_new_tokens=3, report_k=2)
+    return config
+
+
+def test_problems_become_padded_prompts_and_answers_with_an_end(config):
+    settings = make_settings(config)
+    tokenizer = settings.tokenizer
+    assert settings.train.prompts.tokens.shape == (12, 5)
+    assert settings.held_out.prompts.tokens.shape == (12, 5)
+    taken = settings.train.take(np.array([11, 3]))
+    assert [problem.prompt for problem in taken.problems] == ["11+t=", "3+t="]
+    assert tokenizer.decode(taken.prompts.tokens[1]) == "3+t="
+    assert taken.prompts.mask.tolist() == [[True] * 5, [False] + [True] * 4]
+    tokens, mask = settings.answers
+    assert [tokenizer.decode(row) for row in tokens] == [str(i) for i in range(12)]
+    assert all(row[kept][-1] == tokenizer.eos_id for row, kept in zip(tokens, mask, strict=True))
+    assert settings.model.vocab_size == tokenizer.vocab_size
+    assert settings.model.context_length == 5 + 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("maxpo:k=4",)}, r"'maxpo:k=4' with group_size = 4: .*N - 1 = 3.*got k = 4"),
+        ({"methods": ("mxpo",)}, "expected one of the estimators"),
+        ({"methods": ()}, "methods: expected at least one"),
+        ({"model.context_length": 7}, r"expected at least 8, for the 5 tokens of prompt number 10"),
+        ({"model.vocab_size": 5}, r"at least the 16 tokens of the tokenizer, got 5"),
+        ({"model.size": "huge"}, "expected size to be one of"),
+        ({"model.pretrained": "nowhere"}, "nowhere"),
+        ({"rl.max_new_tokens": 2}, r"rl.max_new_tokens: expected at least 3, for the answer '10'"),
+        ({"rl.steps": 0}, r"rl.steps: expected at least 1, got 0"),
+        ({"rl.temperature": 0.0}, r"rl.temperature: expected more than 0, got 0.0"),
+        ({"rl.learning_rate": float("nan")}, r"rl.learning_rate: expected more than 0, got nan"),
+        ({"rl.sampling_batches": 3}, r"expected a divisor of rl.prompts = 4, got 3"),
+        ({"rl.micro_batches": 3}, r"micro_batches: expected a divisor of rl.prompts = 4, got 3"),
+        ({"rl.report_k": 8}, r"expected at most rl.group_size = 4, got 8"),
+        ({"rl.loss": "ppo"}, r"expected one of score_function, clipped_ratio; got 'ppo'"),
+        ({"rl.epochs": 2}, r"expected clipped_ratio for 2 epochs of 1 minibatches"),
+        ({"rl.level": "sequence", "rl.normalization": "token"}, "expected constant or sequence"),
+        ({"rl.length": 2.0, "rl.normalization": "token"}, "rl.length: expected 1"),
+        ({"rl.kl_coefficient": 0.1, "rl.kl_estimator": "k1"}, "expected k2 or k3"),
+        ({"rl.dead_groups": "oversample"}, "expected at least 2 to oversample, got 1"),
+        ({"rl.clip_low": 1.5}, "0 <= clip_low <= 1"),
+        ({"rl.failures": "retry"}, "expected one of zero, mask; got 'retry'"),
+        ({"task.kind": "web"}, "task.kind: expected one of reasoning, jsonl; got 'web'"),
+        ({"task.success": float("inf")}, "expected a finite score, got inf"),
+        ({"task.train_path": ""}, "task.train_path: expected a JSON-lines file, got none"),
+        ({"task.verifier": "nowhere:f"}, "'nowhere:f' cannot be imported"),
+        ({"tokenizer": "nowhere.json"}, "no tokenizer at nowhere.json"),
+        ({"evaluation.samples": 0}, "evaluation.samples: expected at least 1, got 0"),
+        ({"evaluation.samples": 1}, r"one of the k that are evaluated, \(1,\) for .* = 1, got 2"),
+        ({"rl.report_k": 3}, r"evaluated, \(1, 2, 4, 8, 16, 32\) for .* = 32, got 3"),
+        ({"verification.time_limit": 0.0}, "verification.time_limit: expected more than 0"),
+    ],
+)
+def test_a_mistake_is_named(config, changes, message):
+    for name, value in changes.items():
+        part = config
+        *path, field = name.split(".")
+        for each in path:
+            part = part[each]
+        part[field] = value
+    with pytest.raises(ValueError, match=message):
+        make_settings(config)
+
+
+def test_empty_and_malformed_files_are_named(config, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text("")
+    with pytest.raises(ValueError, match=r"train\.jsonl is empty"):
+        make_settings(config)
+    path.write_text('{"question": "1", "answer": "1"}\n{"question"\n')
+    with pytest.raises(ValueError, match=r"train\.jsonl:2"):
+        make_settings(config)
+
+
+def test_a_warm_start_needs_answers(config, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text('{"question": "1+1=", "answer": ""}\n')
+    config.task.verifier = "lm_verifier:unreliable"
+    with pytest.raises(ValueError, match=r"got none for number 0, '1\+1='; set warm_start.steps=0"):
+        make_settings(config)
+    config.warm_start.steps = 0
+    assert make_settings(config).answers is None
+
+
+def test_a_missing_extra_is_named(monkeypatch):
+    original = builtins.__import__
+
+    def missing(name, *arguments, **options):
+        if name.startswith("reasoning_gym"):
+            raise ImportError(name)
+        return original(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", missing)
+    with pytest.raises(ImportError, match=r"pip install 'maxpo\[lm\]'"):
+        make_settings(load_config("configs/lm.py:quick"))
