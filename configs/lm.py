@@ -46,8 +46,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.task = ConfigDict()
     config.task.kind = "reasoning"  # A data set of reasoning-gym; or jsonl.
     config.task.dataset = "countdown"
-    config.task.train_size = 2048
-    config.task.held_out_size = 256
+    config.task.train_size = 4096
+    config.task.held_out_size = 512
     config.task.seed = 0
     config.task.template = "{metadata[numbers]:,}={metadata[target]}:"
     config.task.answer_template = "{answer}"
@@ -79,7 +79,7 @@ def get_config(variant: str = "default") -> ConfigDict:
 
     # Cross-entropy on the answers of the training problems.
     config.warm_start = ConfigDict()
-    config.warm_start.steps = 300  # 0: none.
+    config.warm_start.steps = 500  # 0: none.
     config.warm_start.batch_size = 128
     config.warm_start.learning_rate = 3e-3
     config.warm_start.final_rate = 0.1  # The last learning rate, as a part of the first.
@@ -90,8 +90,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.warm_start.save_every = 100
 
     config.rl = ConfigDict()
-    config.rl.steps = 100
-    config.rl.prompts = 16  # P, in each step.
+    config.rl.steps = 300
+    config.rl.prompts = 32  # P, in each step.
     config.rl.group_size = 16  # N, samples of each prompt.
     config.rl.max_new_tokens = 16
     config.rl.temperature = 1.0  # Of sampling; the loss is that of the same distribution.
@@ -115,12 +115,12 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.dead_groups = "keep"
     config.rl.oversampling = 1
     config.rl.failures = "zero"  # Reward of a sample whose verification fails; or mask: none.
-    config.rl.learning_rate = 1e-3
+    config.rl.learning_rate = 1e-4
     config.rl.warm_up = 5  # Optimizer steps.
     config.rl.max_gradient_norm = 1.0
     config.rl.weight_decay = 0.0
     config.rl.report_k = 8  # The k of logged metrics and of the table.
-    config.rl.save_every = 25
+    config.rl.save_every = 50
 
     config.evaluation = ConfigDict()
     config.evaluation.samples = 32  # n, of each held-out problem.

@@ -306,7 +306,8 @@ class _Worker:
             # path only where it is on ours.
             call = f"from maxpo.verification import _work; _work({theirs.fileno()})"
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", call],
+                # Answers are often evaluated as code, and warnings about them are no news.
+                [sys.executable, "-P", "-W", "ignore", "-c", call],
                 env={
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),

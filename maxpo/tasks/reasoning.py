@@ -7,8 +7,8 @@ See "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verif
 import dataclasses
 import difflib
 import string
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,6 +16,13 @@ from maxpo.tasks.text import Problem, TextTask
 
 # Draws without a new problem until a data set counts as exhausted.
 MAX_DRAWS_IN_VAIN = 1000
+
+
+class Progress(Protocol):
+    """Yields items and shows how many are done, as `maxpo.runs.progress`."""
+
+    def __call__(self, items: range, /, *, unit: str) -> Iterable[int]:
+        """The items, called `unit` in what is shown."""
 
 
 class ReasoningVerifier:
@@ -54,6 +61,7 @@ def make_reasoning_task(
     answer_template: str = "{answer}",
     options: Mapping[str, Any] | None = None,
     threshold: float | None = None,
+    progress: Progress = lambda items, *, unit: items,
 ) -> TextTask:
     """Problems of a data set of `reasoning-gym`. Needs `pip install 'maxpo[lm]'`.
 
@@ -78,6 +86,8 @@ def make_reasoning_task(
       threshold: None keeps partial scores. A number makes rewards 0/1, 1 where the score reaches
         it: many scorers give a little for a wrong answer (countdown 0.01 or 0.05), and pass@k
         needs 0/1. 1.0 counts right answers.
+      progress: Shows how many problems are made, such as `maxpo.runs.progress`: some data sets make
+        no more than a few hundred a second.
 
     Raises:
       ImportError: if the package is missing.
@@ -96,22 +106,25 @@ def make_reasoning_task(
     # Problem i of a data set's seed s is problem 0 of seed s + i, so neighbouring seeds overlap.
     held_out_seed, train_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
 
-    def draw(size: int, seed: int) -> tuple[Problem, ...]:
-        problems: list[Problem] = []
-        for problem in _new_problems(
+    def draw(size: int, seed: int, unit: str) -> tuple[Problem, ...]:
+        found = _new_problems(
             _make_dataset(dataset, options, seed), template, answer_template, prompts
-        ):
-            problems.append(problem)
-            if len(problems) == size:
-                return tuple(problems)
-        raise ValueError(
-            f"{dataset} with options {options} has too few different prompts: found {len(prompts)},"
-            f" expected {train_size} to train on and {held_out_size} held out; ask for fewer, or"
-            " widen the options or the template"
         )
+        problems: list[Problem] = []
+        for _ in progress(range(size), unit=unit):
+            problem = next(found, None)
+            if problem is None:
+                raise ValueError(
+                    f"{dataset} with options {options} has too few different prompts: found"
+                    f" {len(prompts)}, expected {train_size} to train on and {held_out_size} held"
+                    " out; ask for fewer, or widen the options or the template"
+                )
+            problems.append(problem)
+        return tuple(problems)
 
-    held_out = draw(held_out_size, held_out_seed)
-    return TextTask(dataset, draw(train_size, train_seed), held_out, verifier)
+    held_out = draw(held_out_size, held_out_seed, "held-out problems")
+    train = draw(train_size, train_seed, "problems")
+    return TextTask(dataset, train, held_out, verifier)
 
 
 def reasoning_names() -> tuple[str, ...]:
