@@ -6,7 +6,8 @@ Variants, all but two of which need `pip install 'maxpo[lm]'` and nothing else:
 
     default  A binary task: the countdown puzzle of reasoning-gym with four numbers, a character
              model of 0.3M parameters, six methods with three seeds each.
-    graded   The same on products of complex numbers, where a near miss has a part of the reward.
+    graded   The same with larger numbers, scored as on television: a near miss has a part of the
+             reward.
     quick    The default with two methods and one seed.
     jsonl    Your own problems: --config.task.train_path=A.jsonl --config.task.held_out_path=B.jsonl
              (GSM8K's format as it is). Needs no extra with characters for tokens.
@@ -62,6 +63,7 @@ def get_config(variant: str = "default") -> ConfigDict:
             "operators": ("+", "-", "*"),
         }
     )
+    config.task.verifier = "scorer"  # The data set's own; or module:function.
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
 
@@ -90,7 +92,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.warm_start.save_every = 100
 
     config.rl = ConfigDict()
-    config.rl.steps = 300
+    config.rl.steps = 200
     config.rl.prompts = 32  # P, in each step.
     config.rl.group_size = 16  # N, samples of each prompt.
     config.rl.max_new_tokens = 16
@@ -132,19 +134,10 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.verification.time_limit = 10.0  # Seconds for a sample.
 
     if variant == "graded":
-        config.task.dataset = "complex_arithmetic"
-        config.task.template = "{metadata[num1]:,}*{metadata[num2]:,}="
-        config.task.options = ConfigDict(
-            {
-                "min_real": -9,
-                "max_real": 9,
-                "min_imag": -9,
-                "max_imag": 9,
-                "operations": ("*",),
-                "operations_weights": (1.0,),
-            }
-        )
+        config.task.options.update(min_value=2, max_value=25, min_target=100, max_target=500)
+        config.task.verifier = "maxpo.tasks.countdown:television_score"
         config.task.binary = False
+        config.rl.max_new_tokens = 20
     elif variant == "quick":
         config.seeds = 1
         config.methods = ("maxpo:k=8", "rloo")

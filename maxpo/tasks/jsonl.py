@@ -4,7 +4,6 @@ GSM8K's format works as it is: each line is an object such as
 `{"question": "What is 6 times 7?", "answer": "6 * 7 = 42\n#### 42"}`.
 """
 
-import importlib
 import json
 import re
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from maxpo.tasks.text import Problem, TextTask, Verifier
+from maxpo.tasks.text import Problem, TextTask, load_verifier
 
 # A sign counts where it does not follow an operand: the last number of "10-5" is 5.
 _NUMBER = re.compile(
@@ -85,7 +84,7 @@ def make_jsonl_task(
     """
     if "{prompt}" not in template:
         raise ValueError(f"template must have {{prompt}} in it, got {template!r}")
-    verify = _load_verifier(verifier)
+    verify = load_verifier(verifier, numeric=numeric_verifier)
     if verify is numeric_verifier and answer_field is None:
         raise ValueError("the numeric verifier needs answer_field, got None")
 
@@ -125,23 +124,6 @@ def _value(match: re.Match[str]) -> Fraction | None:
     except (ValueError, ZeroDivisionError):  # ValueError: thousands of digits.
         return None
     return value if (match["sign"] or "+").strip() == "+" else -value
-
-
-def _load_verifier(name: str) -> Verifier:
-    if name == "numeric":
-        return numeric_verifier
-    module_name, colon, function_name = name.partition(":")
-    if not (module_name and colon and function_name):
-        raise ValueError(f"verifier must be 'numeric' or 'module:function', got {name!r}")
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:  # The module is the user's; anything may go wrong in it.
-        raise ValueError(
-            f"verifier {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
-    if not callable(function):
-        raise ValueError(f"verifier {name!r} must be a function, got {_shown(function)}")
-    return function
 
 
 def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from maxpo.tasks.text import Problem, TextTask
+from maxpo.tasks.text import Problem, TextTask, load_verifier
 
 # Draws without a new problem until a data set counts as exhausted.
 MAX_DRAWS_IN_VAIN = 1000
@@ -61,6 +61,7 @@ def make_reasoning_task(
     answer_template: str = "{answer}",
     options: Mapping[str, Any] | None = None,
     threshold: float | None = None,
+    verifier: str = "scorer",
     progress: Progress = lambda items, *, unit: items,
 ) -> TextTask:
     """Problems of a data set of `reasoning-gym`. Needs `pip install 'maxpo[lm]'`.
@@ -86,13 +87,15 @@ def make_reasoning_task(
       threshold: None keeps partial scores. A number makes rewards 0/1, 1 where the score reaches
         it: many scorers give a little for a wrong answer (countdown 0.01 or 0.05), and pass@k
         needs 0/1. 1.0 counts right answers.
+      verifier: "scorer", the data set's own. Or "module:function": your own, called with a Problem
+        and a completion, such as "maxpo.tasks.countdown:television_score".
       progress: Shows how many problems are made, such as `maxpo.runs.progress`: some data sets make
         no more than a few hundred a second.
 
     Raises:
       ImportError: if the package is missing.
-      ValueError: if the data set, an option or a field of a template is unknown, or if the data
-        set has too few different problems.
+      ValueError: if the data set, an option, a field of a template or the verifier is unknown, or
+        if the data set has too few different problems.
     """
     options = dict(options or {})
     for name, size in (("train_size", train_size), ("held_out_size", held_out_size)):
@@ -101,7 +104,10 @@ def make_reasoning_task(
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"threshold must be in (0, 1], or None, got {threshold}")
 
-    verifier = ReasoningVerifier(dataset, options, threshold)
+    if threshold is not None and verifier != "scorer":
+        raise ValueError(f"threshold is for verifier='scorer', got {threshold} with {verifier!r}")
+
+    verify = load_verifier(verifier, scorer=ReasoningVerifier(dataset, options, threshold))
     prompts: set[str] = set()
     # Problem i of a data set's seed s is problem 0 of seed s + i, so neighbouring seeds overlap.
     held_out_seed, train_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
@@ -124,7 +130,7 @@ def make_reasoning_task(
 
     held_out = draw(held_out_size, held_out_seed, "held-out problems")
     train = draw(train_size, train_seed, "problems")
-    return TextTask(dataset, train, held_out, verifier)
+    return TextTask(dataset, train, held_out, verify)
 
 
 def reasoning_names() -> tuple[str, ...]:

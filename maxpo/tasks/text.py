@@ -1,5 +1,6 @@
 """Tasks whose problems and answers are texts: what a task of a language model is made of."""
 
+import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,3 +30,30 @@ class TextTask(NamedTuple):
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     verifier: Verifier
+
+
+def load_verifier(name: str, **built_in: Verifier) -> Verifier:
+    """A verifier by its name.
+
+    Args:
+      name: Of one that is built in, or "module:function".
+      **built_in: Those that need no module, by name.
+
+    Raises:
+      ValueError: if it is neither, cannot be imported or is no function.
+    """
+    if name in built_in:
+        return built_in[name]
+    module_name, _, function_name = name.partition(":")
+    if not (module_name and function_name):
+        known = "".join(f"{known!r} or " for known in built_in)
+        raise ValueError(f"verifier must be {known}'module:function', got {name!r}")
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:  # The module is the user's; anything may go wrong in it.
+        raise ValueError(
+            f"verifier {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+    if not callable(function):
+        raise ValueError(f"verifier {name!r} must be a function, got {function!r}")
+    return function
