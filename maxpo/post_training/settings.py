@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, tokenizers
+from maxpo import losses, runs, tokenizers
 from maxpo.policies import pretrained, transformer
 from maxpo.post_training.methods import Method, parse_methods
 from maxpo.prompts import Prompts
@@ -246,6 +246,8 @@ def _make_task(task: ConfigDict) -> text.TextTask:
             template=task.template,
             answer_template=task.answer_template,
             options=task.options.to_dict(),
+            verifier=task.verifier,
+            progress=runs.progress,
         )
     from maxpo.tasks import jsonl
 

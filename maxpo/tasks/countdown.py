@@ -61,5 +61,6 @@ def _numbers(node: ast.expr) -> Iterator[int]:
 def _value(node: ast.expr) -> Fraction:
     if isinstance(node, ast.BinOp):
         return _OPERATIONS[type(node.op)](_value(node.left), _value(node.right))
-    assert isinstance(node, ast.Constant) and isinstance(node.value, int)
+    assert isinstance(node, ast.Constant)
+    assert isinstance(node.value, int)
     return Fraction(node.value)
