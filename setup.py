@@ -10,6 +10,8 @@ HERE = pathlib.Path(__file__).parent
 LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
 HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MAZE = ["xminigrid>=0.9.3"]
+TRL = ["trl>=1.16"]
+TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
     *LM,
     *MAZE,
@@ -50,6 +52,8 @@ setuptools.setup(
         "lm": LM,
         "hf": HF,
         "maze": MAZE,
+        "trl": TRL,
+        "tunix": TUNIX,
         "test": TEST,
         "dev": [*TEST, "build", "mypy", "ruff"],
     },

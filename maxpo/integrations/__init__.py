@@ -1,0 +1,1 @@
+"""Other trainers with this library's advantages. Each module imports its own trainer, on demand."""

@@ -1,0 +1,53 @@
+"""The run with Tunix: its real config, shrunk; what it refuses; and that it resumes as done."""
+
+import pytest
+
+from experiments import tunix_lm
+from maxpo.runs import load_config, read_metrics
+
+# From Tunix's models, samplers and trainer.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning"),
+]
+
+FILE = "configs/tunix_lm.py"
+
+
+def shrink(config):
+    config.updates, config.prompts, config.num_generations = 3, 2, 4
+    config.k, config.report_updates = 2.0, 2
+    return config
+
+
+def test_run_and_second_run(tmp_path):
+    pytest.importorskip("tunix")
+    config = shrink(load_config(FILE))
+    summary = tunix_lm.train_and_evaluate(config, tmp_path)
+    assert list(summary) == ["rloo", "maxpo"]
+    assert all(0 <= row["mean_reward"] <= row["max_at_k"] <= 1 for row in summary.values())
+    rows = read_metrics(tmp_path)
+    assert [(row["estimator"], row["step"]) for row in rows] == [
+        (name, step) for name in ("rloo", "maxpo") for step in (1, 2, 3)
+    ]
+    # In one process, though Tunix's registry knows the names by now.
+    assert tunix_lm.train_and_evaluate(config, tmp_path) == summary
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("k", 8.0, "k = 8.0 and num_generations = 8"),
+        ("odds", (0.5, 0.4), "with sum 1"),
+        ("updates", 0, "at least 1"),
+    ],
+)
+def test_refuses(tmp_path, field, value, message):
+    config = load_config(FILE)
+    config[field] = value
+    with pytest.raises(ValueError, match=message):
+        tunix_lm.train_and_evaluate(config, tmp_path)

@@ -1,0 +1,115 @@
+"""verl: the function as verl's trainer calls it, and, where verl is installed, its own registry."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from maxpo import estimators
+
+torch = pytest.importorskip("torch")
+
+from maxpo.integrations.verl import maxpo_advantage  # noqa: E402
+
+# Of verl's dependencies (ray, tensordict), when the module above finds verl.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:(ray|tensordict|verl).*")
+
+
+def batch(sizes, seed=0, tokens=5):
+    """Rewards on the last token of each response, of groups of these sizes, shuffled."""
+    rng = np.random.default_rng(seed)
+    index = rng.permutation(np.repeat([f"uid-{i}" for i in range(len(sizes))], sizes))
+    lengths = rng.integers(1, tokens + 1, len(index))
+    mask = torch.as_tensor(np.arange(tokens) < lengths[:, None]).float()
+    rewards = np.round(rng.normal(size=len(index)), 1).astype(np.float32)
+    token_rewards = torch.zeros(len(index), tokens)
+    token_rewards[torch.arange(len(index)), torch.as_tensor(lengths - 1)] = torch.as_tensor(rewards)
+    return token_rewards, mask, index.astype(object), rewards
+
+
+def call(sizes, k, **options):
+    token_rewards, mask, index, _ = batch(sizes)
+    arguments = {
+        "token_level_rewards": token_rewards,
+        "response_mask": mask,
+        "index": index,
+        "config": {"maxpo_k": k},
+    }
+    return maxpo_advantage(**(arguments | options))
+
+
+@pytest.mark.parametrize("sizes", [[4, 4, 4], [6, 3, 4, 1, 2], [5]])
+def test_equals_maxpo_in_each_group(sizes):
+    token_rewards, mask, index, rewards = batch(sizes)
+    advantages, returns = call(sizes, 2)
+    assert advantages is returns
+    assert advantages.dtype == torch.float32
+    expected = np.zeros(len(index))
+    for prompt in set(index):
+        members = index == prompt
+        if members.sum() > 2:  # k + 1 are needed.
+            expected[members] = estimators.maxpo(rewards[members], 2)
+    np.testing.assert_allclose(advantages, expected[:, None] * mask.numpy(), atol=1e-5)
+    assert token_rewards.sum(-1).numpy() == pytest.approx(rewards)  # The input stays as it is.
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    token_rewards, _, _, _ = batch([4, 5])
+    rounded = token_rewards.to(dtype)
+    result, _ = call([4, 5], 2, token_level_rewards=rounded)
+    expected, _ = call([4, 5], 2, token_level_rewards=rounded.float())
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": None}, r"\+algorithm.maxpo_k=4"),
+        ({"config": {}}, r"\+algorithm.maxpo_k=4"),
+        ({"index": None}, "index of 7 prompts"),
+        ({"index": np.zeros(3)}, "index of 7 prompts.*got 3"),
+        ({"config": {"maxpo_k": 4}}, "k = 4 and at most N = 4.*rollout.n"),
+        ({"config": {"maxpo_k": 0}}, "k"),
+    ],
+)
+def test_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        call([4, 3], 2, **options)
+
+
+REAL = """
+import numpy as np, torch
+from omegaconf import OmegaConf
+import verl
+from verl import DataProto
+from verl.trainer.ppo.core_algos import get_adv_estimator_fn
+from maxpo.integrations.verl import maxpo_advantage
+
+assert get_adv_estimator_fn("maxpo") is maxpo_advantage
+from verl.trainer.ppo.ray_trainer import compute_advantage
+
+rewards = torch.tensor([[0.0, 1.0], [2.0, 0.0], [0.0, 4.0]])
+mask = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]])
+data = DataProto.from_dict(
+    tensors={"token_level_rewards": rewards, "response_mask": mask},
+    non_tensors={"uid": np.array(["a"] * 3, dtype=object)},
+)
+config = OmegaConf.create({"adv_estimator": "maxpo", "maxpo_k": 2})
+data = compute_advantage(data, adv_estimator="maxpo", config=config)
+np.testing.assert_array_equal(data.batch["advantages"], mask * torch.tensor([[-2.], [-2.], [4.]]))
+print("used maxpo")
+"""
+
+
+def test_real_verl_loads_and_calls_it():
+    pytest.importorskip("verl")
+    # The way of a user: no import but verl's own setting. In a process of its own, as the setting
+    # is read when verl is first imported.
+    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "maxpo.integrations.verl"}
+    result = subprocess.run(
+        [sys.executable, "-c", REAL], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert "used maxpo" in result.stdout, result.stderr[-3000:]
