@@ -79,6 +79,11 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model.param_dtype = "float32"
     config.model.remat = False
 
+    config.mesh = ConfigDict()  # Of all devices; see maxpo.parallel.
+    config.mesh.data = 0  # Over which batches are spread; 0: what `model` leaves.
+    config.mesh.model = 1  # Over which matrices are cut.
+    config.mesh.fully_sharded = False  # Cut matrices over `data`, too.
+
     # Cross-entropy on the answers of the training problems.
     config.warm_start = ConfigDict()
     config.warm_start.steps = 500  # 0: none.

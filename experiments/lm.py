@@ -4,12 +4,13 @@ A supervised warm start, then every method from it with the same prompts, then p
 held-out problems before and after; see configs/lm.py for the variants.
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from maxpo import runs
+from maxpo import parallel, runs
 from maxpo.post_training import study
 from maxpo.post_training.settings import make_settings
 
@@ -20,8 +21,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     The warm start and every method's run of each seed are runs in folders of `workdir`: started
     again, it takes up what is finished and goes on with what is not.
     """
-    settings = make_settings(config)
-    with runs.Run(config, workdir) as run:
+    mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
+    # The mesh is left out: a run may be taken up on other devices.
+    identity = {name: value for name, value in config.to_dict().items() if name != "mesh"}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(parallel.use(mesh))
+        settings = make_settings(config)
+        run = stack.enter_context(runs.Run(identity, workdir))
         if run.finished:
             return run.report()
         scores = study.run_stages(settings, run.folder)

@@ -68,7 +68,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             began = time.perf_counter()
             # Nothing but the program goes to the device, and nothing comes back. Methods do not
             # wait for each other.
-            with jax.transfer_guard("disallow"):
+            with (
+                jax.transfer_guard_host_to_device("disallow"),
+                jax.transfer_guard_device_to_host("disallow"),
+            ):
                 if step <= swept:
                     for tried in grid:
                         state["sweep"][tried] = study.advance(

@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
+from maxpo import parallel
 from maxpo.policies.transformer import Cache, Transformer
 from maxpo.prompts import Completions, Prompts, check_prompts
 
@@ -141,6 +142,7 @@ def _generate(
     model = nnx.merge(graph, state)
     P, N, T = prompts.tokens.shape[0], group_size, max_new_tokens
     prompt, hidden = model.prefill(prompts)
+    prompt = prompt._replace(layers=parallel.constrain(prompt.layers, *parallel.PROMPT_CACHE))
     layers = model.decoding_weights()
 
     def draw(logits: jax.Array, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
@@ -173,7 +175,7 @@ def _generate(
     token, log_prob = draw(jnp.broadcast_to(logits[:, None], (P, N, logits.shape[-1])), 0)
     loop = _Loop(
         jnp.int32(1),
-        model.empty_cache(P, N, max(T - 1, 1)),
+        parallel.constrain(model.empty_cache(P, N, max(T - 1, 1)), *parallel.SAMPLE_CACHE),
         token == eos_id,
         token,
         jnp.full((P, N, T), pad_id, jnp.int32).at[..., 0].set(token),

@@ -87,14 +87,19 @@ class CharTokenizer:
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids before the first `eos_id`, without `pad_id`.
 
+        Ids from `vocab_size` on, which a model has whose vocabulary was filled up to a round number
+        and which an untrained one samples, become the replacement character.
+
         Raises:
-          ValueError: if an id is not below `vocab_size`.
+          ValueError: if an id is negative.
         """
         ids = _content(ids, self)
-        wrong = [i for i in ids if not 0 <= i < self.vocab_size]
-        if wrong:
-            raise ValueError(f"ids must be in [0, {self.vocab_size}), got {wrong[0]}")
-        return "".join(self.alphabet[i - 2] for i in ids)
+        if min(ids, default=0) < 0:
+            raise ValueError(f"ids must not be negative, got {min(ids)}")
+        return "".join(
+            self.alphabet[i - 2] if i < self.vocab_size else "\N{REPLACEMENT CHARACTER}"
+            for i in ids
+        )
 
     def to_json(self) -> str:
         """All that `from_json` needs, to be stored beside a model's parameters."""

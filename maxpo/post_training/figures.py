@@ -49,13 +49,17 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
 
     Args:
       panels: Title to label to curve.
-      before: The label of the model that all others started from.
+      before: The label of the model that all others started from; a panel without it is one of
+        differences to it.
     """
-    figure = Figure(figsize=(6.4 * len(panels), 4.8), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(panels)))
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(12.8, 4.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2).ravel()
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         lines = styles([label for label in curves if label != before])
         lines[before] = {"color": "black", "linestyle": (0, (1, 1.5)), "linewidth": 1.8}
+        if before not in curves:
+            axis.axhline(0, **lines[before])
         for label, curve in curves.items():
             _draw(axis, np.array(curve.k), curve.value, BAND * curve.error, label, lines[label])
         axis.set_xscale("log", base=2)

@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, max_at_k, pass_at_k
+from maxpo import losses, max_at_k, parallel, pass_at_k
 from maxpo.generation import generate
 from maxpo.post_training.batches import batch_of_step
 from maxpo.post_training.settings import EncodedProblems, Settings
@@ -104,7 +104,8 @@ def sample_and_score(
 ) -> Rollouts:
     """Draws a group for each problem and has it scored.
 
-    While one batch is scored in other processes, the next one is sampled.
+    While one batch is scored in other processes, the next one is sampled. On a pod each process has
+    its share of the completions scored, and all get all scores.
 
     Args:
       settings: Of the run.
@@ -121,7 +122,8 @@ def sample_and_score(
     pending, completions = [], []
 
     def dispatch(batch: int) -> Completions:
-        return sample(params, parts[batch].prompts, jax.random.fold_in(key, batch))
+        prompts = parallel.place_batch(parts[batch].prompts)
+        return sample(params, prompts, jax.random.fold_in(key, batch))
 
     with clock("sampling"):
         running = dispatch(0)
@@ -130,15 +132,16 @@ def sample_and_score(
             if batch + 1 < batches:
                 # In the device's queue before the host waits: it goes on while this one is scored.
                 running = dispatch(batch + 1)
-            current = jax.device_get(current)
+            current = parallel.fetch(current)
             completions.append(current)
+            mine = parallel.my_share(len(part.problems))
             texts = [
                 [settings.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
-                for group in zip(current.tokens, current.mask, strict=True)
+                for group in zip(current.tokens[mine], current.mask[mine], strict=True)
             ]
-            pending.append(pool.submit(part.problems, texts))
+            pending.append(pool.submit([part.problems[i] for i in mine], texts))
     with clock("verifying"):
-        scores = [each.result() for each in pending]
+        scores = [_of_all_processes(each.result(), len(parts[0].problems)) for each in pending]
     return Rollouts(problems, _joined(completions), _joined_scores(scores))
 
 
@@ -266,6 +269,17 @@ def _group_values(
 def _usable(rl: ConfigDict, scores: Scores) -> np.ndarray:
     """Samples that have a reward: all of them where a failure counts as 0."""
     return scores.valid if rl.failures == "mask" else np.ones_like(scores.valid)
+
+
+def _of_all_processes(mine: Scores, count: int) -> Scores:
+    """The scores of `count` problems, of which each process has its share."""
+    if jax.process_count() == 1:
+        return mine
+    shape = (count, mine.rewards.shape[1])
+    rewards, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    share = parallel.my_share(count)
+    rewards[share], valid[share] = mine.rewards, mine.valid
+    return Scores(*parallel.sum_over_processes((rewards, valid, mine.failures)))
 
 
 def _joined(parts: list[Completions]) -> Completions:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, runs, tokenizers
+from maxpo import losses, parallel, runs, tokenizers
 from maxpo.policies import pretrained, transformer
 from maxpo.post_training.methods import Method, parse_methods
 from maxpo.prompts import Prompts
@@ -174,6 +174,14 @@ def _check_numbers(config: ConfigDict) -> None:
         if not _field(config, name) > 0:
             raise ValueError(f"{name}: expected more than 0, got {_field(config, name)}")
     rl = config.rl
+    cut = rl.minibatches * rl.micro_batches
+    for name, size in (
+        ("rl.prompts / rl.sampling_batches", rl.prompts // rl.sampling_batches),
+        ("rl.prompts / (rl.minibatches * rl.micro_batches)", rl.prompts // cut),
+        ("warm_start.batch_size", config.warm_start.batch_size),
+        ("evaluation.prompts", config.evaluation.prompts),
+    ):
+        parallel.check_batch(name, size)
     for name, whole, part in (
         ("rl.sampling_batches", rl.prompts, rl.sampling_batches),
         ("rl.minibatches * rl.micro_batches", rl.prompts, rl.minibatches * rl.micro_batches),

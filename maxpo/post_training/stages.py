@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import runs, training
+from maxpo import parallel, runs, training
 from maxpo.post_training import rollouts, supervised, update
 from maxpo.post_training.batches import batch_of_step
 from maxpo.post_training.evaluation import held_out_scores
@@ -50,9 +51,10 @@ def make_programs(settings: Settings) -> Programs:
     """Everything that is compiled at its first call."""
     config = settings.config
     graph, params = make_model(settings, _key(jax.random.key(config.seed), _INIT, 0))
+    params = parallel.place(params, _layout(config, params))
     return Programs(
         params,
-        supervised.make_update(graph, config.warm_start),
+        supervised.make_update(graph, config.warm_start, partial(_layout, config)),
         rollouts.make_sample(
             graph,
             settings,
@@ -66,7 +68,7 @@ def make_programs(settings: Settings) -> Programs:
             temperature=config.evaluation.temperature,
         ),
         update.make_reference(graph, config.rl),
-        update.make_update(graph, config.rl),
+        update.make_update(graph, config.rl, partial(_layout, config)),
     )
 
 
@@ -76,8 +78,7 @@ def warm_start(
     """Trains on answers; returns the parameters and the run's summary, as `post_train` does."""
     config = settings.config.warm_start
     with runs.Run(_config_of_warm_start(settings.config), folder, keep=1) as run:
-        # Copies, here and below: an update takes the arrays of its state for itself.
-        state = _initial_state(jax.tree.map(jnp.copy, programs.params), config)
+        state = _initial_state(settings.config, programs.params, config)
         if run.finished:
             if config.steps:
                 state, _ = run.last_state(state)
@@ -91,6 +92,7 @@ def warm_start(
             prompts = settings.train.take(numbers).prompts
             assert settings.answers is not None
             tokens, mask = (array[numbers] for array in settings.answers)
+            prompts, tokens, mask = parallel.place_batch((prompts, tokens, mask))
             with clock("updating"):
                 state, found = programs.learn(state, prompts, tokens, mask)
                 # Fetched now and then only: the device need not wait for the host in between.
@@ -138,7 +140,7 @@ def post_train(
     with runs.Run(_config_of_method(config, method, seed), folder, keep=1) as run:
         if run.finished:
             return dict(run.summary or {})
-        state = _initial_state(jax.tree.map(jnp.copy, start_from), rl)
+        state = _initial_state(config, start_from, rl)
         state, start = run.restore(state)
         learning_rate = jnp.float32(method.learning_rate or rl.learning_rate)
         advantages = jax.jit(
@@ -158,20 +160,22 @@ def post_train(
                 clock,
             )
             with clock("updating"):
+                where: Any = groups.where
                 batch = update.Batch(
                     groups.problems.prompts,
                     groups.completions,
                     jax.device_get(advantages(groups.rewards, groups.valid, step - 1)),
-                    jnp.asarray(groups.where),
+                    where,
                 )
                 _check_groups(step, groups, batch)
+                kept = np.abs(batch.advantages)[groups.where]
+                batch = parallel.place_batch(batch)
                 if rl.kl_coefficient:
                     found = programs.reference(start_from, batch.prompts, batch.completions)
                     batch = batch._replace(reference_log_probs=found)
                 shuffle = _key(key, _SHUFFLE, step)
                 state, found = programs.update(state, batch, learning_rate, shuffle)
                 found = jax.device_get(found)
-            kept = np.abs(batch.advantages)[groups.where]
             found["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, found)
             run.log(step, {**groups.metrics, **found})
@@ -204,8 +208,17 @@ def _evaluate(
     return run.finish({"scores": scores}, table=[row])
 
 
-def _initial_state(params: nnx.State, config: ConfigDict) -> training.TrainState:
-    return training.init_state(params, make_optimizer(config, config.learning_rate))
+def _initial_state(
+    config: ConfigDict, params: nnx.State, settings: ConfigDict
+) -> training.TrainState:
+    # A copy: an update takes the arrays of its state for itself.
+    params = jax.tree.map(jnp.copy, params)
+    state = training.init_state(params, make_optimizer(settings, settings.learning_rate))
+    return parallel.place(state, _layout(config, state))
+
+
+def _layout(config: ConfigDict, tree: Any) -> Any:
+    return parallel.layout(tree, fully_sharded=config.mesh.fully_sharded)
 
 
 def _check_groups(step: int, groups: rollouts.Groups, batch: update.Batch) -> None:

@@ -77,9 +77,9 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
             for k in sorted({1, report, found.k[-1]}):
                 _put(row, f"{name}@{k}", found, k)
             if label != BEFORE:
-                before = _values(settings, scores[BEFORE][0], name == "pass")
-                values = _values(settings, of_seeds, name == "pass")
-                gain = curve(values, binary=name == "pass", minus=before)
+                binary = name == "pass"
+                own = {BEFORE: scores[BEFORE], label: of_seeds}
+                gain = _gains(settings, own, binary)[label]
                 _put(row, f"gain in {name}@{report}", gain, report)
         rows.append(row)
         if label != BEFORE:
@@ -89,10 +89,10 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
 
 def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Figure]:
     """The study's figures by name."""
-    panels = {
-        f"{name}@k on held-out problems": curves
-        for name, curves in compare(settings, scores).items()
-    }
+    panels = {}
+    for name, curves in compare(settings, scores).items():
+        panels[f"{name}@k on held-out problems"] = curves
+        panels[f"gain in {name}@k over the {BEFORE}"] = _gains(settings, scores, name == "pass")
     histories = {
         method.label: [
             runs.read_metrics(folder / f"{method.folder}-seed{seed}")
@@ -103,6 +103,16 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Figur
     return {
         "best_of_k": best_of_k_figure(panels, BEFORE),
         "learning_curves": learning_curves(histories, settings.config.rl.report_k),
+    }
+
+
+def _gains(settings: Settings, scores: Scores, binary: bool) -> dict[str, Curve]:
+    """Curves of the differences to the warm start on the same problems."""
+    before = _values(settings, scores[BEFORE][0], binary)
+    return {
+        label: curve(_values(settings, of_seeds, binary), binary=binary, minus=before)
+        for label, of_seeds in scores.items()
+        if label != BEFORE
     }
 
 

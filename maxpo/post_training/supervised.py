@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, training
+from maxpo import losses, parallel, training
 from maxpo.post_training.optimizer import make_optimizer, warmed_up
 from maxpo.prompts import Prompts
 from maxpo.token_log_probs import completion_log_probs
@@ -17,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 def make_update(
-    graph: nnx.GraphDef, settings: ConfigDict
+    graph: nnx.GraphDef, settings: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
 ) -> Callable[
     [training.TrainState, Prompts, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
 ]:
@@ -27,6 +28,7 @@ def make_update(
       graph: The policy's structure.
       settings: The `warm_start` of a config. After the warm-up the learning rate goes in a straight
         line to `final_rate` times itself at the last step.
+      layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
 
     Returns:
       (state, prompts, answers' tokens `[B, T]`, their mask) -> (state, metrics); the state is
@@ -46,6 +48,7 @@ def make_update(
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
         left = 1 - (1 - settings.final_rate) * state.step / max(settings.steps, 1)
         rate = warmed_up(settings.learning_rate * left, state.step, settings.warm_up)
-        return training.apply_gradients(state, gradients, make_optimizer(settings, rate)), metrics
+        state = training.apply_gradients(state, gradients, make_optimizer(settings, rate))
+        return parallel.keep(state, layout(state)), metrics
 
     return update

@@ -7,7 +7,7 @@ by its share of the minibatch's denominator.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, training
+from maxpo import losses, parallel, training
 from maxpo.post_training.optimizer import make_optimizer, warmed_up
 from maxpo.prompts import Completions, Prompts
 from maxpo.token_log_probs import TokenLogProbs, completion_log_probs
@@ -49,7 +49,7 @@ class Counts(NamedTuple):
 
 
 def make_update(
-    graph: nnx.GraphDef, settings: ConfigDict
+    graph: nnx.GraphDef, settings: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
 ) -> Callable[
     [training.TrainState, Batch, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
 ]:
@@ -58,6 +58,7 @@ def make_update(
     Args:
       graph: The policy's structure.
       settings: The `rl` of a config.
+      layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
 
     Returns:
       (state, batch, learning rate, key) -> (state, metrics). The state is donated: its arrays are
@@ -69,9 +70,8 @@ def make_update(
         state: training.TrainState, batch: Batch, learning_rate: jax.Array, key: jax.Array
     ) -> tuple[training.TrainState, Metrics]:
         def step(
-            state: training.TrainState, groups: jax.Array
+            state: training.TrainState, minibatch: Batch
         ) -> tuple[training.TrainState, Metrics]:
-            minibatch = jax.tree.map(lambda x: x[groups], batch)
             gradients, metrics = accumulated_gradient(
                 partial(loss_and_metrics, graph, settings),
                 state.params,
@@ -81,15 +81,23 @@ def make_update(
             metrics["gradient_norm"] = optax.tree.norm(gradients)
             rate = warmed_up(learning_rate, state.step, settings.warm_up)
             optimizer = make_optimizer(settings, rate)
-            return training.apply_gradients(state, gradients, optimizer), metrics
+            state = training.apply_gradients(state, gradients, optimizer)
+            return parallel.keep(state, layout(state)), metrics
+
+        def step_with(
+            state: training.TrainState, groups: jax.Array
+        ) -> tuple[training.TrainState, Metrics]:
+            return step(state, parallel.over_data(jax.tree.map(lambda x: x[groups], batch)))
 
         P = batch.advantages.shape[0]
         if settings.epochs * settings.minibatches == 1:
-            return step(state, jnp.arange(P))
+            return step(state, batch)
         keys = jax.random.split(key, settings.epochs)
         order = jax.vmap(lambda key: jax.random.permutation(key, P))(keys)
         groups = order.reshape(settings.epochs * settings.minibatches, -1)
-        state, metrics = jax.lax.scan(step, state, groups)
+        state, metrics = jax.lax.scan(step_with, state, groups)
+        # Once more: what a loop returns need not lie where its body left it.
+        state = parallel.keep(state, layout(state))
         return state, jax.tree.map(jnp.mean, metrics)
 
     return update
@@ -104,7 +112,7 @@ def make_reference(
     @jax.jit
     def reference(params: nnx.State, prompts: Prompts, completions: Completions) -> jax.Array:
         def log_probs(piece: tuple[Prompts, Completions]) -> jax.Array:
-            return _log_probs(graph, settings, params, *piece).log_probs
+            return _log_probs(graph, settings, params, *parallel.over_data(piece)).log_probs
 
         cut = jax.tree.map(lambda x: _cut(x, pieces), (prompts, completions))
         return jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
@@ -135,7 +143,8 @@ def accumulated_gradient(
     def add(
         total: tuple[nnx.State, Metrics], micro: Batch
     ) -> tuple[tuple[nnx.State, Metrics], None]:
-        return jax.tree.map(jnp.add, total, gradient(params, micro, counts)), None
+        found = gradient(params, parallel.over_data(micro), counts)
+        return jax.tree.map(jnp.add, total, found), None
 
     cut = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
     like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cut), counts)

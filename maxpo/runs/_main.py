@@ -11,9 +11,14 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
+from maxpo import parallel
 from maxpo.runs._config import UsageError, flatten, load_config, unknown
 from maxpo.runs._run import Run
 
+FLAGS = (
+    *("--config", "--config.FIELD", "--workdir"),
+    *("--distributed", "--coordinator_address", "--num_processes", "--process_id"),
+)
 HELP = ("-h", "--help", "--helpshort", "--helpfull")
 
 
@@ -27,6 +32,9 @@ def main(
 
     The flags are `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` for any field of that config,
     and `--workdir=DIR`; without the last the run gets a time-stamped folder under `runs/`.
+
+    With `--distributed` this process joins the others of a run before anything else; each is
+    started with the same command line, but for `--process_id` where JAX does not find it out.
 
     Mistakes of the user are one sentence on stderr and no traceback: a UsageError from anywhere,
     and a ValueError raised before the experiment opens its `Run`, which is where it should check
@@ -46,7 +54,10 @@ def main(
         if any(argument in HELP for argument in rest):
             print(_help(spec, config))
             return
-        workdir = _parse(config, rest)
+        values = _parse(config, rest)
+        if values["distributed"].value:
+            _join(values)
+        workdir = None if values["workdir"].value is None else Path(values["workdir"].value)
         if workdir is None:
             workdir = created = _new_folder(spec)
         train_and_evaluate(config, workdir)
@@ -75,8 +86,8 @@ def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:
     return spec, rest
 
 
-def _parse(config: ConfigDict, argv: list[str]) -> Path | None:
-    """Sets the fields that the command line overrides, and returns its `--workdir`."""
+def _parse(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
+    """Sets the fields that the command line overrides, and returns its other flags."""
     known = _fields(config)
     for argument in argv[1:]:
         override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
@@ -91,11 +102,13 @@ def _parse(config: ConfigDict, argv: list[str]) -> Path | None:
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
+        flags.DEFINE_bool("distributed", False, "join other processes", flag_values=values)
+        flags.DEFINE_string("coordinator_address", None, "HOST:PORT", flag_values=values)
+        flags.DEFINE_integer("num_processes", None, "of the run", flag_values=values)
+        flags.DEFINE_integer("process_id", None, "of this process", flag_values=values)
         unused = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise unknown(
-            "flag", f"--{error.flagname}", ["--config", "--config.FIELD", "--workdir"]
-        ) from error
+        raise unknown("flag", f"--{error.flagname}", FLAGS) from error
     except flags.IllegalFlagValueError as error:
         bad = re.match(r"flag --config\.([^=]+)=(.*?): ", str(error), re.DOTALL)
         if bad is None:
@@ -113,7 +126,16 @@ def _parse(config: ConfigDict, argv: list[str]) -> Path | None:
             kinds = {type(item) for item in old} | ({int} if isinstance(old[0], float) else set())
             if any(type(item) not in kinds for item in value):
                 raise _wrong_type(name, tuple, old, value)
-    return None if values["workdir"].value is None else Path(values["workdir"].value)
+    return values
+
+
+def _join(values: flags.FlagValues) -> None:
+    """Joins the other processes; the flags must make sense for several."""
+    if values["workdir"].value is None:
+        raise UsageError("--distributed needs a --workdir that all processes share")
+    parallel.initialize(
+        *(values[name].value for name in ("coordinator_address", "num_processes", "process_id"))
+    )
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:
@@ -157,5 +179,7 @@ def _help(spec: str, config: ConfigDict) -> str:
     fields = "\n".join(f"  --config.{name}={value}" for name, value in flatten(config).items())
     return (
         f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n"
-        f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n\n{fields}"
+        f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n"
+        f"  --distributed  one process of several; where JAX does not find them out also\n"
+        f"      --coordinator_address=HOST:PORT --num_processes=N --process_id=I\n\n{fields}"
     ).lstrip()

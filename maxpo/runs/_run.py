@@ -1,6 +1,7 @@
 """`Run`: one folder from the first update to the summary, over any number of restarts."""
 
 import io
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
 import jax
 from ml_collections import ConfigDict
 
+from maxpo import parallel
 from maxpo.runs._checkpoints import (
     Checkpoints,
     DamagedCheckpointError,
@@ -76,15 +78,33 @@ class Run:
         self._saved = -1  # the step of the last checkpoint
         fields = to_json(config.to_dict() if isinstance(config, ConfigDict) else config, "config")
         try:
-            if self._primary:
-                self._take(fields)
-            if (self.folder / "summary.json").exists():
+            if not parallel.is_same_everywhere(json.dumps([fields, str(self.folder)])):
+                raise UsageError(
+                    "all processes must have the same config and workdir; process "
+                    f"{jax.process_index()} has {self.folder} with {json.dumps(fields)}"
+                )
+            self._take_first(fields)
+            # Process 0 may write it at any time from here on: all must see what it saw.
+            if parallel.from_first_process(str((self.folder / "summary.json").exists())) == "True":
                 self.summary = read_json(self.folder / "summary.json")
                 say(f"{self.folder} holds a finished run, there is nothing left to do")
         except BaseException:
             self.close()
             raise
         Run.opened += 1
+
+    def _take_first(self, config: dict[str, Any]) -> None:
+        """Has process 0 take the folder; all raise what went wrong there."""
+        problem = ""
+        try:
+            if self._primary:
+                self._take(config)
+        except UsageError as error:
+            problem = str(error)
+            if jax.process_count() == 1:
+                raise
+        if problem := parallel.from_first_process(problem):
+            raise UsageError(problem)
 
     def _take(self, config: dict[str, Any]) -> None:
         """Locks the folder, and writes the config if it is new."""
@@ -132,7 +152,7 @@ class Run:
         for step in reversed(self._checkpoints.steps()):
             try:
                 state, record = self._checkpoints.load(step, like)
-                self._open_metrics(record["metrics_bytes"])
+                self._open_metrics_of_first(record["metrics_bytes"])
             except DamagedCheckpointError as error:
                 damaged.append((step, error))
                 continue
@@ -295,6 +315,7 @@ class Run:
             if self._metrics is not None:
                 self._metrics.sync()
             write_json(self.folder / "summary.json", stored)
+        parallel.from_first_process("written")  # No process goes on before it is.
         self.summary = stored
         return self.report()
 
@@ -344,6 +365,16 @@ class Run:
     def _check_unfinished(self) -> None:
         if self.summary is not None:
             raise RuntimeError(f"{self.folder} is finished: return run.report() if run.finished")
+
+    def _open_metrics_of_first(self, size: int) -> None:
+        """Opens the metrics in process 0; all raise what went wrong there."""
+        problem = ""
+        try:
+            self._open_metrics(size)
+        except DamagedCheckpointError as error:
+            problem = str(error)
+        if problem := parallel.from_first_process(problem):
+            raise DamagedCheckpointError(problem)
 
     def _open_metrics(self, size: int) -> None:
         """Opens the metrics with their first `size` bytes."""

@@ -16,7 +16,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, training
+from maxpo import estimators, losses, parallel, training
 from maxpo.studies import moments
 from maxpo.studies.styles import STYLES
 from maxpo.tasks import bandit
@@ -193,7 +193,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
             "entropy": jnp.mean(policy.entropy(task.observations)),
         }
 
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    keys = parallel.spread_runs(jax.random.split(jax.random.key(config.seed), config.seeds))
     return Trainer(
         keys,
         jax.jit(jax.vmap(init)),

@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, max_at_k, pass_at_k, training
+from maxpo import estimators, losses, max_at_k, parallel, pass_at_k, training
 from maxpo.policies import GridPolicy
 from maxpo.policies.grid import Kind
 from maxpo.studies import moments
@@ -351,14 +351,15 @@ def episode_loss(
 
 def run_keys(config: ConfigDict) -> jax.Array:
     """Keys `[S]` of the policies that are reported on, the same for every method."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(config.seed), _TRAIN), config.seeds)
+    root = jax.random.fold_in(jax.random.key(config.seed), _TRAIN)
+    return parallel.spread_runs(jax.random.split(root, config.seeds))
 
 
 def sweep_keys(config: ConfigDict) -> jax.Array:
     """Keys of the policies of a sweep: for each learning rate the same seeds, not `run_keys`."""
     root = jax.random.fold_in(jax.random.key(config.seed), _SWEEP)
     seeds = jax.random.split(root, config.sweep.seeds)
-    return jnp.tile(seeds, len(config.sweep.learning_rates))
+    return parallel.spread_runs(jnp.tile(seeds, len(config.sweep.learning_rates)))
 
 
 def sweep_settings(config: ConfigDict) -> dict[tuple[str, float], Settings]:

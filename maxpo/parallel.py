@@ -1,0 +1,268 @@
+"""Many devices: one mesh, one table of what lies where, and processes that agree.
+
+The mesh has two axes. Batches are spread over `data`, by prompts and never within a group, so that
+an estimator needs no communication. Matrices are cut over `model` (tensor parallel) and, with
+`fully_sharded`, also over `data`. The compiler puts in the communication that follows from that.
+
+    with parallel.use(parallel.make_mesh(model=4)):
+        params = parallel.place(params, parallel.layout(params, fully_sharded=True))
+        ...
+
+Without a mesh all functions here leave their arguments as they are. See "GSPMD: General and
+Scalable Parallelization for ML Computation Graphs" (https://arxiv.org/abs/2105.04663).
+"""
+
+import contextlib
+import math
+import zlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+DATA, MODEL = "data", "model"
+
+T = TypeVar("T")
+
+_WHERE_SHARDED = "data, with fully_sharded"
+
+# The axes of each matrix of the transformer, stacked over layers; also of the optimizer's moments,
+# which have the same names. Heads and the width of the MLP are cut over `model`, so that a layer
+# communicates twice: behind `attention_out` and behind `down`. What is not here is on every device.
+MATRICES: dict[str, tuple[str | None, ...]] = {
+    # name           axes as in maxpo.policies.transformer
+    "embedding": (MODEL, _WHERE_SHARDED),  # vocabulary, hidden
+    "output": (MODEL, _WHERE_SHARDED),
+    "qkv": (None, _WHERE_SHARDED, MODEL, None, None),  # layer, hidden, kv head, query, head_dim
+    "qkv_bias": (None, MODEL, None, None),
+    "attention_out": (None, MODEL, _WHERE_SHARDED),  # layer, head * head_dim, hidden
+    "gate": (None, _WHERE_SHARDED, MODEL),  # layer, hidden, mlp
+    "up": (None, _WHERE_SHARDED, MODEL),
+    "down": (None, MODEL, _WHERE_SHARDED),  # layer, mlp, hidden
+}
+
+# Keys and values of prompts `[P, kv heads, ...]` and of samples `[P, N, kv heads, ...]`.
+PROMPT_CACHE = (DATA, MODEL)
+SAMPLE_CACHE = (DATA, None, MODEL)
+
+
+def initialize(
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Joins this process to the others of a run; the first thing that a program does with JAX.
+
+    On TPU pods, SLURM and Open MPI jobs JAX finds out all three by itself.
+
+    Raises:
+      ValueError: If they are not given and cannot be found out, or only some are.
+      RuntimeError: If the others do not come within five minutes.
+    """
+    given = (coordinator_address, num_processes, process_id)
+    if None in given and any(value is not None for value in given):
+        raise ValueError(
+            "--coordinator_address, --num_processes and --process_id: expected all three or none, "
+            f"got {coordinator_address}, {num_processes} and {process_id}"
+        )
+    try:
+        jax.distributed.initialize(*given)
+    except ValueError as error:
+        raise ValueError(
+            "--distributed: JAX found no cluster here; give --coordinator_address=HOST:PORT, "
+            f"--num_processes and --process_id ({error})"
+        ) from error
+
+
+def make_mesh(data: int = 0, model: int = 1) -> Mesh:
+    """A mesh of all devices of all processes.
+
+    Args:
+      data: Size of the axis over which batches are spread; 0 for what `model` leaves.
+      model: Size of the axis over which matrices are cut. Its devices should be close to each
+        other: they communicate in every layer.
+
+    Raises:
+      ValueError: If the sizes do not give the number of devices.
+    """
+    count = jax.device_count()
+    if model < 1 or data < 0 or count % model or (data and data * model != count):
+        raise ValueError(
+            f"mesh: expected data * model to be the number of devices, {count}, or data = 0 and a "
+            f"divisor of it as model; got data = {data}, model = {model}"
+        )
+    axis_types = (jax.sharding.AxisType.Auto,) * 2
+    return jax.make_mesh((count // model, model), (DATA, MODEL), axis_types=axis_types)
+
+
+@contextlib.contextmanager
+def use(mesh: Mesh) -> Iterator[None]:
+    """Makes a mesh the one that everything here refers to; one of a single device makes none."""
+    if mesh.size == 1:
+        yield
+        return
+    with jax.set_mesh(mesh):
+        yield
+
+
+def layout(tree: Any, *, fully_sharded: bool) -> Any:
+    """Where each leaf of parameters, or of a training state with them, belongs.
+
+    Args:
+      tree: Arrays, or their shapes, under the names of `MATRICES`.
+      fully_sharded: Also cut matrices over `data`: each device holds its part of parameters,
+        gradients and moments, and gathers a layer's matrices when it computes the layer.
+
+    Returns:
+      A tree of partition specs; None without a mesh.
+
+    Raises:
+      ValueError: If an axis does not divide by the devices that it is to be cut over, naming it.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return None
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+        rules: tuple[str | None, ...] = next(
+            (MATRICES[name] for name in reversed(names) if name in MATRICES), ()
+        )
+        axes: list[str | None] = []
+        for axis, rule in enumerate(rules if np.ndim(leaf) == len(rules) else ()):
+            over = rule
+            if rule == _WHERE_SHARDED:
+                over = DATA if fully_sharded else None
+            if over is not None and np.shape(leaf)[axis] % mesh.shape[over]:
+                raise ValueError(
+                    f"mesh: expected axis {axis} of {names[-1] or names} to divide by {over} = "
+                    f"{mesh.shape[over]}, got the shape {list(np.shape(leaf))}"
+                )
+            axes.append(over)
+        return PartitionSpec(*axes)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def place(tree: T, specs: Any) -> T:
+    """Puts arrays, which every process holds whole, where `layout` says."""
+    if specs is None:
+        return tree
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(lambda x, spec: _put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def place_batch(tree: T) -> T:
+    """Spreads the first axis of arrays, which every process holds whole, over `data`.
+
+    Raises:
+      ValueError: If it does not divide.
+    """
+    if _mesh() is None:
+        return tree
+    sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(DATA))
+    for leaf in jax.tree.leaves(tree):
+        check_batch("batch", leaf.shape[0])
+    return jax.tree.map(lambda x: _put(x, sharding), tree)
+
+
+def check_batch(name: str, size: int) -> None:
+    """Raises ValueError if a batch of this size cannot be spread over `data`."""
+    mesh = _mesh()
+    if mesh is not None and size % mesh.shape[DATA]:
+        raise ValueError(
+            f"{name}: expected a multiple of the {mesh.shape[DATA]} devices of the mesh's axis "
+            f"`data`, got {size}"
+        )
+
+
+def constrain(tree: T, *axes: str | None) -> T:
+    """Inside `jit`: the first axes of each array lie over these axes of the mesh."""
+    if _mesh() is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, PartitionSpec(*axes))
+
+
+def over_data(tree: T) -> T:
+    """Inside `jit`: the first axis of each array is spread over `data`."""
+    return constrain(tree, DATA)
+
+
+def keep(tree: T, specs: Any) -> T:
+    """Inside `jit`: each array stays where `layout` says."""
+    return tree if specs is None else jax.lax.with_sharding_constraint(tree, specs)
+
+
+def fetch(tree: T) -> T:
+    """The whole of each array, on the host of every process, all of which must call this."""
+    arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
+    if all(x.is_fully_addressable or x.is_fully_replicated for x in arrays):
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def sum_over_processes(tree: T) -> T:
+    """Sums of what each process holds for itself, on the host."""
+    if jax.process_count() == 1:
+        return tree
+    gathered = multihost_utils.process_allgather(tree)
+    return jax.tree.map(
+        lambda x, like: x.sum(axis=0).astype(np.asarray(like).dtype), gathered, tree
+    )
+
+
+def my_share(count: int) -> np.ndarray:
+    """Which of `count` things this process takes care of."""
+    return np.arange(jax.process_index(), count, jax.process_count())
+
+
+def from_first_process(text: str) -> str:
+    """What process 0 says, everywhere; at most 4,000 bytes of it."""
+    if jax.process_count() == 1:
+        return text
+    content = text.encode()[:4000]
+    padded = np.zeros(4000, np.uint8)
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    found = np.asarray(multihost_utils.broadcast_one_to_all(padded))
+    return found.tobytes().rstrip(b"\0").decode(errors="ignore")
+
+
+def is_same_everywhere(text: str) -> bool:
+    """Whether all processes say the same."""
+    if jax.process_count() == 1:
+        return True
+    sums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    return bool(np.all(sums == sums[0]))
+
+
+def spread_runs(keys: jax.Array) -> jax.Array:
+    """Spreads independent runs, one for each key, over as many devices as divide them.
+
+    What is computed from the keys follows them. With one device, or with several processes that
+    the runs do not divide among, they stay where they are.
+    """
+    count = math.gcd(len(keys), jax.device_count())
+    if count == 1 or (count < jax.device_count() and jax.process_count() > 1):
+        return keys
+    axis_types = (jax.sharding.AxisType.Auto,)
+    mesh = jax.make_mesh((count,), (DATA,), axis_types=axis_types, devices=jax.devices()[:count])
+    return jax.device_put(keys, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+    if isinstance(leaf, jax.Array):
+        if leaf.sharding == sharding:
+            return leaf
+        if jax.process_count() == 1:
+            return jax.device_put(leaf, sharding)
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
+
+
+def _mesh() -> jax.sharding.AbstractMesh | None:
+    """The shape of the mesh of `use`, also while tracing; None without one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or set(mesh.axis_names) != {DATA, MODEL} else mesh

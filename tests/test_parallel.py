@@ -1,0 +1,134 @@
+"""Eight simulated devices train what one trains."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import parallel_child
+import pytest
+
+from maxpo import parallel
+from maxpo.post_training.settings import make_settings
+
+CHILD = Path(parallel_child.__file__)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The folder that a process with eight devices has left, and the parameters in it."""
+    folder = tmp_path_factory.mktemp("devices") / "eight"
+    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
+    flags = "--xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, str(CHILD), str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(folder / "parameters.npz") as stored:
+        found = dict(stored)
+    return folder, found
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """The parameters of the language model that one device trains."""
+    return parallel_child.run_lm(tmp_path_factory.mktemp("devices") / "one")
+
+
+def of_run(found, name):
+    count = sum(key.startswith(f"{name}/") for key in found)
+    return [found[f"{name}/{number}"] for number in range(count)]
+
+
+def assert_close(found, expected, name):
+    """Adam divides by the gradient's size, so what differs by rounding may differ by more after it:
+    up to a thousandth of a step of 1e-3 in these runs, and no more than rounding nearly everywhere.
+    """
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("name", parallel_child.MESHES)
+def test_language_model(trained, alone, name):
+    assert_close(of_run(trained[1], name), alone, name)
+
+
+def test_training_changes_more_than_the_tolerance(alone, tmp_path):
+    config = parallel_child.make_lm_config(tmp_path)
+    start = parallel_child.leaves(parallel_child.stages.make_programs(make_settings(config)).params)
+    changes = [np.abs(x - y).max() for x, y in zip(alone, start, strict=True)]
+    assert min(changes) > 1e-4
+
+
+@pytest.mark.parametrize("name", ["bandit", "maze"])
+def test_independent_runs(trained, tmp_path, name):
+    expected, spread = getattr(parallel_child, f"run_{name}")(tmp_path)
+    assert spread == {1}
+    assert_close(of_run(trained[1], name), expected, name)
+
+
+def test_one_device_reads_the_checkpoint_of_eight(trained):
+    folder, found = trained
+    config = parallel_child.make_lm_config(folder / "inputs")
+    state = parallel_child.last_state(config, folder / "data")
+    for ours, theirs in zip(
+        parallel_child.leaves(state.params), of_run(found, "data"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("data", "model"), [(0, 2), (2, 1), (-1, 1), (0, 0), (2, 2)])
+def test_a_mesh_of_other_devices(data, model):
+    assert jax.device_count() == 1
+    with pytest.raises(
+        ValueError, match=f"number of devices, 1, .* data = {data}, model = {model}"
+    ):
+        parallel.make_mesh(data, model)
+
+
+def test_without_a_mesh_nothing_changes():
+    tree = {"qkv": np.zeros((2, 3)), "b": np.arange(3)}
+    assert parallel.layout(tree, fully_sharded=True) is None
+    assert parallel.place(tree, None) is tree
+    assert parallel.place_batch(tree) is tree
+    with parallel.use(parallel.make_mesh()):
+        assert parallel.over_data(tree) is tree
+        assert parallel.layout(tree, fully_sharded=True) is None
+    assert parallel.my_share(3).tolist() == [0, 1, 2]
+
+
+class Shape:
+    def __init__(self, *shape):
+        self.shape, self.ndim = shape, len(shape)
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (
+            {"qkv": Shape(2, 16, 3, 4, 6)},
+            r"axis 2 of qkv to divide by model = 2, .* \[2, 16, 3, 4, 6",
+        ),
+        ({"a": {"embedding": Shape(15, 8)}}, r"axis 0 of embedding to divide by model = 2"),
+        ({"down": Shape(2, 8, 6)}, r"axis 2 of down to divide by data = 4"),
+    ],
+)
+def test_sizes_that_do_not_divide_are_named(tree, message):
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(ValueError, match=message):
+        parallel.layout(tree, fully_sharded=True)
+
+
+def test_batches_that_do_not_divide_are_named():
+    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
+    with jax.sharding.use_abstract_mesh(mesh):
+        parallel.check_batch("rl.prompts", 8)
+        with pytest.raises(ValueError, match=r"rl.prompts: expected a multiple of the 4 .* got 6"):
+            parallel.check_batch("rl.prompts", 6)
