@@ -7,6 +7,7 @@ does all of them on the devices at hand and leaves their last parameters in FOLD
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 from unittest import mock
 
@@ -54,6 +55,12 @@ def make_lm_config(folder, **mesh):
     config.evaluation.update(samples=4, prompts=16)
     config.verification.update(workers=1, time_limit=5.0)
     return config
+
+
+def get_config(variant=""):
+    """What `--config` of this file is; the paths come from the command line."""
+    with tempfile.TemporaryDirectory() as folder:
+        return make_lm_config(Path(folder))
 
 
 def last_state(config, folder, name=METHOD):

@@ -1,0 +1,150 @@
+"""Several processes on one machine train, die, resume and end as one process does."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import parallel_child
+import pytest
+
+from maxpo.runs import read_metrics
+
+CHILD = Path(parallel_child.__file__)
+METHOD = parallel_child.METHOD
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """Programs compiled by the first processes, for those that resume."""
+    return str(tmp_path_factory.mktemp("cache"))
+
+
+def start(folder, count, cache, *flags, address=None, ids=None):
+    """Starts processes with one device each, as the command line of a pod does."""
+    address = address or f"127.0.0.1:{free_port()}"
+    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    children = []
+    for number in range(count) if ids is None else ids:
+        command = [
+            *(sys.executable, "-m", "experiments.lm", f"--config={CHILD}"),
+            *("--distributed", f"--coordinator_address={address}"),
+            *(f"--num_processes={count}", f"--process_id={number}"),
+            *(f"--workdir={folder / 'run'}", *flags),
+        ]
+        with (folder / f"log{number}").open("a") as log:
+            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    return children
+
+
+def logs(folder):
+    return "\n".join(f"{path}:\n{path.read_text()[-3000:]}" for path in sorted(folder.glob("log*")))
+
+
+def finish(children, folder):
+    codes = [child.wait(timeout=300) for child in children]
+    assert codes == [0] * len(children), logs(folder)
+
+
+def flags_of(folder):
+    config = parallel_child.make_lm_config(folder / "inputs")
+    return (
+        f"--config.task.train_path={config.task.train_path}",
+        f"--config.task.held_out_path={config.task.held_out_path}",
+    )
+
+
+def parameters(folder):
+    config = parallel_child.make_lm_config(folder / "inputs")
+    return parallel_child.leaves(parallel_child.last_state(config, folder / "run").params)
+
+
+def assert_trained_as_one(folder, alone):
+    for ours, theirs in zip(parameters(folder), alone, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
+    # Process 0 alone writes: each line stands there once.
+    steps = [row["step"] for row in read_metrics(folder / "run" / METHOD)]
+    assert steps == list(range(1, parallel_child.STEPS + 1))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return parallel_child.run_lm(tmp_path_factory.mktemp("alone"))
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
+    """First one of them is killed, at which the others must end by themselves; then all are."""
+    flags = flags_of(tmp_path)
+    for victims in ([count - 1], range(count)):
+        children = start(tmp_path, count, cache, *flags)
+        done = len(read_metrics(tmp_path / "run" / METHOD))
+        deadline = time.monotonic() + 240
+        while len(read_metrics(tmp_path / "run" / METHOD)) <= done:
+            assert all(child.poll() is None for child in children), logs(tmp_path)
+            assert time.monotonic() < deadline, logs(tmp_path)
+            time.sleep(0.01)
+        for victim in victims:
+            children[victim].kill()
+        codes = [child.wait(timeout=150) for child in children]
+        assert all(codes[victim] == -signal.SIGKILL for victim in victims)
+        assert all(code != 0 for code in codes), (codes, logs(tmp_path))
+        assert not (tmp_path / "run" / "summary.json").exists()
+    finish(start(tmp_path, count, cache, *flags), tmp_path)
+    assert_trained_as_one(tmp_path, alone)
+
+
+def test_processes_that_differ_are_refused(cache, tmp_path):
+    flags = flags_of(tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    children = [
+        *start(tmp_path, 2, cache, *flags, address=address, ids=[0]),
+        *start(tmp_path, 2, cache, *flags, "--config.rl.steps=9", address=address, ids=[1]),
+    ]
+    codes = [child.wait(timeout=200) for child in children]
+    assert codes == [2, 2], logs(tmp_path)
+    assert "all processes must have the same config" in logs(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--distributed"], "--distributed needs a --workdir that all processes share"),
+        (["--distributed", "--workdir=w"], "--distributed: JAX found no cluster here; give"),
+        (
+            ["--distributed", "--workdir=w", "--num_processes=2"],
+            "expected all three or none, got None, 2 and None",
+        ),
+    ],
+)
+def test_a_misconfigured_pod_is_told_so(flags, message, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.bandit", *flags],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not Path("w").exists()
