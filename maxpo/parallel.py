@@ -171,11 +171,10 @@ def place_batch(tree: T) -> T:
 
 def check_batch(name: str, size: int) -> None:
     """Raises ValueError if a batch of this size cannot be spread over `data`."""
-    mesh = _mesh()
-    if mesh is not None and size % mesh.shape[DATA]:
+    if size % data_size():
         raise ValueError(
-            f"{name}: expected a multiple of the {mesh.shape[DATA]} devices of the mesh's axis "
-            f"`data`, got {size}"
+            f"{name}: expected a multiple of the {data_size()} devices of the mesh's axis `data`, "
+            f"got {size}"
         )
 
 
@@ -186,9 +185,22 @@ def constrain(tree: T, *axes: str | None) -> T:
     return jax.lax.with_sharding_constraint(tree, PartitionSpec(*axes))
 
 
+def data_size() -> int:
+    """Over how many devices batches are spread."""
+    mesh = _mesh()
+    return 1 if mesh is None else mesh.shape[DATA]
+
+
 def over_data(tree: T) -> T:
-    """Inside `jit`: the first axis of each array is spread over `data`."""
-    return constrain(tree, DATA)
+    """Inside `jit`: the first axis of each array is spread over `data`, where it divides."""
+    mesh = _mesh()
+    if mesh is None:
+        return tree
+
+    def spread(x: jax.Array) -> jax.Array:
+        return x if x.shape[0] % mesh.shape[DATA] else constrain(x, DATA)
+
+    return jax.tree.map(spread, tree)
 
 
 def keep(tree: T, specs: Any) -> T:

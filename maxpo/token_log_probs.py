@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from maxpo import parallel
 from maxpo.policies._products import wide_einsum
 from maxpo.policies.transformer import Transformer
 from maxpo.prompts import Prompts
@@ -50,7 +51,8 @@ def token_log_probs(
       unembedding: `[V, D]`, cast to the dtype of `hidden`. Its gradient adds up in float32.
       targets: `[...]` integers in [0, V).
       temperature: Divides the logits; positive.
-      chunk_size: Tokens whose logits exist at the same time: `chunk_size * V` floats, a few times.
+      chunk_size: Tokens whose logits exist at the same time, on each device over which a mesh
+        spreads the batch: `chunk_size * V` floats, a few times.
 
     Returns:
       Both `[...]`, float32.
@@ -83,7 +85,7 @@ def token_log_probs(
     ):  # NaN, too.
         raise ValueError(f"expected a positive temperature, got {temperature!r}")
 
-    count = targets.size
+    count, chunk_size = targets.size, chunk_size * parallel.data_size()
     chunks = -(-count // chunk_size)
     rows = -(-count // chunks)
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxpo import parallel
 from maxpo.policies import _attention
 from maxpo.policies._attention import Rotation
 from maxpo.policies._products import wide_einsum
@@ -127,7 +128,8 @@ def finish(
     states = states + matmul(merged, weights.attention_out)
     x = _attention.rms_norm(states, weights.mlp_norm, config.norm_epsilon)
     gated = jax.nn.silu(matmul(x, weights.gate)) * matmul(x, weights.up)
-    return states + matmul(gated, weights.down)
+    # Else a mesh whose matrices are cut over `data` may spread the width instead of the batch.
+    return parallel.over_data(states + matmul(gated, weights.down))
 
 
 def last_token(states: jax.Array, mask: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from maxpo import parallel
 from maxpo.policies import _attention, _layer
 from maxpo.policies._attention import KeysAndValues
 from maxpo.policies._layer import LayerWeights
@@ -443,7 +444,7 @@ class Transformer(nnx.Module):
     def _embed(self, tokens: jax.Array, mask: jax.Array | None) -> jax.Array:
         if mask is not None:
             tokens = jnp.where(mask, tokens, 0)
-        return self.embedding[...][tokens].astype(self.config.dtype)
+        return parallel.over_data(self.embedding[...][tokens].astype(self.config.dtype))
 
     def _rotation(self, positions: jax.Array) -> _attention.Rotation:
         return _attention.rotation(positions, self.config.head_width, self.config.rope_theta)

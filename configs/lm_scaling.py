@@ -1,0 +1,79 @@
+"""What an update takes on meshes of up to 256 devices; see experiments/lm_scaling.py.
+
+    python -m experiments.lm_scaling --config=configs/lm_scaling.py[:VARIANT]
+
+Variants: default, and quick, which only shows that everything runs. Everything is compiled for
+simulated devices of the CPU; no accelerator and little memory is needed.
+"""
+
+from ml_collections import ConfigDict
+
+from maxpo.runs import check_variant
+
+VARIANTS = ("default", "quick")
+
+QWEN3 = {"head_dim": 128, "kv_heads": 8, "qk_norm": True, "vocab_size": 151_936}
+
+
+def get_config(variant: str = "default") -> ConfigDict:
+    """The config of one of `VARIANTS`."""
+    check_variant(variant, VARIANTS)
+    config = ConfigDict()
+    config.rl = "configs/lm.py"  # Whose update it is.
+    # The same work for each device on ever more of them.
+    config.weak = ConfigDict()
+    config.weak.devices = (1, 4, 16, 64)
+    config.weak.model = (1, 2)
+    config.weak.prompts = 4  # For each `data` device, ...
+    config.weak.group_size = 4  # ... and samples of each.
+    config.weak.prompt_length = 16
+    config.weak.new_tokens = 32
+    config.weak.shape = ConfigDict({"size": "tiny", "vocab_size": 128})
+    # Large models: name -> shape, mesh.
+    config.large = ConfigDict()
+    config.large.prompts = 1
+    config.large.group_size = 16
+    config.large.prompt_length = 512
+    config.large.new_tokens = 1024
+    config.large.models = ConfigDict()
+    config.large.models["600M"] = ConfigDict(
+        {
+            "shape": {"hidden": 1024, "layers": 28, "heads": 16, "mlp": 3072, **QWEN3},
+            "data": 8,
+            "model": 1,
+        }
+    )
+    config.large.models["8B"] = ConfigDict(
+        {
+            "shape": {
+                "hidden": 4096,
+                "layers": 36,
+                "heads": 32,
+                "mlp": 12288,
+                **QWEN3,
+                "tied_embeddings": False,
+            },
+            "data": 64,
+            "model": 1,
+        }
+    )
+    config.large.models["70B"] = ConfigDict(
+        {
+            "shape": {
+                "hidden": 8192,
+                "layers": 80,
+                "heads": 64,
+                "mlp": 28672,
+                **QWEN3,
+                "tied_embeddings": False,
+                "qk_norm": False,
+                "vocab_size": 128_256,
+            },
+            "data": 32,
+            "model": 8,
+        }
+    )
+    if variant == "quick":
+        config.weak.update(devices=(1, 8), model=(1, 2))
+        config.large.models = ConfigDict()
+    return config

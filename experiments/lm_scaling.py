@@ -1,0 +1,103 @@
+"""Compiles a language model's update for meshes of simulated devices and tells what it takes.
+
+Weak scaling: operations and memory traffic of each device as devices are added at the same work for
+each. Large models: what a device holds, beside the formulas of docs/scaling.md.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from maxpo import runs
+from maxpo.policies.transformer import TransformerConfig, make_config
+from maxpo.studies import lm_scaling
+from maxpo.studies.lm_scaling import Case
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Runs the study in `workdir` and returns its summary, the rows of the table."""
+    cases = {**weak_cases(config), **large_cases(config)}
+    with runs.Run(config, workdir) as run:
+        if run.finished:
+            return run.report()
+        rows = {}
+        for name, case in runs.progress(cases.items(), unit="programs"):
+            rows[name] = row(case, lm_scaling.compile_elsewhere(case))
+            run.log(len(rows), {"case": name, **rows[name]})
+        return run.finish(rows)
+
+
+def weak_cases(config: ConfigDict) -> dict[str, Case]:
+    """The same work for each device, by layout and number of devices."""
+    weak, cases = config.weak, {}
+    fields = dict(weak.shape)
+    length = weak.prompt_length + weak.new_tokens
+    shape = make_config(fields.pop("size"), context_length=length, **fields)
+    for model in weak.model:
+        for fully_sharded in (False, True):
+            for devices in weak.devices:
+                if devices % model:
+                    continue
+                layout = " ".join([f"model={model}", *(["fully sharded"] if fully_sharded else [])])
+                cases[f"{layout}, {devices} devices"] = _case(
+                    config, weak, shape, devices // model, model, fully_sharded
+                )
+    return cases
+
+
+def large_cases(config: ConfigDict) -> dict[str, Case]:
+    """Large models, fully sharded, with bfloat16 products and rematerialisation."""
+    large, cases = config.large, {}
+    for name, entry in large.models.items():
+        shape = TransformerConfig(
+            **entry.shape,
+            context_length=large.prompt_length + large.new_tokens,
+            dtype="bfloat16",
+            remat=True,
+        )
+        cases[f"{name}, {entry.data} x {entry.model}"] = _case(
+            config, large, shape, entry.data, entry.model, True
+        )
+    return cases
+
+
+def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table; all of one device."""
+    sent = lm_scaling.communicated_bytes(case)
+    return {
+        "compiled GFLOP": found["flops"] / 1e9,
+        "compiled traffic, MB": found["bytes"] / 1e6,
+        "state, GB": lm_scaling.state_bytes(case) / 1e9,
+        "compiled arguments, GB": found["arguments"] / 1e9,
+        "compiled temporaries, GB": found["temporaries"] / 1e9,
+        "TFLOP": lm_scaling.update_flops(case) / 1e12,
+        "sent, GB": sum(sent.values()) / 1e9,
+        "collectives": sum(found["collectives"].values()),
+    }
+
+
+def _case(
+    config: ConfigDict,
+    work: ConfigDict,
+    shape: TransformerConfig,
+    data: int,
+    model: int,
+    fully_sharded: bool,
+) -> Case:
+    rl = runs.load_config(config.rl).rl.to_dict() | {"minibatches": 1, "micro_batches": 1}
+    return Case(
+        {name: getattr(shape, name) for name in shape.__dataclass_fields__},
+        data,
+        model,
+        fully_sharded,
+        work.prompts,
+        work.group_size,
+        work.prompt_length,
+        work.new_tokens,
+        rl,
+    )
+
+
+if __name__ == "__main__":
+    runs.main(train_and_evaluate, default_config="configs/lm_scaling.py")
