@@ -1,8 +1,20 @@
 """Settings for every test."""
 
 import hypothesis
+import pytest
 
 # Compiling dominates the first example of a property, so a deadline would only measure that.
 # Fixed seeds: a run that fails can be repeated.
 hypothesis.settings.register_profile("maxpo", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("maxpo")
+
+# Their tests share what took long to make, so one worker of xdist does all of a file. The first ones
+# take longest: begun last, the other workers would wait for them.
+ONE_WORKER = ("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.stem in ONE_WORKER:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.path.stem not in ONE_WORKER[:2])

@@ -52,9 +52,7 @@ def of_run(found, name):
 
 
 def assert_close(found, expected, name):
-    """Adam divides by the gradient's size, so what differs by rounding may differ by more after it:
-    up to a thousandth of a step of 1e-3 in these runs, and no more than rounding nearly everywhere.
-    """
+    """Sums of float32 in another order; Adam divides by the gradient's size and magnifies that."""
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6, err_msg=name)
@@ -73,10 +71,8 @@ def test_training_changes_more_than_the_tolerance(alone, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["bandit", "maze"])
-def test_independent_runs(trained, tmp_path, name):
-    expected, spread = getattr(parallel_child, f"run_{name}")(tmp_path)
-    assert spread == {1}
-    assert_close(of_run(trained[1], name), expected, name)
+def test_independent_runs(trained, name):
+    assert_close(of_run(trained[1], name), of_run(trained[1], f"{name} on one"), name)
 
 
 def test_one_device_reads_the_checkpoint_of_eight(trained):
