@@ -8,7 +8,7 @@ import pytest
 hypothesis.settings.register_profile("maxpo", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("maxpo")
 
-# Their tests share what took long to make, so one worker of xdist does all of a file. The first ones
+# Their tests share what took long to make, so one worker of xdist does all of a file. The first two
 # take longest: begun last, the other workers would wait for them.
 ONE_WORKER = ("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer")
 
