@@ -170,6 +170,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.model.dtype = "bfloat16"
         config.model.remat = True
         config.warm_start.learning_rate = 1e-4
+        config.rl.prompts = 16
         config.rl.max_new_tokens = 512
         config.rl.micro_batches = 4
         config.rl.learning_rate = 1e-6
