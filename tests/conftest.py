@@ -13,6 +13,7 @@ hypothesis.settings.load_profile("maxpo")
 ONE_WORKER = ("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too.
 def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.stem in ONE_WORKER:
