@@ -48,11 +48,14 @@ class Scores(NamedTuple):
       valid: `[P, N]`, False where it failed.
       failures: How many samples failed, for each of `FAILURES`: the verifier raised or its process
         died; it took longer than the time limit; its reward was no finite float32.
+      message: What went wrong with the first sample that failed, for a person to read; "" where
+        none did.
     """
 
     rewards: np.ndarray
     valid: np.ndarray
     failures: dict[str, int]
+    message: str = ""
 
 
 class PendingScores:
@@ -62,6 +65,7 @@ class PendingScores:
         self._scores = Scores(
             np.zeros(shape, np.float32), np.zeros(shape, bool), dict.fromkeys(FAILURES, 0)
         )
+        self._message = ""
         self._left = math.prod(shape)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -78,7 +82,7 @@ class PendingScores:
         self._done.wait()
         if self._error is not None:
             raise RuntimeError(f"completions were not scored: {self._error}") from self._error
-        return self._scores
+        return self._scores._replace(message=self._message)
 
     def _record(self, row: int, column: int, outcome: "_Outcome") -> None:
         with self._lock:
@@ -87,6 +91,7 @@ class PendingScores:
                 self._scores.valid[row, column] = True
             else:
                 self._scores.failures[outcome.failure] += 1
+                self._message = self._message or outcome.message
             self._left -= 1
             if self._left == 0:
                 self._done.set()
