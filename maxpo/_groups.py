@@ -10,6 +10,8 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from maxpo._numbers import as_floats
+
 Scalar: TypeAlias = int | float | jax.Array
 """A Python number where the value is known while tracing, an array where it is not."""
 
@@ -41,22 +43,19 @@ def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
     """Checks, casts and detaches the `rewards` and `where` of the public function `name`.
 
     Everything narrower than float64 becomes float32 *before* it is ranked: bfloat16 rewards that
-    were compared in one precision and averaged in another would rank and weigh differently.
+    were compared in one precision and averaged in another would rank and weigh differently. So do
+    integers of any width, each as the float nearest to it.
 
     Raises:
       TypeError: If the rewards are not real numbers, or the mask is not boolean.
       ValueError: If there is no group axis or it is empty, or the mask does not broadcast to it.
     """
-    rewards = jnp.asarray(rewards)
-    if jnp.iscomplexobj(rewards):
-        raise TypeError(f"{name}: expected rewards of a real dtype, got {rewards.dtype}.")
+    rewards = as_floats(rewards, f"{name}: expected rewards")
     if rewards.ndim == 0 or rewards.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected rewards of shape [..., N] with N >= 1 samples on the last axis, "
             f"got shape {list(rewards.shape)}."
         )
-    if rewards.dtype != jnp.float64:
-        rewards = rewards.astype(jnp.float32)
     rewards = lax.stop_gradient(rewards)
     if where is None:
         return Groups(rewards, None, rewards.shape[-1])

@@ -33,8 +33,9 @@ def all_below(below: Array, total: Scalar, k: Scalar, size: int, dtype: jnp.dtyp
     """P(below, total, k): all of k draws fall within `below` of the `total` samples.
 
     Args:
-      below: Integers between 0 and `total`, any shape that broadcasts with `total`. Where it is
-        larger than `total` (behind the last valid sample) the result has no meaning.
+      below: Whole numbers between 0 and `total`, of any dtype and of a shape that broadcasts with
+        `total`. Where it is larger than `total` (after the last valid sample) the result has no
+        meaning.
       total: The number of samples to draw from, at most `size`.
       k: The number of draws, 0 <= k <= total.
       size: Length of the tables, an upper bound of `total` known while tracing.
@@ -67,8 +68,8 @@ def _host_products(total: int, k: float) -> np.ndarray:
 
 def _lookup(table: np.ndarray, index: Array, dtype: jnp.dtype) -> Array:
     if isinstance(index, np.ndarray):
-        return table[index]
-    return jnp.asarray(table, dtype)[index]
+        return table[index.astype(int)]
+    return jnp.asarray(table, dtype)[index.astype(jnp.int32)]
 
 
 @partial(jax.jit, static_argnames="outside")
@@ -76,12 +77,12 @@ def _graph_odds(
     below: Array, total: Scalar, k: Scalar, table: tuple[jax.Array, jax.Array], *, outside: bool
 ) -> jax.Array:
     """P, or 1 - P if `outside`, from the table S as high and low part."""
-    below = jnp.asarray(below, jnp.int32)
-    total = jnp.clip(jnp.asarray(total, jnp.int32), 0)
+    below = jnp.asarray(below).astype(jnp.int32)
+    total = jnp.clip(jnp.asarray(total).astype(jnp.int32), 0)
     high, low = (part[below] - part[total] for part in table)
     # The high parts differ by an exact amount, hence two exponentials and not one of their sum.
     odds = -jnp.expm1(high + low) if outside else jnp.exp(high) * jnp.exp(low)
-    odds = jnp.where(below + 1 <= k, int(outside), odds)
+    odds = jnp.where((below + 1).astype(odds.dtype) <= k, int(outside), odds)
     return jnp.where(below == total, int(not outside), odds)
 
 

@@ -19,9 +19,13 @@ Rules that all of them share:
 
 * The last axis is the group, all others are batch. Samples where the mask `where` is False get 0
   and influence nothing; a group that keeps too few valid samples for its k gets zeros.
-* Everything narrower than float64 is cast to float32 before it is ranked, and returned as float32.
+* Everything narrower than float64 is cast to float32 before it is ranked, and returned as float32;
+  so are integers of any width, by value. float64 stays float64 under x64 and is float32 without.
+  (JAX cuts the arguments of its own transformations to 32 bits before any function sees them: give
+  integers beyond 2^31 to a function of this module, not to `jax.jit` of it.)
 * No gradient flows into rewards or k.
-* A NaN or infinity in a group makes the whole group NaN, and no other.
+* A NaN or infinity in a group makes the whole group NaN, and no other. A value beyond the range of
+  the dtype counts as infinite.
 * Centered estimators are exactly 0 on a constant group; ties get bitwise equal advantages.
 * k is checked, never clamped. A traced or real-valued k is as good as an int, and changing it
   compiles nothing anew; if it is then too large for a group, the group gets zeros, and if it is
@@ -254,8 +258,8 @@ def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> ja
     groups = as_groups("pkpo", rewards, where)
     k = as_k("pkpo", k, groups, left_out=0)
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
-        return k * np.ones(m.shape), k * _any_above(groups, m, n - 1, k - 1)
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
+        return k + 0 * m, k * _any_above(groups, m, n - 1, k - 1)
 
     return gap_sums(groups, weights, needed=k, base=k)
 
@@ -289,7 +293,7 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     groups = as_groups("pkpo_loo", rewards, where)
     k = as_k("pkpo_loo", k, groups, left_out=1)
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         # maxpo_i - k / (N - 1) v_k^(-i)
         above, below = centered_weights(k * _all_below(groups, m + 1, n - 1, k), m, n)
         share = k / _at_least_one(n - 1)
@@ -335,8 +339,8 @@ def pkpo_loo_minus_one(
     groups = as_groups("pkpo_loo_minus_one", rewards, where)
     k = as_k("pkpo_loo_minus_one", k, groups, left_out=0)
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
-        return k * _all_below(groups, m + 1, n - 1, k - 1), np.zeros(m.shape)
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
+        return k * _all_below(groups, m + 1, n - 1, k - 1), 0 * m
 
     return gap_sums(groups, weights, needed=k, base=_missing_sample(k))
 
@@ -375,7 +379,7 @@ def leave_two_out_baseline(
     groups = as_groups("leave_two_out_baseline", rewards, where)
     k = as_k("leave_two_out_baseline", k, groups, left_out=1)
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         # C(x, k-1) / C(n-1, k-1) - C(x, k) / C(n-1, k) at x = m + 1 and m, as a product: nothing
         # cancels. The factor passes 1 where a real k leaves no room for a k-subset above the gap.
         rest = _at_least_one(n - k)
@@ -464,9 +468,10 @@ def blended(
             f"got shape {list(w.shape)}."
         ) from None
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         improvement = k * _all_below(groups, m + 1, n - 1, k - 1)
         above, below = centered_weights(k * _all_below(groups, m + 1, n - 1, k), m, n)
+        improvement, above, below = (jnp.asarray(x, dtype) for x in (improvement, above, below))
         return (1 - w) * improvement + w * above, w * below
 
     return gap_sums(groups, weights, needed=k + 1, base=(1 - w) * _missing_sample(k))
@@ -555,8 +560,8 @@ def l_statistic(
         )
     drawn = rank_weights.shape[0]
 
-    def upper(m: np.ndarray, n: Scalar) -> Array:
-        return _hypergeometric_mean(rank_weights, groups, n - 1)[..., m + 1]
+    def upper(m: Array, n: Scalar) -> Array:
+        return _hypergeometric_mean(rank_weights, groups, n - 1)[..., 1:]
 
     return _centered(groups, upper, needed=drawn + 1)
 
@@ -600,7 +605,7 @@ def get(name: str) -> Estimator:
 
 
 def _centered(
-    groups: Groups, upper: Callable[[np.ndarray, Scalar], Array], *, needed: Scalar
+    groups: Groups, upper: Callable[[Array, Scalar], Array], *, needed: Scalar
 ) -> jax.Array:
     return gap_sums(groups, lambda m, n: centered_weights(upper(m, n), m, n), needed=needed)
 
@@ -617,11 +622,11 @@ def _canonical(groups: Groups, k: Scalar) -> jax.Array:
     return _centered(groups, lambda m, n: k * _all_below(groups, m + 1, n, k), needed=k)
 
 
-def _all_below(groups: Groups, below: np.ndarray, total: Scalar, k: Scalar) -> Array:
+def _all_below(groups: Groups, below: Array, total: Scalar, k: Scalar) -> Array:
     return all_below(below, total, k, groups.size, groups.rewards.dtype)
 
 
-def _any_above(groups: Groups, below: np.ndarray, total: Scalar, k: Scalar) -> Array:
+def _any_above(groups: Groups, below: Array, total: Scalar, k: Scalar) -> Array:
     return any_above(below, total, k, groups.size, groups.rewards.dtype)
 
 
@@ -665,26 +670,27 @@ def _hypergeometric_mean(alpha: np.ndarray | jax.Array, groups: Groups, total: S
     over K-subsets of size. No binomial is ever computed, whatever N and K.
 
     Returns:
-      `[N]`, or `[..., N]` with a mask, for L = 0..N-1 marked.
+      For L = 0..N-1 marked, of the rank of the rewards: `[..., N]`, or `[1, .., N]` if all is known.
     """
-    drawn, marked = alpha.shape[0], np.arange(groups.size)
+    drawn, row = alpha.shape[0], (1,) * (groups.rewards.ndim - 1) + (groups.size,)
 
     if isinstance(alpha, np.ndarray) and isinstance(total, int):
-        mean = np.zeros(groups.size)
+        marked, mean = np.arange(groups.size), np.zeros(groups.size)
         mean[: drawn + 1] = np.append(0.0, alpha * np.arange(1, drawn + 1))
         for size in range(drawn + 1, total + 1):
             hit = np.minimum(marked / size, 1.0)
             mean = hit * np.roll(mean, 1) + (1 - hit) * mean
-        return mean
+        return mean.reshape(row)
 
     dtype = groups.rewards.dtype
-    values = jnp.asarray(alpha * np.arange(1, drawn + 1), dtype)
+    marked = jnp.arange(groups.size, dtype=dtype).reshape(row)
+    values = jnp.asarray(alpha, dtype) * jnp.arange(1, drawn + 1, dtype=dtype)
     start = jnp.zeros(groups.size, dtype).at[1 : drawn + 1].set(values)
-    start = jnp.broadcast_to(start, (*groups.rewards.shape[:-1], groups.size))
+    start = jnp.broadcast_to(start, groups.rewards.shape)
 
     def step(size: jax.Array, mean: jax.Array) -> jax.Array:
         hit = jnp.minimum(marked / size.astype(dtype), 1)
         grown = hit * jnp.roll(mean, 1, axis=-1) + (1 - hit) * mean
-        return jnp.where(size <= total, grown, mean)
+        return jnp.where(size.astype(dtype) <= total, grown, mean)
 
     return lax.fori_loop(drawn + 1, groups.size, step, start)

@@ -31,11 +31,11 @@ from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
 from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 
-Weights: TypeAlias = Callable[[np.ndarray, Scalar], tuple[Array, Array]]
+Weights: TypeAlias = Callable[[Array, Scalar], tuple[Array, Array]]
 """Maps gap numbers m = 0..N-2 and the number n of valid samples to (above, below) weights.
 
-Plain arithmetic on m and n runs in float64 on the host where n is an int, and in the graph where a
-mask makes it an array `[..., 1]`.
+Plain arithmetic on m and n runs in float64 on the host where all is known while tracing, and else
+in the graph, in the dtype of the rewards; a mask makes n an array `[..., 1]`.
 """
 
 # Up to this group size comparing all pairs finds a rank faster than bisection does. Beyond it XLA's
@@ -73,7 +73,7 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     """
     groups = as_groups("max_at_k", rewards, where)
     k = as_k("max_at_k", k, groups, left_out=0)
-    m, n = gap_numbers(groups), groups.valid
+    m, n = gap_numbers(groups, k), groups.valid
     rises = any_above(m + 1, n, k, groups.size, groups.rewards.dtype)
     return _value(groups, rises, k)[..., 0]
 
@@ -149,9 +149,9 @@ def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     groups = as_groups("rank_warp", rewards, where)
     k = as_k("rank_warp", k, groups, left_out=1)
 
-    def weights(m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         odds = all_below(m + 1, n - 1, k, groups.size, groups.rewards.dtype)
-        return odds * (n - 1) / (m + 1), np.zeros(m.shape)
+        return odds * (n - 1) / (m + 1), 0 * m
 
     return gap_sums(groups, weights, needed=k + 1)
 
@@ -169,23 +169,33 @@ def gap_sums(groups: Groups, weights: Weights, *, needed: Scalar, base: Scalar =
       `[..., N]`, in the dtype of the rewards.
     """
     dtype = groups.rewards.dtype
-    above, below = weights(gap_numbers(groups), groups.valid)
+    above, below = weights(gap_numbers(groups, needed, base), groups.valid)
     above, below, factor = (jnp.asarray(x, dtype) for x in (above, below, base))
     return _gap_sums(groups, above, below, needed, factor)
 
 
-def centered_weights(upper: Array, m: np.ndarray, n: Scalar) -> tuple[Array, Array]:
+def centered_weights(upper: Array, m: Array, n: Scalar) -> tuple[Array, Array]:
     """Weights that are `upper` above each gap and sum to zero over the group.
 
     N - 1 - m samples lie above gap m and m + 1 below it, so each gap cancels on its own when the
     lower ones pay -upper (N - 1 - m) / (m + 1).
     """
+    if isinstance(upper, jax.Array):
+        m = jnp.asarray(m, upper.dtype)
     return upper, -upper * (n - 1 - m) / (m + 1)
 
 
-def gap_numbers(groups: Groups) -> np.ndarray:
-    """The numbers m = 0..N-2 of the gaps."""
-    return np.arange(groups.size - 1)
+def gap_numbers(groups: Groups, *scalars: Scalar) -> Array:
+    """The numbers m = 0..N-2 of the gaps, on the last axis and of the rank of the rewards.
+
+    They are float64 on the host if the scalars and the number of valid samples are known while
+    tracing, else an array in the dtype of the rewards.
+    """
+    traced = any(isinstance(x, jax.Array) for x in (groups.valid, *scalars))
+    shape = (1,) * (groups.rewards.ndim - 1) + (groups.size - 1,)
+    if traced:
+        return jnp.arange(groups.size - 1, dtype=groups.rewards.dtype).reshape(shape)
+    return np.arange(groups.size - 1, dtype=np.float64).reshape(shape)
 
 
 @jax.jit

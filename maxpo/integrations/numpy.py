@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maxpo._groups import Groups, as_k
+from maxpo._numbers import host_floats
 from maxpo._subsets import all_below
 
 Array = NDArray[Any]
@@ -100,18 +101,12 @@ def max_at_k(rewards: ArrayLike, k: float, *, where: ArrayLike | None = None) ->
 
 def _as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
     """The checks of `maxpo._groups.as_groups`, without its arrays on a device."""
-    array = np.asarray(rewards)
-    if not (np.issubdtype(array.dtype, np.number) or array.dtype == np.bool_) or np.iscomplexobj(
-        array
-    ):
-        raise TypeError(f"{name}: expected rewards of a real dtype, got {array.dtype}.")
+    array = host_floats(rewards, f"{name}: expected rewards")
     if array.ndim == 0 or array.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected rewards of shape [..., N] with N >= 1 samples on the last axis, "
             f"got shape {list(array.shape)}."
         )
-    if array.dtype != np.float64:
-        array = array.astype(np.float32)
     if where is None:
         return Groups(array, None, array.shape[-1])  # type: ignore[arg-type]
     mask = np.asarray(where)
