@@ -14,60 +14,65 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from maxpo._numbers import as_floats
+
 Function = TypeVar("Function", bound=Callable[..., jax.Array])
 
 
-def group_local(*, per_group: bool = False) -> Callable[[Function], Function]:
-    """Decorates a public function of `rewards` `[..., N]` to run where its groups are.
+def group_local(
+    *, samples: tuple[str, ...], groups: tuple[str, ...] = (), reduces: bool = False
+) -> Callable[[Function], Function]:
+    """Decorates a public function of groups to run where its groups are.
 
     Only traced values of a mesh with explicit axes, and arrays that lie on one, take another way
     than before: `jax.shard_map` over all axes. No collective can come of that. The group axis must
-    not be sharded. `where`, and a `weight` for each group, follow the rewards; all other arguments
-    are the same on every device.
+    not be sharded. Arguments that are not named are the same on every device.
 
     Args:
-      per_group: The result is `[...]` and not `[..., N]`.
+      samples: Arguments `[..., N]`. The first one gives the shape, to which the others broadcast;
+        they lie where the first of them that is sharded does.
+      groups: Arguments that broadcast to `[...]`.
+      reduces: The result is `[...]` and not `[..., N]`.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
+        assert {*samples, *groups} <= signature.parameters.keys()
 
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> jax.Array:
-            sharding = _explicit_sharding(args[0] if args else kwargs.get("rewards"))
-            if sharding is None:
+            if not any(map(_explicit_sharding, (*args, *kwargs.values()))):
                 return function(*args, **kwargs)
-            arguments = signature.bind(*args, **kwargs).arguments
-            rewards = next(iter(arguments.values()))
-            spec = sharding.spec
+            try:
+                arguments = signature.bind(*args, **kwargs).arguments
+            except TypeError:
+                return function(*args, **kwargs)  # It says what is wrong.
+            first = f"{function.__name__}: expected {samples[0]}"
+            arguments[samples[0]] = as_floats(arguments[samples[0]], first)
+            shape = arguments[samples[0]].shape
+            shapes = {name: shape for name in samples} | {name: shape[:-1] for name in groups}
+            mesh, spec = _where_groups_are(arguments, shapes, len(shape))
+            if mesh is None:
+                return function(*args, **kwargs)
             if spec[-1] is not None:
                 raise ValueError(
-                    f"{function.__name__}: expected rewards with each group (the last axis) on one "
-                    f"device, got the sharding {spec}."
+                    f"{first} with each group (the last axis) on one device, got the sharding "
+                    f"{spec}."
                 )
-            # Whatever is not traced stays as it is, so that a known k is still checked.
-            sharded = {
-                name: value
-                for name, value in arguments.items()
-                if isinstance(value, jax.core.Tracer)
-                or value is rewards
-                or (name in ("where", "weight") and value is not None)
-            }
-            specs = {}
-            for name, value in sharded.items():
-                specs[name] = PartitionSpec()
-                if value is rewards:
-                    specs[name] = spec
-                elif name in ("where", "weight"):
-                    shape = rewards.shape if name == "where" else rewards.shape[:-1]
-                    specs[name] = PartitionSpec(*spec[: len(shape)])
+
+            sharded, specs = {}, {}
+            for name, value in arguments.items():
+                if name in shapes and value is not None:
+                    specs[name] = PartitionSpec(*spec[: len(shapes[name])])
                     try:
-                        value = jnp.broadcast_to(value, shape)
+                        value = jnp.broadcast_to(value, shapes[name])
                     except ValueError:
                         return function(*args, **kwargs)  # It says what is wrong.
-                    sharded[name] = jax.sharding.reshard(
-                        value, NamedSharding(sharding.mesh, specs[name])
-                    )
+                elif isinstance(value, jax.core.Tracer):
+                    specs[name] = PartitionSpec()
+                else:
+                    continue  # Known values stay as they are, so that they are still checked.
+                sharded[name] = jax.sharding.reshard(value, NamedSharding(mesh, specs[name]))
 
             def local(sharded: dict[str, Any]) -> jax.Array:
                 bound = signature.bind_partial()
@@ -76,9 +81,9 @@ def group_local(*, per_group: bool = False) -> Callable[[Function], Function]:
 
             return jax.shard_map(
                 local,
-                mesh=sharding.mesh,
+                mesh=mesh,
                 in_specs=(specs,),
-                out_specs=PartitionSpec(*spec[:-1]) if per_group else spec,
+                out_specs=PartitionSpec(*spec[:-1]) if reduces else spec,
                 check_vma=False,  # Constants of the kernel vary over no axis; that is as it should.
             )(sharded)
 
@@ -87,11 +92,23 @@ def group_local(*, per_group: bool = False) -> Callable[[Function], Function]:
     return decorate
 
 
-def _explicit_sharding(rewards: Any) -> NamedSharding | None:
-    """The sharding of an array of which some axis is divided over explicit axes of a mesh."""
-    if not isinstance(rewards, jax.Array) or rewards.ndim == 0:
+def _where_groups_are(
+    arguments: dict[str, Any], shapes: dict[str, tuple[int, ...]], rank: int
+) -> tuple[Any, PartitionSpec]:
+    """The mesh and the sharding of rank `rank` of the first whole argument that has one."""
+    for name, shape in shapes.items():
+        value = arguments.get(name)
+        sharding = _explicit_sharding(value)
+        if sharding is not None and value.shape == shape:
+            return sharding.mesh, PartitionSpec(*sharding.spec, *[None] * (rank - len(shape)))
+    return None, PartitionSpec()
+
+
+def _explicit_sharding(value: Any) -> NamedSharding | None:
+    """The sharding of an array that explicit axes of a mesh divide."""
+    if not isinstance(value, jax.Array) or value.ndim == 0:
         return None
-    sharding = jax.typeof(rewards).sharding
+    sharding = jax.typeof(value).sharding
     named: set[Any] = set()
     for axes in sharding.spec:
         named.update(axes if isinstance(axes, tuple) else (axes,))

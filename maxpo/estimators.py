@@ -41,14 +41,31 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
-from maxpo._sharding import group_local
+from maxpo._sharding import Function, group_local
 from maxpo._subsets import Array, all_below, any_above
 from maxpo.order_statistics import centered_weights, gap_sums, max_at_k
 
 Estimator = Callable[..., jax.Array]
 
+_BY_NAME: dict[str, Estimator] = {}
 
-@group_local()
+
+def _estimator(*, groups: tuple[str, ...] = ()) -> Callable[[Function], Function]:
+    """Decorates an advantage function: `get` knows it by its name, and it runs where its groups are.
+
+    Args:
+      groups: Its arguments that hold one value for each group.
+    """
+
+    def decorate(function: Function) -> Function:
+        local = group_local(samples=("rewards", "where"), groups=groups)(function)
+        _BY_NAME[function.__name__] = local
+        return local
+
+    return decorate
+
+
+@_estimator()
 def reinforce(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """The rewards themselves, without baseline.
 
@@ -73,7 +90,7 @@ def reinforce(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Arra
     return finish(groups, groups.rewards, 1)
 
 
-@group_local()
+@_estimator()
 def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """REINFORCE with the mean of the other samples as baseline (leave-one-out).
 
@@ -103,7 +120,7 @@ def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _centered(groups, lambda m, n: (m + 1) / _at_least_one(n - 1), needed=2)
 
 
-@group_local()
+@_estimator()
 def dr_grpo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Rewards minus the group mean, without division by the standard deviation.
 
@@ -128,7 +145,7 @@ def dr_grpo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _mean_centered(groups)
 
 
-@group_local()
+@_estimator()
 def grpo(
     rewards: ArrayLike,
     *,
@@ -169,15 +186,16 @@ def grpo(
     return _standardise(groups, _mean_centered(groups), epsilon, ddof)
 
 
-@group_local()
+@_estimator()
 def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Maximum-likelihood reinforcement learning: centered rewards over the success rate.
 
-        A_i = (r_i - mean(r)) / mean(r), and 0 where mean(r) is 0;  rewards in {0, 1}
+        A_i = (r_i - mean(r)) / mean(r), and 0 unless mean(r) > 0;  rewards in {0, 1}
 
     Centered. With p the success rate, log p = -sum_{t >= 1} (1 - p)^t / t, and this estimates the
-    gradient of that series cut off after t = N - 1. The formula is applied to other rewards as it
-    stands, where it has no such meaning.
+    gradient of that series cut off after t = N - 1. Other rewards have no such meaning: the formula
+    is applied as it stands where their mean is positive. Elsewhere it would turn the gradient
+    round, and the whole group gets 0, also where only rounding may have made the mean positive.
 
     See "Maximum Likelihood Reinforcement Learning" (https://arxiv.org/abs/2602.02710).
 
@@ -192,10 +210,11 @@ def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     Array([ 3., -1., -1., -1.], dtype=float32)
     """
     groups = as_groups("max_rl", rewards, where)
-    return _over(groups, _mean_centered(groups), max_at_k(rewards, 1, where=where)[..., None])
+    mean = max_at_k(groups.rewards, 1, where=groups.where)[..., None]
+    return _over(groups, _mean_centered(groups), _positive(groups, mean))
 
 
-@group_local()
+@_estimator()
 def pass_at_k_training(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -203,9 +222,9 @@ def pass_at_k_training(
 
         A_i = (q_i - v_k) / sqrt(v_k (1 - v_k)), and 0 where v_k is 0 or 1;  rewards in {0, 1}
 
-    Centered; has the direction of `maxpo` within each group, but rescales every group. The formula
-    is applied to other rewards as it stands (0 where v_k lies outside of 0..1), where it has no
-    such meaning.
+    Centered; has the direction of `maxpo` within each group, but rescales every group. Other
+    rewards have no such scale: the direction stays, and a group whose v_k is not inside of 0..1
+    gets 0.
 
     See "Pass@k Training for Adaptively Balancing Exploration and Exploitation of Large Reasoning
     Models" (https://arxiv.org/abs/2508.10751).
@@ -226,11 +245,11 @@ def pass_at_k_training(
     """
     groups = as_groups("pass_at_k_training", rewards, where)
     k = as_k("pass_at_k_training", k, groups, left_out=0)
-    value = max_at_k(rewards, k, where=where)[..., None]
+    value = max_at_k(groups.rewards, k, where=groups.where)[..., None]
     return _over(groups, _canonical(groups, k) / k, jnp.sqrt(jnp.maximum(value * (1 - value), 0)))
 
 
-@group_local()
+@_estimator()
 def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO without baseline: the mean best of the k-subsets that contain the sample.
 
@@ -264,7 +283,7 @@ def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> ja
     return gap_sums(groups, weights, needed=k, base=k)
 
 
-@group_local()
+@_estimator()
 def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO with the max@k value of the other samples as baseline.
 
@@ -305,7 +324,7 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.valid - 1))
 
 
-@group_local()
+@_estimator()
 def pkpo_loo_minus_one(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -345,7 +364,7 @@ def pkpo_loo_minus_one(
     return gap_sums(groups, weights, needed=k, base=_missing_sample(k))
 
 
-@group_local()
+@group_local(samples=("rewards", "where"))
 def leave_two_out_baseline(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -391,7 +410,7 @@ def leave_two_out_baseline(
     return gap_sums(groups, weights, needed=k + 1, base=_missing_sample(k))
 
 
-@group_local()
+@_estimator()
 def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """MaxPO: the expected improvement minus its Leave-Two-Out baseline.
 
@@ -425,7 +444,7 @@ def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> j
     return _max_centered(groups, k)
 
 
-@group_local()
+@_estimator(groups=("weight",))
 def blended(
     rewards: ArrayLike, k: Scalar, weight: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
@@ -477,7 +496,7 @@ def blended(
     return gap_sums(groups, weights, needed=k + 1, base=(1 - w) * _missing_sample(k))
 
 
-@group_local()
+@_estimator()
 def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """`pkpo` minus its batch mean.
 
@@ -508,7 +527,7 @@ def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     return _canonical(groups, k)
 
 
-@group_local()
+@_estimator()
 def l_statistic(
     rewards: ArrayLike,
     rank_weights: Sequence[float] | ArrayLike,
@@ -564,25 +583,6 @@ def l_statistic(
         return _hypergeometric_mean(rank_weights, groups, n - 1)[..., 1:]
 
     return _centered(groups, upper, needed=drawn + 1)
-
-
-_BY_NAME: dict[str, Estimator] = {
-    estimator.__name__: estimator
-    for estimator in (
-        reinforce,
-        rloo,
-        dr_grpo,
-        grpo,
-        max_rl,
-        pass_at_k_training,
-        pkpo,
-        pkpo_loo,
-        pkpo_loo_minus_one,
-        maxpo,
-        canonical,
-        l_statistic,
-    )
-}
 
 
 def names() -> tuple[str, ...]:
@@ -653,6 +653,16 @@ def _standardise(
     freedom = _at_least_one(jnp.asarray(groups.valid - ddof, centered.dtype))
     std = scale * jnp.sqrt(jnp.sum(unit**2, axis=-1, keepdims=True) / freedom)
     return _over(groups, centered, std + epsilon)
+
+
+@jax.jit
+def _positive(groups: Groups, mean: jax.Array) -> jax.Array:
+    """The mean `[..., 1]`, and 0 where rounding cannot tell it from one that is not positive."""
+    lowest = jnp.min(groups.rewards, axis=-1, keepdims=True, where=groups.where, initial=jnp.inf)
+    # The kernel adds gaps to the lowest reward: nothing cancels unless that is negative.
+    added = mean - 2 * jnp.minimum(lowest, 0)
+    error = (groups.valid + 1) * jnp.finfo(mean.dtype).eps * added
+    return jnp.where(mean > error, mean, 0)
 
 
 @jax.jit

@@ -43,7 +43,7 @@ in the graph, in the dtype of the rewards; a mask makes n an array `[..., 1]`.
 _COMPARE_ALL_UP_TO = 32
 
 
-@group_local(per_group=True)
+@group_local(samples=("rewards", "where"), reduces=True)
 def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Unbiased estimate of the expected best of k samples, from N >= k samples.
 
@@ -78,7 +78,7 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     return _value(groups, rises, k)[..., 0]
 
 
-@group_local(per_group=True)
+@group_local(samples=("correct", "where"), reduces=True)
 def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """Unbiased estimate of the probability that any of k samples is correct, from N >= k samples.
 
@@ -117,7 +117,7 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     return finish(groups, value, k)[..., 0]
 
 
-@group_local()
+@group_local(samples=("rewards", "where"))
 def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
     """Rewards whose group-centered mean-policy gradient is the max@k policy gradient.
 
