@@ -14,8 +14,11 @@ Conventions, shared by every function of this module:
   is *kept* is never hidden.
 * Advantages, behaviour and reference log-probabilities are constants: no gradient flows into them.
 * bfloat16, float16, integers and booleans are cast to float32 first; float64 stays float64.
+* From finite numbers no result is NaN, with one exception: see `clipped_ratio_loss`. A ratio beyond
+  the range of the dtype is infinite, and so is what honestly depends on it.
 """
 
+import dataclasses
 import math
 from typing import Literal, NamedTuple, get_args
 
@@ -23,6 +26,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
+
+from maxpo._numbers import as_floats
 
 Normalization = Literal["constant", "sequence", "token"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -55,9 +60,9 @@ def masked_mean(values: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     >>> print(masked_mean([1.0, 2.0, float("nan")], where=jnp.array([True, True, False])))
     1.5
     """
-    values = _as_float(values)
+    values = as_floats(values, "expected values")
     mask = _mask(where, values.shape)
-    return jnp.sum(jnp.where(mask, values, 0)) / jnp.maximum(jnp.sum(mask), 1)
+    return jnp.sum(jnp.where(mask, values, 0)) / _count(mask, values.dtype)
 
 
 def reduce_tokens(
@@ -116,7 +121,7 @@ def reduce_tokens(
     3.0
     2.0
     """
-    values = _as_float(values)
+    values = as_floats(values, "expected values")
     _check_tokens("values", values, where)
     if normalization not in get_args(Normalization):
         raise ValueError(
@@ -134,9 +139,8 @@ def reduce_tokens(
     if normalization == "token":
         return masked_mean(values, where=mask)
     totals = jnp.sum(jnp.where(mask, values, 0), axis=-1)
-    counts = jnp.sum(mask, axis=-1)
-    divisor = jnp.maximum(counts, 1) if normalization == "sequence" else length
-    return masked_mean(totals / divisor, where=counts > 0)
+    divisor = _count(mask, totals.dtype, axis=-1) if normalization == "sequence" else length
+    return masked_mean(totals / divisor, where=jnp.any(mask, axis=-1))
 
 
 def sequence_log_probs(
@@ -168,12 +172,12 @@ def sequence_log_probs(
     >>> print(sequence_log_probs([[-1.0, -2.0, 7.0]], where=jnp.array([[True, True, False]])))
     [-3.]
     """
-    log_probs = _as_float(log_probs)
+    log_probs = as_floats(log_probs, "expected log_probs")
     _check_tokens("log_probs", log_probs, where)
 
     mask = _mask(where, log_probs.shape)
     totals = jnp.sum(jnp.where(mask, log_probs, 0), axis=-1)
-    return totals / jnp.maximum(jnp.sum(mask, axis=-1), 1) if length_normalized else totals
+    return totals / _count(mask, totals.dtype, axis=-1) if length_normalized else totals
 
 
 def score_function_loss(
@@ -259,6 +263,7 @@ def clipped_ratio_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float | None = None,
     where: ArrayLike | None = None,
 ) -> Array:
     """Clipped importance-ratio (PPO) loss of whole samples.
@@ -268,6 +273,12 @@ def clipped_ratio_loss(
     for `A_i > 0` once `rho_i > 1 + clip_high`, for `A_i < 0` once `rho_i < 1 - clip_low`. On a
     bound itself it still flows.
 
+    For `A_i < 0` nothing bounds a large ratio: one of `exp(100)` makes loss and gradient infinite
+    in float32, as they should be, and the update useless. `clip_dual = c` is the dual clip: the
+    term becomes `max(min(..), c A_i)`, whose gradient stops once `rho_i > c`, too. Where neither
+    bound is set (`clip_high=inf`, no dual clip) and ratios overflow under advantages of both signs,
+    the mean is inf - inf = NaN.
+
     Special cases. At `rho = 1` the gradient is that of `score_function_loss`, for any clip.
     `clip_low=1` and `clip_high=inf` switch the two sides off. With both off the loss is the plain
     importance-sampled one: unbiased off-policy for K = 1; for K > 1 it estimates the gradient with
@@ -276,7 +287,8 @@ def clipped_ratio_loss(
 
     See "Proximal Policy Optimization Algorithms" (https://arxiv.org/abs/1707.06347); for the
     asymmetric clip "DAPO: An Open-Source LLM Reinforcement Learning System at Scale"
-    (https://arxiv.org/abs/2503.14476).
+    (https://arxiv.org/abs/2503.14476); for the dual clip "Mastering Complex Control in MOBA Games
+    with Deep Reinforcement Learning" (https://arxiv.org/abs/1912.09729).
 
     Args:
       log_probs: `[..., N]`, of each sample under the policy.
@@ -284,6 +296,8 @@ def clipped_ratio_loss(
       advantages: `[..., N]`.
       clip_low: how far the ratio may fall below 1, in `[0, 1]`.
       clip_high: how far the ratio may rise above 1, in `[0, inf]`.
+      clip_dual: the ratio above which a negative advantage stops counting, more than 1; None
+        switches it off.
       where: boolean, broadcastable to `[..., N]`; True = keep. None keeps everything.
 
     Returns:
@@ -298,11 +312,12 @@ def clipped_ratio_loss(
     >>> print(f"{clipped_ratio_loss(log_probs, behavior, jnp.array([1.0, 1.0])):.3f}")
     -0.850
     """
+    clip = _Clip(clip_low, clip_high, clip_dual)
     _check_group(log_probs)
     mask, log_probs, behavior, advantages = _clean(
         where, log_probs, behavior_log_probs=behavior_log_probs, advantages=advantages
     )
-    surrogate = _clipped_surrogate(log_probs - behavior, advantages, clip_low, clip_high)
+    surrogate = clip.surrogate(log_probs - behavior, advantages)
     return masked_mean(-surrogate, where=mask)
 
 
@@ -313,6 +328,7 @@ def token_clipped_ratio_loss(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float | None = None,
     normalization: Normalization = "constant",
     length: float = 1.0,
     where: ArrayLike | None = None,
@@ -320,7 +336,8 @@ def token_clipped_ratio_loss(
     """Clipped importance-ratio loss with one ratio for each token (GRPO, DAPO, Dr. GRPO).
 
     With `rho_it = pi(y_it | past) / behavior(y_it | past)`,
-    `reduce_tokens(-min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i))`.
+    `reduce_tokens(-min(rho_it A_i, clip(rho_it, 1 - clip_low, 1 + clip_high) A_i))`. For the dual
+    clip, and for ratios that overflow, see `clipped_ratio_loss`.
 
     Special cases. At `rho = 1` the gradient is that of `token_score_function_loss`. GRPO is
     `normalization="sequence"`; DAPO `"token"` with `clip_high=0.28`; Dr. GRPO `"constant"` with
@@ -338,6 +355,8 @@ def token_clipped_ratio_loss(
       advantages: `[..., N]`, one for each sequence.
       clip_low: how far the ratio may fall below 1, in `[0, 1]`.
       clip_high: how far the ratio may rise above 1, in `[0, inf]`.
+      clip_dual: the ratio above which a negative advantage stops counting, more than 1; None
+        switches it off.
       normalization: `"constant"`, `"sequence"` or `"token"`.
       length: the divisor of `"constant"`.
       where: boolean, True = keep; of the rank of `log_probs`, axes of size 1 broadcast. None keeps
@@ -355,11 +374,12 @@ def token_clipped_ratio_loss(
     >>> print(f"{token_clipped_ratio_loss(log_probs, behavior, jnp.array([1.0])):.3f}")
     -1.700
     """
+    clip = _Clip(clip_low, clip_high, clip_dual)
     advantages = _per_token(advantages, log_probs, where)
     mask, log_probs, behavior, advantages = _clean(
         where, log_probs, behavior_log_probs=behavior_log_probs, advantages=advantages
     )
-    surrogate = _clipped_surrogate(log_probs - behavior, advantages, clip_low, clip_high)
+    surrogate = clip.surrogate(log_probs - behavior, advantages)
     return reduce_tokens(-surrogate, normalization=normalization, length=length, where=mask)
 
 
@@ -370,6 +390,7 @@ def ratio_diagnostics(
     *,
     clip_low: float = 0.2,
     clip_high: float = 0.2,
+    clip_dual: float | None = None,
     where: ArrayLike | None = None,
 ) -> RatioDiagnostics:
     """How far the policy has moved from the behaviour policy, for either clipped-ratio loss.
@@ -377,9 +398,11 @@ def ratio_diagnostics(
     Means over all kept samples (tokens) of
 
     * `clip_fraction`: 1 where the clip stops the gradient, on the side the sign of the advantage
-      decides, so a large ratio with a negative advantage does not count;
+      decides, so a large ratio with a negative advantage counts only beyond `clip_dual`;
     * `approximate_kl`: `rho - 1 - log rho`, unbiased for `KL(behavior || pi)` and never negative;
     * `mean_ratio`: `rho`, whose expectation is 1.
+
+    The last two are infinite where a ratio is beyond the range of the dtype, never NaN.
 
     Under `jit` the work shared with the loss is done once. No gradient flows through the result.
 
@@ -391,6 +414,7 @@ def ratio_diagnostics(
       advantages: `[..., N]`.
       clip_low: as in the loss.
       clip_high: as in the loss.
+      clip_dual: as in the loss.
       where: as in the loss.
 
     Returns:
@@ -405,6 +429,7 @@ def ratio_diagnostics(
     >>> print(ratio_diagnostics(log_probs, behavior, jnp.array([1.0, -1.0])).clip_fraction)
     0.5
     """
+    clip = _Clip(clip_low, clip_high, clip_dual)
     _check_group(log_probs)
     if jnp.ndim(advantages) != jnp.ndim(log_probs):
         advantages = _per_token(advantages, log_probs, where)
@@ -414,9 +439,7 @@ def ratio_diagnostics(
     log_probs = jax.lax.stop_gradient(log_probs)
     log_ratio = log_probs - behavior
     return RatioDiagnostics(
-        clip_fraction=masked_mean(
-            _clip_stops_gradient(log_ratio, advantages, clip_low, clip_high), where=mask
-        ),
+        clip_fraction=masked_mean(clip.stopped(log_ratio, advantages), where=mask),
         approximate_kl=masked_mean(kl_penalty(behavior, log_probs, estimator="k3"), where=mask),
         mean_ratio=masked_mean(jnp.exp(log_ratio), where=mask),
     )
@@ -486,8 +509,10 @@ def kl_penalty(
         return difference
     if estimator == "k2":
         return jnp.square(difference) / 2
-    # exp(-d) - 1 would lose all digits of a small d, where k3 is only d^2 / 2.
-    return jnp.expm1(-difference) + difference
+    # exp(-d) - 1 would lose all digits of a small d, where k3 is only d^2 / 2. The bound keeps the
+    # difference of two huge numbers from being -inf, and k3 from being inf - inf.
+    lowest = jnp.finfo(difference.dtype).min
+    return jnp.expm1(-difference) + jnp.maximum(difference, lowest)
 
 
 def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
@@ -516,7 +541,7 @@ def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     >>> print(f"{entropy(jnp.array([7.0, 7.0, -jnp.inf])):.4f}")
     0.6931
     """
-    logits = _as_float(logits)
+    logits = as_floats(logits, "expected logits")
     if logits.ndim < 1:
         raise ValueError(f"expected logits [..., A], got shape {logits.shape}")
 
@@ -527,6 +552,8 @@ def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     highest = jnp.max(fixed, axis=-1, keepdims=True, where=mask, initial=-jnp.inf)
     # Masked logits, and the -inf highest of a row without actions, never enter the subtraction.
     shifted = jnp.where(mask, logits, 0) - jnp.where(mask, highest, 0)
+    # Two finite logits may be further apart than any float; 0 * -inf would be NaN.
+    shifted = jnp.maximum(shifted, jnp.finfo(shifted.dtype).min)
     weights = jnp.where(mask, jnp.exp(shifted), 0)
     total = jnp.sum(weights, axis=-1)
     total = jnp.where(jnp.any(mask, axis=-1), total, 1)
@@ -534,28 +561,46 @@ def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     return jnp.log(total) - jnp.sum(weights * shifted, axis=-1) / total
 
 
-def _clip_stops_gradient(
-    log_ratio: Array, advantages: Array, clip_low: float, clip_high: float
-) -> Array:
-    """True where the pessimistic minimum of the clipped-ratio loss takes its constant branch."""
-    if not 0 <= clip_low <= 1:
-        raise ValueError(f"expected 0 <= clip_low <= 1, got {clip_low!r}")
-    if not clip_high >= 0:
-        raise ValueError(f"expected clip_high >= 0, got {clip_high!r}")
-    # Strict: on a bound the gradient flows, so that even a clip of 0 starts from ratio 1.
-    too_high = (advantages > 0) & (log_ratio > jnp.log1p(clip_high))
-    too_low = (advantages < 0) & (log_ratio < jnp.log1p(-clip_low))
-    return too_high | too_low
+@dataclasses.dataclass(frozen=True)
+class _Clip:
+    """Where the clipped-ratio losses stop the gradient."""
 
+    low: float
+    high: float
+    dual: float | None
 
-def _clipped_surrogate(
-    log_ratio: Array, advantages: Array, clip_low: float, clip_high: float
-) -> Array:
-    stopped = _clip_stops_gradient(log_ratio, advantages, clip_low, clip_high)
-    bound = jnp.where(advantages > 0, 1 + clip_high, 1 - clip_low)
-    # The inner `where` keeps an overflowing ratio out of exp: its gradient would be 0 * inf.
-    ratio = jnp.where(stopped, bound, jnp.exp(jnp.where(stopped, 0, log_ratio)))
-    return ratio * advantages
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= 1:
+            raise ValueError(f"expected 0 <= clip_low <= 1, got {self.low!r}")
+        if not self.high >= 0:
+            raise ValueError(f"expected clip_high >= 0, got {self.high!r}")
+        if self.dual is not None and not self.dual > 1:
+            raise ValueError(f"expected clip_dual > 1 or None, got {self.dual!r}")
+
+    def stopped(self, log_ratio: Array, advantages: Array) -> Array:
+        """True where the loss takes a constant branch.
+
+        Strict: on a bound the gradient flows, so that even a clip of 0 starts from ratio 1.
+        """
+        too_high = (advantages > 0) & (log_ratio > jnp.log1p(self.high))
+        too_low = (advantages < 0) & (log_ratio < jnp.log1p(-self.low))
+        return too_high | too_low | self._far_above(log_ratio, advantages)
+
+    def surrogate(self, log_ratio: Array, advantages: Array) -> Array:
+        """The ratio times the advantage, or the bound times it."""
+        stopped = self.stopped(log_ratio, advantages)
+        bound = jnp.where(advantages > 0, 1 + self.high, 1 - self.low)
+        if self.dual is not None:
+            bound = jnp.where(self._far_above(log_ratio, advantages), self.dual, bound)
+        # The inner `where` keeps an overflowing ratio out of exp wherever it does not count: the
+        # gradient would be 0 * inf, and so would the value at an advantage of 0.
+        counts = ~stopped & (advantages != 0)
+        ratio = jnp.where(stopped, bound, jnp.exp(jnp.where(counts, log_ratio, 0)))
+        return ratio.astype(advantages.dtype) * advantages
+
+    def _far_above(self, log_ratio: Array, advantages: Array) -> Array:
+        dual = math.inf if self.dual is None else self.dual
+        return (advantages < 0) & (log_ratio > jnp.log(dual))
 
 
 def _clean(where: ArrayLike | None, log_probs: ArrayLike, **constants: ArrayLike) -> list[Array]:
@@ -564,11 +609,11 @@ def _clean(where: ArrayLike | None, log_probs: ArrayLike, **constants: ArrayLike
     Inputs are cleaned, rather than the result: with a NaN in an input, the gradient of a masked
     result is 0 * NaN.
     """
-    log_probs = _as_float(log_probs)
+    log_probs = as_floats(log_probs, "expected log_probs")
     mask = _mask(where, log_probs.shape)
     cleaned = [mask, jnp.where(mask, log_probs, 0)]
     for name, values in constants.items():
-        constant = _as_float(values)
+        constant = as_floats(values, f"expected {name}")
         if constant.shape != log_probs.shape:
             raise ValueError(
                 f"expected {name} of the shape of log_probs {log_probs.shape}, got {constant.shape}"
@@ -579,7 +624,8 @@ def _clean(where: ArrayLike | None, log_probs: ArrayLike, **constants: ArrayLike
 
 def _per_token(advantages: ArrayLike, log_probs: ArrayLike, where: ArrayLike | None) -> Array:
     """Advantages `[..., N]` repeated for the tokens of log_probs `[..., N, T]`."""
-    advantages, log_probs = _as_float(advantages), _as_float(log_probs)
+    advantages = as_floats(advantages, "expected advantages")
+    log_probs = as_floats(log_probs, "expected log_probs")
     _check_tokens("log_probs", log_probs, where)
     if advantages.shape != log_probs.shape[:-1]:
         raise ValueError(
@@ -605,6 +651,11 @@ def _check_tokens(name: str, array: Array, where: ArrayLike | None) -> None:
         )
 
 
+def _count(mask: Array, dtype: jnp.dtype, axis: int | None = None) -> Array:
+    """Number of kept entries, and 1 instead of 0, to divide by."""
+    return jnp.maximum(jnp.sum(mask, axis=axis, dtype=jnp.int32), 1).astype(dtype)
+
+
 def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     if where is None:
         return jnp.ones(shape, bool)
@@ -617,8 +668,3 @@ def _mask(where: ArrayLike | None, shape: tuple[int, ...]) -> Array:
     if not broadcasts:
         raise ValueError(f"expected where broadcastable to {shape}, got shape {where.shape}")
     return jnp.broadcast_to(where, shape)
-
-
-def _as_float(array: ArrayLike) -> Array:
-    array = jnp.asarray(array)
-    return array.astype(jnp.promote_types(array.dtype, jnp.float32))
