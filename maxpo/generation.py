@@ -151,7 +151,8 @@ def _generate(
             token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         else:
             logits = truncate(logits / temperature, top_k=top_k, top_p=top_p)
-            token = sample(logits, jax.random.uniform(jax.random.fold_in(key, step), (P, N)))
+            drawn = jax.random.uniform(jax.random.fold_in(key, step), (P, N), jnp.float32)
+            token = sample(logits, drawn)
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
@@ -159,7 +160,8 @@ def _generate(
         hidden, cache = model.decode(layers, loop.last, loop.step - 1, prompt, loop.cache)
         token, log_prob = draw(model.logits(hidden), loop.step)
         token = jnp.where(loop.done, pad_id, token)
-        place = (0, 0, loop.step)
+        first = jnp.int32(0)
+        place = (first, first, loop.step)  # All of one type, also in x64 mode.
         return _Loop(
             loop.step + 1,
             cache,
@@ -182,8 +184,9 @@ def _generate(
         jnp.zeros((P, N, T), jnp.float32).at[..., 0].set(log_prob),
     )
     loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~jnp.all(loop.done), turn, loop)
-    ended = jnp.cumsum(loop.tokens == eos_id, axis=-1) - (loop.tokens == eos_id) > 0
-    mask = ~ended & (jnp.arange(T) < loop.step)
+    ends = (loop.tokens == eos_id).astype(jnp.int32)
+    # Up to the first end, and nothing of what was never drawn.
+    mask = (jnp.cumsum(ends, axis=-1) == ends) & (jnp.arange(T) < loop.step)[None, None]
     return Completions(loop.tokens, loop.log_probs, mask)
 
 

@@ -39,8 +39,11 @@ def apply_gradients(
     state: TrainState, gradients: nnx.State, optimizer: optax.GradientTransformation
 ) -> TrainState:
     """One optimizer step."""
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+    # Optax mixes dtypes by itself, which JAX's strict mode would refuse.
+    with jax.numpy_dtype_promotion("standard"):
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+    return TrainState(state.step + 1, params, opt_state)
 
 
 def k_schedule(initial: float, final: float, updates: int) -> K:
@@ -60,6 +63,19 @@ def k_schedule(initial: float, final: float, updates: int) -> K:
     return optax.linear_schedule(initial, final, updates)
 
 
+def needs_only_k(name: str) -> bool:
+    """Whether the named estimator needs nothing but rewards and, perhaps, a k.
+
+    Raises:
+      ValueError: If there is no such estimator.
+
+    >>> needs_only_k("maxpo"), needs_only_k("blended")
+    (True, False)
+    """
+    parameters = inspect.signature(estimators.get(name)).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty} <= {"rewards", "k"}
+
+
 def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
     """The named estimator as a function of rewards and the update's number.
 
@@ -74,7 +90,7 @@ def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
 
     Raises:
       ValueError: If there is no such estimator.
-      TypeError: If it takes no such option.
+      TypeError: If it takes no such option, or needs another one.
 
     >>> bind_estimator("maxpo", 2)(jnp.array([1., 2., 4.]), 0)
     Array([-2., -2.,  4.], dtype=float32)
@@ -84,6 +100,9 @@ def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
     unknown = sorted(set(options) - set(parameters))
     if unknown:
         raise TypeError(f"{name}: expected options among {[*parameters][1:]}, got {unknown}.")
+    needed = {p.name for p in parameters.values() if p.default is p.empty} - {"rewards", "k"}
+    if not needed <= {*options}:
+        raise TypeError(f"{name}: expected the options {sorted(needed)}, got {sorted(options)}.")
     if "k" not in parameters:
         return lambda rewards, step: function(rewards, **options)
     return lambda rewards, step: function(rewards, k(step) if callable(k) else k, **options)

@@ -78,6 +78,8 @@ def _pass_at_k_training(r: np.ndarray, k: int) -> np.ndarray:
     return _over(include_one(r, k) - v, np.sqrt(max(v * (1 - v), 0.0)))
 
 
+BLEND = 0.3  # The weight of `blended` where a test says no other.
+
 # Name -> advantage by enumeration; for max@k, with the smallest N - k that has one.
 MEAN_ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "reinforce": lambda r: r,
@@ -97,6 +99,7 @@ MAX_ESTIMATORS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] =
     "leave_two_out_baseline": (lambda r, k: k * leave_two_out(r, k), 1),
     "maxpo": (lambda r, k: k * (improvement(r, k) - leave_two_out(r, k)), 1),
     "canonical": (lambda r, k: k * (include_one(r, k) - subset_mean(r, k)), 0),
+    "blended": (lambda r, k: k * (improvement(r, k) - BLEND * leave_two_out(r, k)), 1),
 }
 
 

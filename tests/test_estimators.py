@@ -1,6 +1,9 @@
 """Values against enumeration, and one suite that every estimator must pass."""
 
 import inspect
+import re
+from decimal import Decimal
+from fractions import Fraction
 from functools import partial
 
 import chex
@@ -13,7 +16,8 @@ import numpy as np
 import oracles
 import pytest
 
-from maxpo import estimators, max_at_k, rank_warp
+from maxpo import estimators, max_at_k, pass_at_k, rank_warp
+from maxpo.integrations import numpy as host
 
 RNG = np.random.default_rng(0)
 N = 6
@@ -39,9 +43,16 @@ CENTERED = (
 )
 
 
+def of_k(name):
+    """The named function of rewards, a mask and perhaps a k."""
+    if name != "blended":
+        return getattr(estimators, name)
+    return lambda rewards, k, where=None: estimators.blended(rewards, k, oracles.BLEND, where=where)
+
+
 def bind(name, k=2):
     """The named function of rewards and a mask alone."""
-    function = getattr(estimators, name)
+    function = of_k(name)
     parameters = inspect.signature(function).parameters
     if "rank_weights" in parameters:
         return partial(function, rank_weights=np.linspace(-0.5, 1.0, k))
@@ -64,7 +75,7 @@ def close(actual, expected):
 @pytest.mark.parametrize("name", oracles.MEAN_ESTIMATORS)
 @every_group
 def test_mean_estimators_equal_their_definition(name, group):
-    close(getattr(estimators, name)(group), oracles.MEAN_ESTIMATORS[name](group))
+    close(of_k(name)(group), oracles.MEAN_ESTIMATORS[name](group))
 
 
 @every_k_estimator
@@ -72,7 +83,7 @@ def test_mean_estimators_equal_their_definition(name, group):
 def test_max_estimators_equal_enumeration_for_every_k(name, group):
     oracle, left_out = oracles.MAX_ESTIMATORS[name]
     for k in range(1, N - left_out + 1):
-        close(getattr(estimators, name)(group, k), oracle(group, k))
+        close(of_k(name)(group, k), oracle(group, k))
 
 
 @every_k_estimator
@@ -80,7 +91,7 @@ def test_max_estimators_equal_enumeration_for_every_k(name, group):
 def test_traced_k_equals_enumeration_without_recompiling(name, group):
     oracle, left_out = oracles.MAX_ESTIMATORS[name]
     chex.clear_trace_counter()
-    compiled = jax.jit(chex.assert_max_traces(getattr(estimators, name), n=1))
+    compiled = jax.jit(chex.assert_max_traces(of_k(name), n=1))
     for k in range(1, N - left_out + 1):
         close(compiled(group, jnp.int32(k)), oracle(group, k))
 
@@ -152,6 +163,50 @@ def test_grpo_options():
     close(estimators.grpo(tiny, epsilon=0.0), estimators.grpo(np.arange(N), epsilon=0.0))
 
 
+@pytest.mark.parametrize(
+    ("rewards", "expected"),
+    [
+        ([-1, -1, 1, -1], [0, 0, 0, 0]),  # Dividing by -1/2 would turn the gradient round.
+        ([1, -1, 0], [0, 0, 0]),  # A mean of 0 ...
+        ([0.1, 0.2, -0.3], [0, 0, 0]),  # ... and one that only rounding makes positive.
+        ([3e30, -1e30, -2e30], [0, 0, 0]),
+        ([-0.5, 1, 0.25], [-3, 3, 0]),
+        ([2, 0, 0, 2], [1, -1, -1, 1]),
+        ([1e-30, 0], [1, -1]),
+    ],
+)
+def test_max_rl_never_turns_the_gradient_round(rewards, expected):
+    close(estimators.max_rl(rewards), expected)
+    padded, where = np.append(rewards, -9), np.arange(len(rewards) + 1) < len(rewards)
+    close(estimators.max_rl(padded, where=where), [*expected, 0])
+
+
+@hypothesis.given(st.lists(st.integers(-20, 20), min_size=2, max_size=40))
+def test_max_rl_in_exact_arithmetic(rewards):
+    mean = sum(rewards) / len(rewards)
+    tenths = np.array(rewards) / 10  # No float32 holds them.
+    expected = [r / mean - 1 if sum(rewards) > 0 else 0 for r in rewards]
+    np.testing.assert_allclose(estimators.max_rl(tenths), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_max_rl_of_one_success_in_many():
+    rewards = np.zeros(2**17)
+    rewards[5] = 1
+    np.testing.assert_allclose(np.max(estimators.max_rl(rewards)), 2**17 - 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_pass_at_k_training_of_other_rewards_keeps_the_direction_or_is_zero(k):
+    rewards = RNG.normal(size=(50, N)) * np.array([[0.3]] * 25 + [[5.0]] * 25)
+    maxpo = np.asarray(estimators.maxpo(rewards, k))
+    value = np.asarray(max_at_k(rewards, k))
+    scaled = np.asarray(estimators.pass_at_k_training(rewards, k))
+    inside = (value > 0) & (value < 1)
+    assert 0 < inside.sum() < len(rewards)
+    assert not scaled[~inside].any()
+    assert np.all(np.sum(scaled * maxpo, axis=-1)[inside] > 0)
+
+
 # One suite for all -------------------------------------------------------------------------------
 
 
@@ -176,7 +231,7 @@ def test_leading_axes_equal_vmap_equal_a_loop(name):
 
 @every_k_estimator
 def test_vmap_over_k_equals_a_loop(name):
-    function = getattr(estimators, name)
+    function = of_k(name)
     ks = jnp.arange(1, N)
     swept = jax.vmap(function, in_axes=(None, 0))(batch(), ks)
     chex.assert_trees_all_close(
@@ -201,7 +256,7 @@ def test_masked_equals_gathered(name):
 @every_k_estimator
 def test_traced_k_with_a_mask(name):
     oracle, left_out = oracles.MAX_ESTIMATORS[name]
-    compiled = jax.jit(getattr(estimators, name))
+    compiled = jax.jit(of_k(name))
     group = GROUPS["tied"]
     where = np.array([True, False, True, True, True, False])
     for k in range(1, 4 - left_out + 1):
@@ -239,7 +294,7 @@ def test_too_few_valid_samples_give_zeros(name):
 
 @every_k_estimator
 def test_traced_k_too_large_gives_zeros_and_too_small_gives_nan(name):
-    function = jax.jit(getattr(estimators, name))
+    function = jax.jit(of_k(name))
     np.testing.assert_array_equal(function(batch(), jnp.float32(N + 1)), 0)
     assert np.all(np.isnan(function(batch(), jnp.float32(0.5))))
     assert np.all(np.isnan(function(batch(), jnp.float32(np.nan))))
@@ -269,6 +324,79 @@ def test_narrow_dtypes_are_cast_to_float32_first(name, dtype):
     actual = function(rewards)
     assert actual.dtype == jnp.float32
     np.testing.assert_array_equal(actual, function(rewards.astype(jnp.float32)))
+
+
+BILLIONS = [3_000_000_000, 1_000_000_000, 2_000_000_000, 0]
+WIDE = {
+    "int64": np.array(BILLIONS),
+    "uint32": np.array(BILLIONS, np.uint32),
+    "uint64": np.array(BILLIONS, np.uint64),
+    "float64": np.array(BILLIONS, np.float64),
+    "longdouble": np.array(BILLIONS, np.longdouble),
+    "list": BILLIONS,
+    "tuple of scalars": tuple(np.int64(x) for x in BILLIONS),
+    "a list with arrays": [jnp.float32(3e9), *BILLIONS[1:]],
+    "objects": np.array(BILLIONS, object),
+    "fractions": [Fraction(x) for x in BILLIONS],
+    "decimals": [Decimal(x) for x in BILLIONS],
+}
+
+
+@every_estimator
+def test_wide_numbers_count_by_value(name):
+    """What JAX itself would cut to 32 bits, or has no type for."""
+    expected = np.asarray(bind(name)(np.float32(BILLIONS)))
+    for kind, rewards in WIDE.items():
+        np.testing.assert_allclose(bind(name)(rewards), expected, rtol=1e-6, err_msg=kind)
+
+
+@pytest.mark.parametrize(
+    "function", [max_at_k, rank_warp, host.maxpo, host.max_at_k, host.rank_warp]
+)
+def test_wide_numbers_count_by_value_elsewhere(function):
+    expected = np.asarray(function(np.float32(BILLIONS), 2))
+    for kind, rewards in WIDE.items():
+        np.testing.assert_allclose(function(rewards, 2), expected, rtol=1e-6, err_msg=kind)
+
+
+def test_wide_numbers_in_numbers():
+    for integers in (np.array(BILLIONS[:3]), np.array(BILLIONS[:3], np.uint64), BILLIONS[:3]):
+        close(estimators.maxpo(integers, 2), [2e9, -1e9, -1e9])
+        close(host.maxpo(integers, 2), [2e9, -1e9, -1e9])
+    close(estimators.maxpo([2**70, 0, 2**69], 2), [2.0**70, -(2.0**69), -(2.0**69)])
+    close(max_at_k(np.array([2**64 - 1, 2**63], np.uint64), 1), 0.75 * 2.0**64)
+    close(estimators.reinforce([-(2**63), 2**63 - 1]), [-(2.0**63), 2.0**63])
+    np.testing.assert_array_equal(pass_at_k([True, Fraction(1), Decimal(0), 2**0], 1), 0.75)
+
+
+@pytest.mark.parametrize("huge", [1e40, 10**400, -(10**400)])
+def test_what_no_float32_holds_is_infinite(huge):
+    """Of a group, as an infinite reward."""
+    rewards = [[0.0, 1.0, 2.0], [0.0, huge, 1.0]]
+    advantages = np.asarray(estimators.maxpo(rewards, 2))
+    assert np.isnan(advantages).tolist() == [[False] * 3, [True] * 3]
+
+
+@pytest.mark.parametrize(
+    ("rewards", "message"),
+    [
+        (["1", "2"], "expected rewards of a real dtype, got <U1"),
+        ([1, None], "expected rewards to be real numbers, got None"),
+        (np.array([1, 2], "m8[s]"), "expected rewards of a real dtype, got timedelta64"),
+        ([1j, 2], "expected rewards of a real dtype, got complex128"),
+        ([2**70, 1j], "expected rewards to be real numbers, got 1j"),
+    ],
+)
+def test_what_is_no_number(rewards, message):
+    for function in (estimators.maxpo, host.maxpo):
+        with pytest.raises(TypeError, match=f"maxpo: {re.escape(message)}"):
+            function(rewards, 1)
+
+
+def test_ragged_groups():
+    for function in (estimators.maxpo, host.maxpo):
+        with pytest.raises(ValueError, match="maxpo: expected rewards in a regular array: "):
+            function([[1, 2, 3], [4, 5]], 1)
 
 
 @every_estimator
@@ -327,7 +455,7 @@ def test_no_gradient_into_rewards(name):
 
 @every_k_estimator
 def test_no_gradient_into_k(name):
-    function = getattr(estimators, name)
+    function = of_k(name)
     np.testing.assert_array_equal(jax.grad(lambda k: jnp.sum(function(batch(), k)))(2.0), 0)
 
 
@@ -354,7 +482,7 @@ def test_grpo_of_a_constant_group_is_zero_without_epsilon():
     k=st.floats(1.0, N - 1, width=32),
 )
 def test_centered_ties_and_order_for_any_rewards_and_real_k(name, rewards, k):
-    function = getattr(estimators, name)
+    function = of_k(name)
     if name == "max_rl":  # Divides by the mean, so its order is that of rewards >= 0.
         rewards = np.abs(rewards)
     if "k" in inspect.signature(function).parameters:
@@ -373,7 +501,7 @@ def test_centered_ties_and_order_for_any_rewards_and_real_k(name, rewards, k):
 @every_k_estimator
 def test_k_out_of_range_is_an_error_that_names_both(name):
     _, left_out = oracles.MAX_ESTIMATORS[name]
-    function = getattr(estimators, name)
+    function = of_k(name)
     function(GROUPS["half"], N - left_out)
     for k in (0, -1, N - left_out + 1, 0.5, N - left_out + 0.5, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=rf"^{name}: .*N = {N}.* got k = {k}\.$"):
@@ -390,12 +518,12 @@ def test_k_out_of_range_is_an_error_that_names_both(name):
 @pytest.mark.parametrize("k", [True, "4", None, 2j, np.array([1, 2]), jnp.array(True)])
 def test_k_of_the_wrong_type(name, k):
     with pytest.raises(TypeError, match=f"{name}: expected k to be a real scalar"):
-        getattr(estimators, name)(GROUPS["half"], k)
+        of_k(name)(GROUPS["half"], k)
 
 
 @every_k_estimator
 def test_a_k_that_misses_an_integer_by_rounding_is_that_integer(name):
-    function = getattr(estimators, name)
+    function = of_k(name)
     most = N - oracles.MAX_ESTIMATORS[name][1]
     for k, near in ((1, 1 - 2**-23), (most, most * (1 + 2**-23)), (2, 2 - 2**-22)):
         close(function(GROUPS["tied"], near), function(GROUPS["tied"], k))
@@ -404,7 +532,7 @@ def test_a_k_that_misses_an_integer_by_rounding_is_that_integer(name):
 
 @every_k_estimator
 def test_nothing_jumps_as_k_passes_an_integer(name):
-    compiled = jax.jit(getattr(estimators, name))
+    compiled = jax.jit(of_k(name))
     for k in (1.0, 2.0, 3.0):
         at, after = (np.asarray(compiled(GROUPS["negative"], k + step)) for step in (0, 1e-4))
         assert np.max(np.abs(at - after)) < 1e-2
@@ -450,10 +578,17 @@ def test_wrong_grpo_options():
 
 
 def test_registry():
-    assert {*oracles.MEAN_ESTIMATORS, *TAKE_K, "l_statistic"} == {
-        *estimators.names(),
-        "leave_two_out_baseline",
+    defined = {
+        name
+        for name, value in vars(estimators).items()
+        if inspect.isfunction(value)
+        and value.__module__ == estimators.__name__
+        and not name.startswith("_")
     }
+    # All that is public, but for the registry itself and a baseline, which is no advantage.
+    assert {*estimators.names()} == defined - {"get", "names", "leave_two_out_baseline"}
+    # And each has its place in the suite above.
+    assert defined - {"get", "names"} == {*oracles.MEAN_ESTIMATORS, *TAKE_K, "l_statistic"}
     for name in estimators.names():
         assert estimators.get(name) is getattr(estimators, name)
     with pytest.raises(ValueError, match=r"reinforce, rloo, .*maxpo.*; got 'maxp0'"):

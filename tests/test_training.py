@@ -31,9 +31,16 @@ def test_a_changing_k_compiles_once():
         np.testing.assert_allclose(compiled(REWARDS, jnp.int32(step)), expected, atol=3e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in estimators.names() if name != "l_statistic"])
+@pytest.mark.parametrize("name", estimators.names())
 def test_every_estimator_can_be_bound(name):
-    assert training.bind_estimator(name, 3)(REWARDS, 0).shape == REWARDS.shape
+    options = {"l_statistic": {"rank_weights": [0.5, 0.5]}, "blended": {"weight": 0.3}}.get(
+        name, {}
+    )
+    assert training.needs_only_k(name) == (not options)
+    assert training.bind_estimator(name, 3, **options)(REWARDS, 0).shape == REWARDS.shape
+    if options:
+        with pytest.raises(TypeError, match=rf"{name}: expected the options .*, got \[\]"):
+            training.bind_estimator(name, 3)
 
 
 def test_options_are_passed_on():

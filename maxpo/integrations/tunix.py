@@ -18,7 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from maxpo import estimators
+from maxpo import estimators, training
 
 # Tunix's own, by the same formulas.
 _BUILT_IN = ("grpo", "rloo")
@@ -77,11 +77,7 @@ def _known(registry: Any) -> tuple[str, ...]:
 
 
 def _alone_with_k() -> tuple[str, ...]:
-    def needs_only_k(name: str) -> bool:
-        parameters = inspect.signature(estimators.get(name)).parameters.values()
-        return {p.name for p in parameters if p.default is p.empty} <= {"rewards", "k"}
-
-    return tuple(name for name in estimators.names() if needs_only_k(name))
+    return tuple(filter(training.needs_only_k, estimators.names()))
 
 
 def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:

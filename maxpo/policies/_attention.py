@@ -5,14 +5,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from maxpo.policies._products import wide_einsum
+from maxpo.policies._products import wide_einsum, with_rank_of
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     """`x / sqrt(mean(x^2) + epsilon) * scale` over the last axis, in float32; keeps x's dtype."""
     wide = x.astype(jnp.float32)
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
-    return (wide * inverse * scale.astype(jnp.float32)).astype(x.dtype)
+    scale = with_rank_of(scale.astype(jnp.float32), x)
+    return (wide * inverse * scale).astype(x.dtype)
 
 
 class Rotation(NamedTuple):
@@ -25,7 +26,8 @@ class Rotation(NamedTuple):
 def rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
     """By the angles `position / theta^(2 i / head_dim)`, i < head_dim / 2."""
     exponents = jnp.arange(head_dim // 2, dtype=jnp.float32) * (2 / head_dim)
-    angles = positions[..., None].astype(jnp.float32) * theta**-exponents
+    wide = positions[..., None].astype(jnp.float32)
+    angles = wide * with_rank_of(theta**-exponents, wide)
     return Rotation(jnp.cos(angles), jnp.sin(angles))
 
 
@@ -59,8 +61,8 @@ def causal_mask(mask: jax.Array) -> jax.Array:
     Padding sees itself, so that no row is empty: a softmax over nothing would be NaN.
     """
     length = mask.shape[-1]
-    before = jnp.tril(jnp.ones((length, length), bool))
-    return ((before & mask[:, None, :]) | jnp.eye(length, dtype=bool))[:, None]
+    before = jnp.tril(jnp.ones((1, length, length), bool))
+    return ((before & mask[:, None, :]) | jnp.eye(length, dtype=bool)[None])[:, None]
 
 
 class KeysAndValues(NamedTuple):
@@ -109,7 +111,7 @@ def shared_prefix_attention(
     to_prompt = wide_einsum("pnkgd,pkds->pkngs", grouped, prompt.keys)
     to_own = wide_einsum("pnkgd,pnkdt->pnkgt", grouped, own.keys)
     to_prompt = jnp.where(prompt_mask[:, None, None, None], to_prompt * width**-0.5, -jnp.inf)
-    to_own = jnp.where(own_mask, to_own * width**-0.5, -jnp.inf)
+    to_own = jnp.where(with_rank_of(own_mask, to_own), to_own * width**-0.5, -jnp.inf)
 
     # Shaped as `to_prompt`, whose maximum is finite since no prompt is empty.
     largest = jnp.maximum(jnp.max(to_prompt, axis=-1), jnp.swapaxes(jnp.max(to_own, axis=-1), 1, 2))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from maxpo import parallel
 from maxpo.policies import _attention
 from maxpo.policies._attention import Rotation
-from maxpo.policies._products import wide_einsum
+from maxpo.policies._products import wide_einsum, with_rank_of
 
 if typing.TYPE_CHECKING:
     from maxpo.policies.transformer import TransformerConfig
@@ -100,7 +100,7 @@ def project(
     width, *head_axes = weights.qkv.shape
     heads = matmul(x, weights.qkv.reshape(width, -1)).reshape(*x.shape[:-1], *head_axes)
     if weights.qkv_bias is not None:
-        heads += weights.qkv_bias.astype(x.dtype)
+        heads += with_rank_of(weights.qkv_bias.astype(x.dtype), heads)
     query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
     query = query.reshape(*x.shape[:-1], config.heads, config.head_width)
     if weights.query_norm is not None:

@@ -1,4 +1,4 @@
-"""Products of narrow numbers that add up in float32."""
+"""Products of narrow numbers that add up in float32, and of arrays of different rank."""
 
 import jax
 import jax.numpy as jnp
@@ -11,3 +11,8 @@ def wide_einsum(axes: str, x: jax.Array, y: jax.Array) -> jax.Array:
         # two bfloat16 are exact in float32, so casting first changes nothing.
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     return jnp.einsum(axes, x, y, preferred_element_type=jnp.float32)
+
+
+def with_rank_of(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x` with leading axes of size 1: JAX's strict mode adds none by itself."""
+    return x.reshape((1,) * (other.ndim - x.ndim) + x.shape)

@@ -161,7 +161,9 @@ class Layers(nnx.Module):
         group = c.heads // c.kv_heads
 
         def normal(std: float, *shape: int) -> nnx.Param:
-            return nnx.Param((std * jax.random.normal(rngs.params(), shape)).astype(dtype))
+            return nnx.Param(
+                (std * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+            )
 
         def ones(*shape: int) -> nnx.Param:
             return nnx.Param(jnp.ones(shape, dtype))
@@ -215,13 +217,17 @@ class Transformer(nnx.Module):
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype, shape = jnp.dtype(config.param_dtype), (config.vocab_size, config.hidden)
         self.config = config
-        self.embedding = nnx.Param((0.02 * jax.random.normal(rngs.params(), shape)).astype(dtype))
+        self.embedding = nnx.Param(
+            (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+        )
         self.layers = Layers(config, rngs=rngs)
         self.final_norm = nnx.Param(jnp.ones(config.hidden, dtype))
         self.output = (
             None
             if config.tied_embeddings
-            else nnx.Param((0.02 * jax.random.normal(rngs.params(), shape)).astype(dtype))
+            else nnx.Param(
+                (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+            )
         )
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
@@ -291,7 +297,7 @@ class Transformer(nnx.Module):
         inputs = jnp.where(mask, tokens, 0)[..., :R].reshape(P * N, R)
         prompt_rotation = self._rotation(_attention.positions_of(prompts.mask))
         lengths = jnp.sum(prompts.mask, axis=1, dtype=jnp.int32)
-        positions = lengths[:, None] + jnp.arange(R, dtype=jnp.int32)
+        positions = lengths[:, None] + jnp.arange(R, dtype=jnp.int32)[None]
         rotation = self._rotation(jnp.repeat(positions, N, axis=0))
         prompt_mask = _attention.causal_mask(prompts.mask)
         seen = jnp.concatenate(

@@ -89,9 +89,10 @@ def parse_method(spec: str) -> Method:
         values[option] = [_number(spec, part) for part in text.split("->")]
         if len(values[option]) > (2 if option == "k" else 1):
             raise ValueError(f"method {spec!r}: expected one number, or k=FIRST->LAST; got {text}")
+    for option in parameters:
+        if option not in values and parameters[option].default is inspect.Parameter.empty:
+            raise ValueError(f"method {spec!r}: expected a {option}, as in {name}:{option}=4")
     k = values.pop("k", None)
-    if "k" in parameters and k is None:
-        raise ValueError(f"method {spec!r}: expected a k, as in {name}:k=4")
     numbers = {option: value[0] for option, value in values.items()}
     rate = numbers.pop("learning_rate", None)
     if rate is not None and not rate > 0:
@@ -121,9 +122,9 @@ def parse_methods(specs: Sequence[str], *, group_size: int) -> list[Method]:
     return methods
 
 
-def _parameters(name: str) -> list[str]:
+def _parameters(name: str) -> dict[str, inspect.Parameter]:
     known = inspect.signature(estimators.get(name)).parameters
-    return [parameter for parameter in known if parameter not in ("rewards", "where")]
+    return {option: known[option] for option in known if option not in ("rewards", "where")}
 
 
 def _ends(k: tuple[float, float]) -> tuple[float, ...]:

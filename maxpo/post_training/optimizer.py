@@ -28,7 +28,7 @@ def warmed_up(learning_rate: jax.Array, done: jax.Array, warm_up: int) -> jax.Ar
     >>> [float(warmed_up(1.0, done, 4)) for done in (0, 1, 3, 9)]
     [0.25, 0.5, 1.0, 1.0]
     """
-    return learning_rate * jnp.minimum(1, (jnp.asarray(done) + 1) / max(warm_up, 1))
+    return learning_rate * jnp.minimum(1, (jnp.asarray(done, jnp.float32) + 1) / max(warm_up, 1))
 
 
 def _decays(params: nnx.State) -> nnx.State:

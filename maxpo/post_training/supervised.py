@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from ml_collections import ConfigDict
@@ -46,7 +47,8 @@ def make_update(
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
-        left = 1 - (1 - settings.final_rate) * state.step / max(settings.steps, 1)
+        done = state.step.astype(jnp.float32)
+        left = 1 - (1 - settings.final_rate) * done / max(settings.steps, 1)
         rate = warmed_up(settings.learning_rate * left, state.step, settings.warm_up)
         state = training.apply_gradients(state, gradients, make_optimizer(settings, rate))
         return parallel.keep(state, layout(state)), metrics

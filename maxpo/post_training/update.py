@@ -264,7 +264,8 @@ def _log_probs(
 
 def _counts(batch: Batch) -> Counts:
     kept = batch.completions.mask & batch.where[..., None]
-    return Counts(jnp.sum(kept.any(axis=-1)), jnp.sum(kept))
+    counts = (jnp.sum(x, dtype=jnp.int32) for x in (kept.any(axis=-1), kept))
+    return Counts(*(count.astype(jnp.float32) for count in counts))
 
 
 def _cut(array: jax.Array, pieces: int) -> jax.Array:

@@ -16,7 +16,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, parallel, training
+from maxpo import losses, parallel, training
 from maxpo.studies import moments
 from maxpo.studies.styles import STYLES
 from maxpo.tasks import bandit
@@ -57,9 +57,8 @@ class Trainer(NamedTuple):
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
     for name in config.estimators:
-        if name == "l_statistic":
-            raise ValueError("estimators: l_statistic has no k to compare at; got it in the list.")
-        estimators.get(name)
+        if not training.needs_only_k(name):
+            raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
     if not config.estimators or len(set(config.estimators)) < len(config.estimators):
         raise ValueError(f"estimators: expected different names, got {config.estimators}.")
     for field, least in (

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses
+from maxpo import estimators, losses, training
 from maxpo.studies import pkpo_toy, unbiasedness
 from maxpo.studies.binary_moments import exact_moments
 from maxpo.studies.jobs import Job, Row
@@ -40,11 +40,11 @@ _RESOLVED = 0.1
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
     for name in config.estimators:
-        estimators.get(name)
-    if not {*PAIR} <= {*config.estimators} or "l_statistic" in config.estimators:
+        if not training.needs_only_k(name):
+            raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
+    if not {*PAIR} <= {*config.estimators}:
         raise ValueError(
-            f"estimators: expected {' and '.join(PAIR)} among them, and no l_statistic, which has "
-            f"no k; got {config.estimators}."
+            f"estimators: expected {' and '.join(PAIR)} among them, got {config.estimators}."
         )
     if len({*config.estimators}) < len(config.estimators):
         raise ValueError(f"estimators: expected different names, got {config.estimators}.")

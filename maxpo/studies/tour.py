@@ -29,7 +29,7 @@ def shares_over_k(name: str, rewards: ArrayLike, ks: ArrayLike) -> jax.Array:
     An estimator without k is not divided, and the same for each.
 
     Args:
-      name: One of `estimators.names()`, not `l_statistic`.
+      name: One of `estimators.names()` that needs only a k.
       rewards: `[..., N]`.
       ks: `[K]`, real numbers; up to N or N - 1, as the estimator has it.
 

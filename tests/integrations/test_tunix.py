@@ -40,7 +40,7 @@ def advantages(name, rewards, n):
 
 def test_registers_all_that_need_k_alone():
     names = integration.register(k=4)
-    assert set(names) == set(estimators.names()) - {"grpo", "rloo", "l_statistic"}
+    assert set(names) == set(estimators.names()) - {"grpo", "rloo", "l_statistic", "blended"}
     assert set(names) < set(integration.names())
     rewards = np.random.default_rng(0).normal(size=3 * 8).astype(np.float32)
     for name in names:

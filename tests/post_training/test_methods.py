@@ -23,6 +23,12 @@ ALL = jnp.ones(REWARDS.shape, bool)
             "maxpo_k8-1.5",
         ),
         (
+            "blended:k=4,weight=0.5",
+            Method("blended", (4, 4), {"weight": 0.5}, None),
+            "blended k=4 weight=0.5",
+            "blended_k4_weight0.5",
+        ),
+        (
             "grpo:epsilon=1e-4",
             Method("grpo", None, {"epsilon": 1e-4}, None),
             "grpo epsilon=0.0001",
@@ -40,6 +46,9 @@ def test_a_spec_says_what_a_method_is(spec, method, label, folder):
     [
         ("mxpo:k=4", "expected one of the estimators .*; got 'mxpo'"),
         ("maxpo", "expected a k, as in maxpo:k=4"),
+        ("blended:weight=0.5", "expected a k, as in blended:k=4"),
+        ("blended:k=4", "expected a weight, as in blended:weight=4"),
+        ("blended:k=4,weight=0->1", "expected one number, or k=FIRST->LAST; got 0->1"),
         ("maxpo:4", "each name once, got '4'"),
         ("maxpo:k=4,k=8", "each name once, got 'k=8'"),
         ("maxpo:k=four", "expected a number, got 'four'"),

@@ -98,7 +98,7 @@ def test_learning_curves_draw_every_estimator():
         ({"group_size": 2}, "k: expected at most group_size - 1 = 1, .* got 2.0"),
         ({"estimators": ("maxp0",)}, "expected one of the estimators .* got 'maxp0'"),
         ({"estimators": ("rloo", "rloo")}, "different names, got"),
-        ({"estimators": ("l_statistic",)}, "l_statistic has no k"),
+        ({"estimators": ("l_statistic",)}, "only a k, got l_statistic"),
         ({"seeds": 1}, "seeds: expected at least 2, got 1"),
         ({"updates": 3}, "updates: expected a multiple of evaluate_every = 2, got 3"),
         ({"optimizer": "sdg"}, "optimizer: expected a name of optax, got 'sdg'"),

@@ -390,7 +390,7 @@ def test_a_walk_stays_where_a_wall_is(study):
         ({"methods": ("maxp0",)}, "expected one of the estimators .* got 'maxp0'"),
         ({"methods": ("rloo", "rloo")}, "different names, got"),
         ({"methods": ()}, "different names, got"),
-        ({"methods": ("l_statistic+entropy",)}, "l_statistic has no k"),
+        ({"methods": ("blended+entropy",)}, "only a k, got blended"),
         ({"seeds": 1}, "seeds: expected at least 2, got 1"),
         ({"sweep.seeds": 0}, "sweep.seeds: expected at least 1, got 0"),
         ({"sweep.updates": 0}, "sweep.updates: expected more than 0 .* among 6 settings, got 0"),

@@ -47,7 +47,7 @@ def test_objective_gradient_equals_enumeration(case, k):
 
 def test_every_estimator_is_there(rows):
     named = {name.split(",")[0] for name, _ in rows}
-    assert named == set(estimators.names())
+    assert named == {*estimators.names()} - {"blended"}  # tests/test_blended.py enumerates it.
     assert ("pkpo", 4) in rows
     assert ("maxpo", 4) not in rows  # Leaves a sample out.
 
