@@ -50,7 +50,7 @@ def group_local(
             first = f"{function.__name__}: expected {samples[0]}"
             arguments[samples[0]] = as_floats(arguments[samples[0]], first)
             shape = arguments[samples[0]].shape
-            shapes = {name: shape for name in samples} | {name: shape[:-1] for name in groups}
+            shapes = dict.fromkeys(samples, shape) | dict.fromkeys(groups, shape[:-1])
             mesh, spec = _where_groups_are(arguments, shapes, len(shape))
             if mesh is None:
                 return function(*args, **kwargs)

@@ -51,7 +51,7 @@ _BY_NAME: dict[str, Estimator] = {}
 
 
 def _estimator(*, groups: tuple[str, ...] = ()) -> Callable[[Function], Function]:
-    """Decorates an advantage function: `get` knows it by its name, and it runs where its groups are.
+    """Decorates an advantage function: `get` knows its name, and it runs where its groups are.
 
     Args:
       groups: Its arguments that hold one value for each group.
@@ -680,7 +680,7 @@ def _hypergeometric_mean(alpha: np.ndarray | jax.Array, groups: Groups, total: S
     over K-subsets of size. No binomial is ever computed, whatever N and K.
 
     Returns:
-      For L = 0..N-1 marked, of the rank of the rewards: `[..., N]`, or `[1, .., N]` if all is known.
+      For L = 0..N-1 marked, of the rank of the rewards; `[1, .., N]` if all is known.
     """
     drawn, row = alpha.shape[0], (1,) * (groups.rewards.ndim - 1) + (groups.size,)
 

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
@@ -206,7 +207,7 @@ def score_function_loss(
     >>> jax.grad(score_function_loss)(jnp.log(jnp.array([0.5, 0.5])), jnp.array([1.0, -1.0]))
     Array([-0.5,  0.5], dtype=float32)
     """
-    _check_group(log_probs)
+    log_probs = _group(log_probs)
     mask, log_probs, advantages = _clean(where, log_probs, advantages=advantages)
     return masked_mean(-advantages * log_probs, where=mask)
 
@@ -313,7 +314,7 @@ def clipped_ratio_loss(
     -0.850
     """
     clip = _Clip(clip_low, clip_high, clip_dual)
-    _check_group(log_probs)
+    log_probs = _group(log_probs)
     mask, log_probs, behavior, advantages = _clean(
         where, log_probs, behavior_log_probs=behavior_log_probs, advantages=advantages
     )
@@ -430,8 +431,8 @@ def ratio_diagnostics(
     0.5
     """
     clip = _Clip(clip_low, clip_high, clip_dual)
-    _check_group(log_probs)
-    if jnp.ndim(advantages) != jnp.ndim(log_probs):
+    log_probs, advantages = _group(log_probs), as_floats(advantages, "expected advantages")
+    if advantages.ndim != log_probs.ndim:
         advantages = _per_token(advantages, log_probs, where)
     mask, log_probs, behavior, advantages = _clean(
         where, log_probs, behavior_log_probs=behavior_log_probs, advantages=advantages
@@ -635,18 +636,20 @@ def _per_token(advantages: ArrayLike, log_probs: ArrayLike, where: ArrayLike | N
     return jnp.broadcast_to(advantages[..., None], log_probs.shape)
 
 
-def _check_group(log_probs: ArrayLike) -> None:
-    if jnp.ndim(log_probs) < 1:
+def _group(log_probs: ArrayLike) -> Array:
+    log_probs = as_floats(log_probs, "expected log_probs")
+    if log_probs.ndim < 1:
         raise ValueError("expected log_probs [..., N], got a scalar")
+    return log_probs
 
 
 def _check_tokens(name: str, array: Array, where: ArrayLike | None) -> None:
     if array.ndim < 2:
         raise ValueError(f"expected {name} [..., N, T], got shape {array.shape}")
     # A mask of samples [N] would broadcast silently, along tokens, where N == T.
-    if where is not None and jnp.ndim(where) != array.ndim:
+    if where is not None and np.ndim(where) != array.ndim:
         raise ValueError(
-            f"expected where of the rank of {name} {array.shape}, got shape {jnp.shape(where)}; "
+            f"expected where of the rank of {name} {array.shape}, got shape {np.shape(where)}; "
             "a mask of samples is where[..., None]"
         )
 

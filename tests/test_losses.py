@@ -377,12 +377,104 @@ def test_clips_can_be_switched_off():
     np.testing.assert_allclose(gradient, terms / 2, rtol=1e-6)
 
 
-def test_overflowing_ratio_is_clipped_without_nan():
-    value, gradient = jax.value_and_grad(losses.clipped_ratio_loss)(
-        jnp.array([0.0]), jnp.array([-1000.0]), jnp.array([2.0]), clip_high=0.5
+# Ratios exp(100), beyond float32, and 1: advantages and options, then loss and gradient.
+OVERFLOWS = {
+    "no advantage": ([0, 0], {}, 0, [0, 0]),
+    "clipped": ([1, -1], {}, (-1.2 + 1) / 2, [0, 0.5]),
+    "clipped, wide": ([2, 0], {"clip_high": 0.5}, -1.5, [0, 0]),
+    "not clipped": ([1, 0], {"clip_high": INF}, -INF, [-INF, 0]),
+    "negative": ([-1, 1], {}, INF, [INF, -0.5]),
+    "negative, dual": ([-1, 1], {"clip_dual": 3}, (3 - 1) / 2, [0, -0.5]),
+    "negative, dual switched off": ([-1, 1], {"clip_dual": INF}, INF, [INF, -0.5]),
+    "positive, dual": ([2, 0], {"clip_dual": 3}, -1.2, [0, 0]),
+}
+
+
+@pytest.mark.parametrize(
+    ("advantages", "options", "value", "gradient"), OVERFLOWS.values(), ids=OVERFLOWS
+)
+def test_ratios_that_overflow(advantages, options, value, gradient):
+    log_probs, behavior = jnp.array([-2.0, -1.0]), jnp.array([-102.0, -1.0])
+    advantages = jnp.array(advantages, jnp.float32)
+    found = jax.value_and_grad(losses.clipped_ratio_loss)(
+        log_probs, behavior, advantages, **options
     )
-    assert value == -3.0
-    assert gradient == 0.0
+    np.testing.assert_allclose(found[0], value, rtol=1e-6)
+    np.testing.assert_allclose(found[1], gradient, rtol=1e-6)
+    # As tokens of two sequences, each with a masked token whose ratio overflows, too.
+    garbage = jnp.array([[0.0, -INF], [0.0, 500.0]])
+    found = jax.value_and_grad(losses.token_clipped_ratio_loss)(
+        garbage.at[:, 0].set(log_probs),
+        (-garbage).at[:, 0].set(behavior),
+        advantages,
+        where=jnp.array([[True, False]] * 2),
+        **options,
+    )
+    np.testing.assert_allclose(found[0], value, rtol=1e-6)
+    np.testing.assert_allclose(found[1], [[g, 0] for g in gradient], rtol=1e-6)
+
+
+def test_ratios_of_sequences_that_overflow():
+    """Sixty tokens, each exp(2) times as likely as before: together exp(120) times."""
+    tokens, behavior = jnp.full((2, 60), -1.0), jnp.full((2, 60), -3.0)
+
+    def loss(tokens, advantages):
+        return losses.clipped_ratio_loss(
+            losses.sequence_log_probs(tokens), losses.sequence_log_probs(behavior), advantages
+        )
+
+    value, gradient = jax.value_and_grad(loss)(tokens, jnp.array([0.0, 1.0]))
+    np.testing.assert_allclose(value, -0.6, rtol=1e-6)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("size", [200.0, 3e38])
+@pytest.mark.parametrize("advantages", [[0, 0], [1, -1], [-1, 1]])
+def test_diagnostics_and_penalties_of_finite_numbers_are_never_nan(size, advantages):
+    far = jnp.array([size, -size])
+    for log_probs, other in ((far, -far), (far, 0 * far), (0 * far, far)):
+        diagnostics = losses.ratio_diagnostics(log_probs, other, jnp.array(advantages))
+        assert not np.isnan(diagnostics).any()
+        for estimator in ("k1", "k2", "k3"):
+            penalty = functools.partial(losses.kl_penalty, estimator=estimator)
+            assert not np.isnan(penalty(log_probs, other)).any()
+            gradient = jax.grad(lambda x, y, f=penalty: jnp.sum(f(x, y)))(log_probs, other)
+            assert not np.isnan(gradient).any()
+    value, gradient = jax.value_and_grad(losses.entropy)(far)
+    assert (value, *gradient) == (0, 0, 0)
+
+
+def test_infinite_diagnostics():
+    found = losses.ratio_diagnostics([-2.0, -1.0], [-102.0, -1.0], [1.0, -1.0])
+    assert found == (0.5, INF, INF)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "term", "slope"),
+    [
+        (2.9, -1.0, 2.9, 2.9),
+        (3.1, -1.0, 3.0, 0.0),
+        (3.1, 1.0, -1.2, 0.0),
+        (0.5, -2.0, 1.6, 0.0),
+        (0.5, 2.0, -1.0, -1.0),
+    ],
+)
+def test_the_dual_clip_bounds_the_ratio_of_negative_advantages(ratio, advantage, term, slope):
+    """max(min(rho A, clip(rho) A), c A), negated, with c = 3."""
+    inner = min(ratio * advantage, min(max(ratio, 0.8), 1.2) * advantage)
+    assert term == pytest.approx(-(max(inner, 3 * advantage) if advantage < 0 else inner))
+    log_probs, behavior = jnp.array([np.log(ratio)], jnp.float32), jnp.zeros(1)
+    advantages = jnp.array([advantage])
+    value, gradient = jax.value_and_grad(losses.clipped_ratio_loss)(
+        log_probs, behavior, advantages, clip_dual=3.0
+    )
+    np.testing.assert_allclose([value, gradient[0]], [term, slope], rtol=1e-5)
+    of_tokens = losses.token_clipped_ratio_loss(
+        log_probs[None], behavior[None], advantages, clip_dual=3.0
+    )
+    np.testing.assert_allclose(of_tokens, term, rtol=1e-5)
+    found = losses.ratio_diagnostics(log_probs, behavior, advantages, clip_dual=3.0)
+    assert found.clip_fraction == (slope == 0)
 
 
 def test_ratio_diagnostics_equal_loops_at_both_levels():
@@ -600,6 +692,14 @@ def test_mask_of_samples_broadcasts_over_groups_and_tokens():
         np.mean(-(advantages[..., None] * log_probs)[:, keep]),
         rtol=1e-5,
     )
+
+
+def test_wide_integers_count_by_value():
+    wide = np.array([3_000_000_000, 1_000_000_000])
+    for values in (wide, wide.astype(np.uint64), wide.tolist()):
+        assert losses.masked_mean(values) == 2e9
+        np.testing.assert_allclose(losses.score_function_loss([-1, -1], values), 2e9, rtol=1e-6)
+    assert losses.masked_mean(2**70) == 2.0**70
 
 
 def test_masked_mean():
@@ -879,6 +979,21 @@ MISTAKES = {
         lambda: losses.ratio_diagnostics(GROUP, GROUP, GROUP, clip_high=-1.0),
         ValueError,
         "expected clip_high >= 0, got -1.0",
+    ),
+    "dual clip of one": (
+        lambda: losses.clipped_ratio_loss(GROUP, GROUP, GROUP, clip_dual=1.0),
+        ValueError,
+        "expected clip_dual > 1 or None, got 1.0",
+    ),
+    "dual clip nan": (
+        lambda: losses.token_clipped_ratio_loss(TOKENS, TOKENS, GROUP, clip_dual=NAN),
+        ValueError,
+        "expected clip_dual > 1 or None, got nan",
+    ),
+    "complex log-probs": (
+        lambda: losses.score_function_loss(GROUP + 1j, GROUP),
+        TypeError,
+        "expected log_probs of a real dtype, got complex64",
     ),
     "unknown estimator": (
         lambda: losses.kl_penalty(GROUP, GROUP, estimator="k4"),

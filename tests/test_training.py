@@ -33,9 +33,8 @@ def test_a_changing_k_compiles_once():
 
 @pytest.mark.parametrize("name", estimators.names())
 def test_every_estimator_can_be_bound(name):
-    options = {"l_statistic": {"rank_weights": [0.5, 0.5]}, "blended": {"weight": 0.3}}.get(
-        name, {}
-    )
+    needed = {"l_statistic": {"rank_weights": [0.5, 0.5]}, "blended": {"weight": 0.3}}
+    options = needed.get(name, {})
     assert training.needs_only_k(name) == (not options)
     assert training.bind_estimator(name, 3, **options)(REWARDS, 0).shape == REWARDS.shape
     if options:

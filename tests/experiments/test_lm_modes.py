@@ -1,4 +1,4 @@
-"""A tiny language-model study in x64 and JAX's strict modes, against the same study without them."""
+"""A tiny language-model study in x64 and JAX's strict modes, against the same without them."""
 
 import json
 import os
