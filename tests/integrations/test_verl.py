@@ -55,6 +55,40 @@ def test_equals_maxpo_in_each_group(sizes):
     assert token_rewards.sum(-1).numpy() == pytest.approx(rewards)  # The input stays as it is.
 
 
+def test_outputs_of_a_session_are_one_sample():
+    # By hand: sessions [1, 0, 0] at k = 2 are worth 2 and -1, -1.
+    arguments = {
+        "token_level_rewards": torch.tensor([[1.0], [1.0], [0.0], [0.0]]),
+        "response_mask": torch.ones(4, 1),
+        "index": np.array(["u_1"] * 4, object),
+        "config": {"maxpo_k": 2},
+    }
+
+    def by_keys(keys, **options):
+        return maxpo_advantage(**(arguments | options), keys=keys)[0].ravel().tolist()
+
+    assert by_keys(None) == pytest.approx([2 / 3, 2 / 3, -2 / 3, -2 / 3])
+    assert by_keys(["u_1_0_0", "u_1_0_1", "u_1_1_0", "u_1_2_0"]) == [2, 2, -1, -1]
+    # The last output by its number and not by its row (10 after 9), wherever the rows stand.
+    shuffled = torch.tensor([[0.0], [1.0], [0.0], [0.0]])
+    keys = ["u_1_0_9", "u_1_0_10", "u_1_2_0", "u_1_1_0"]
+    assert by_keys(keys, token_level_rewards=shuffled) == [2, 2, -1, -1]
+    swapped = [keys[1], keys[0], *keys[2:]]
+    assert by_keys(swapped, token_level_rewards=shuffled) == [0, 0, 0, 0]
+    # One output each is the same as no keys; equal session numbers of two prompts are two.
+    two = np.array(["a", "a", "b", "b"], object)
+    keys = ["a_0_0", "a_1_0", "b_0_0", "b_1_0"]
+    options = {"index": two, "config": {"maxpo_k": 1}}
+    options["token_level_rewards"] = torch.tensor([[1.0], [0.0], [0.0], [3.0]])
+    assert by_keys(keys, **options) == by_keys(None, **options) == [1, -1, -3, 3]
+
+
+@pytest.mark.parametrize("keys", [["a_0_0"], ["a_0_0"] * 6 + ["a"], ["a_0_0"] * 6 + ["a_0_x"]])
+def test_keys_of_another_form(keys):
+    with pytest.raises(ValueError, match="keys"):
+        call([4, 3], 2, keys=keys)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
     token_rewards, _, _, _ = batch([4, 5])
