@@ -1,11 +1,11 @@
 """The snippets of docs/integrations.md, run as they stand.
 
 Those trainers cannot be installed here. Stand-ins have the names and signatures of their sources:
-prime-rl's `Algorithm`, whose `score_group` is a coroutine over episodes, with `iter_trainable_traces`
+prime-rl's `Algorithm`, whose `score_group` is a coroutine over episodes, `iter_trainable_traces`
 and `assign_advantages`; rLLM's `register_rllm_adv_estimator`, whose functions are called as
-`f(rewards=[group, ...], algorithm_config=..., traj_groups=...)` and return two lists of arrays, and
-its look-up of a name for a role; slime's `f(args, samples)`, which returns the raw and the processed
-rewards as lists; verl's `compute_advantage_for_multi_trajectories` where its trainer finds it.
+`f(rewards=[group, ...], algorithm_config=..., traj_groups=...)` and return two lists of arrays;
+slime's `f(args, samples)`, which returns the raw and the processed rewards as lists; and verl's
+`compute_advantage_for_multi_trajectories`, where its trainer looks it up.
 """
 
 import asyncio

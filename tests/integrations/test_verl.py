@@ -1,8 +1,10 @@
 """verl: the function as verl's trainer calls it, and, where verl is installed, its own registry."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,15 +136,35 @@ data = DataProto.from_dict(
 config = OmegaConf.create({"adv_estimator": "maxpo", "maxpo_k": 2})
 data = compute_advantage(data, adv_estimator="maxpo", config=config)
 np.testing.assert_array_equal(data.batch["advantages"], mask * torch.tensor([[-2.], [-2.], [4.]]))
+
+# The page's module has put itself in the place where verl's own trainer looks.
+from verl.trainer.ppo.v1 import trainer_base
+
+rewards = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+data = DataProto.from_dict(
+    tensors={"token_level_rewards": rewards, "response_mask": torch.ones(4, 2)},
+    non_tensors={"uid": np.array(["a"] * 4, dtype=object)},
+)
+data = trainer_base.compute_advantage_for_multi_trajectories(
+    data, batch_keys=["a_0_0", "a_0_1", "a_1_0", "a_2_0"], adv_estimator="maxpo", gamma=1.0,
+    lam=1.0, num_repeat=3, norm_adv_by_std_in_grpo=True, config=config,
+)
+assert data.batch["advantages"][:, 0].tolist() == [2, 2, -1, -1], data.batch["advantages"]
 print("used maxpo")
 """
 
 
-def test_real_verl_loads_and_calls_it():
+def test_real_verl_loads_and_calls_it(tmp_path):
     pytest.importorskip("verl")
+    page = (Path(__file__).parents[2] / "docs" / "integrations.md").read_text()
+    module = re.search(r"^## verl\n.*?```python\n(.*?)```", page, re.S | re.M).group(1)
+    (tmp_path / "my_module.py").write_text(module)
     # The way of a user: no import but verl's own setting. In a process of its own, as the setting
     # is read when verl is first imported.
-    environment = os.environ | {"VERL_USE_EXTERNAL_MODULES": "maxpo.integrations.verl"}
+    environment = os.environ | {
+        "VERL_USE_EXTERNAL_MODULES": "maxpo.integrations.verl,my_module",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *filter(None, sys.path)]),
+    }
     result = subprocess.run(
         [sys.executable, "-c", REAL], env=environment, capture_output=True, text=True, timeout=300
     )
