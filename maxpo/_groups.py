@@ -73,7 +73,7 @@ def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
     return Groups(rewards, where, jnp.sum(where, axis=-1, keepdims=True, dtype=rewards.dtype))
 
 
-def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
+def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scalar:
     """Checks `k` and returns it as a Python number or as a scalar array in the rewards' dtype.
 
     An array stays an array even where its value is known, so that a new value compiles nothing
@@ -85,6 +85,7 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
       k: Number of samples whose best counts, at least 1; need not be an integer.
       groups: The rewards.
       left_out: Samples that must remain besides the k: 1 where the formula leaves one out, else 0.
+        None if a k that is too large for every group is no mistake.
 
     Raises:
       TypeError: If `k` is not a real scalar.
@@ -108,6 +109,10 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int) -> Scalar:
     value = float(k)
     if math.isfinite(value) and abs(value - round(value)) <= _ROUNDINGS * round(value):
         value = round(value)
+    if left_out is None:
+        if not 1 <= value < math.inf:
+            raise ValueError(f"{name}: expected a finite k >= 1, got k = {k}.")
+        return value
     most = groups.size - left_out
     if not 1 <= value <= most:  # Written so that NaN fails, too.
         bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" if left_out else "N"

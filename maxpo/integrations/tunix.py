@@ -5,8 +5,8 @@
     config = tunix.GRPOConfig(advantage_estimator="maxpo", num_generations=16, beta=0.0)
 
 Scale. With `loss_agg_mode="seq-mean-token-sum"` Tunix's loss is the mean over samples of the sum
-over tokens, for which the advantages are made. Its default "sequence-mean-token-mean" divides the
-loss of each sample by its number of tokens.
+over tokens, for which the advantages are made; completions without a token are no samples there.
+Its default "sequence-mean-token-mean" divides the loss of each sample by its number of tokens.
 """
 
 import inspect
@@ -15,7 +15,6 @@ import numbers
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from maxpo import estimators, training
@@ -108,9 +107,9 @@ def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
                 f"{name}: expected rewards of shape [B * num_generations] with num_generations = "
                 f"{num_generations}, got shape {list(rewards.shape)}."
             )
-        groups = jnp.asarray(rewards.reshape(-1, num_generations), jnp.float32)
+        groups = rewards.reshape(-1, num_generations)
         try:
-            return np.asarray(function(groups, **options)).reshape(-1)
+            return np.asarray(function(groups, **options), np.float32).reshape(-1)
         except ValueError as error:
             raise ValueError(f"{error} N is GRPOConfig's num_generations.") from None
 

@@ -9,8 +9,13 @@ verl imports the modules named in an environment variable wherever it runs, and 
 Scale. With `loss_agg_mode=seq-mean-token-sum` verl's loss is the mean over samples of the sum over
 tokens, for which the advantages are made. Its default "token-mean" divides by the number of tokens
 in the batch instead. `norm_adv_by_std_in_grpo` has no effect here.
+
+`docs/integrations.md` says what verl's other defaults do, and what an agent loop with several
+outputs for each rollout needs.
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +31,7 @@ def maxpo_advantage(
     response_mask: "torch.Tensor",
     index: np.ndarray | None = None,
     config: Any = None,
+    keys: Sequence[str] | None = None,
     **_: Any,
 ) -> tuple["torch.Tensor", "torch.Tensor"]:
     """MaxPO's advantages as verl calls an estimator; see `maxpo.estimators.maxpo`.
@@ -42,13 +48,17 @@ def maxpo_advantage(
       response_mask: `[B, T]`, 1 at the tokens of the responses.
       index: `[B]`, the prompt that each sample belongs to, in verl its `uid`.
       config: verl's `algorithm` section; its `maxpo_k` is k, 1 <= k <= N - 1.
+      keys: `[B]`, the keys of verl's v1 trainer, `{uid}_{session}_{output}`. Outputs of one session
+        are then one sample, as they are for verl's own GRPO: its reward is that of the last output,
+        and all of them get its advantage. Without keys each row is a sample.
 
     Returns:
       Advantages and returns, one tensor `[B, T]` as float32 on the device of the rewards, for a
       loss that is a mean over samples of the sum over tokens.
 
     Raises:
-      ValueError: If there is no k or no index, or no group has more than k samples.
+      ValueError: If there is no k or no index, no group has more than k samples, or a key is not
+        of that form.
     """
     import torch
 
@@ -60,29 +70,41 @@ def maxpo_advantage(
             f"maxpo: expected an index of {len(token_level_rewards)} prompts, one for each sample, "
             f"got {'none' if index is None else len(index)}."
         )
+    if keys is None:
+        rows = sample_of = np.arange(len(index))
+    else:
+        rows, sample_of = _last_outputs(keys, len(index))
+    prompts = np.asarray(index)[rows].tolist()
     with torch.no_grad():
         rewards = token_level_rewards.sum(dim=-1, dtype=torch.float32).cpu().numpy()
-        advantages = torch.as_tensor(_by_group(rewards, index, k))
-        advantages = advantages.to(token_level_rewards.device).unsqueeze(-1) * response_mask
+        by_row = host.maxpo(rewards[rows], k, groups=prompts)[sample_of]
+        largest = max(Counter(prompts).values(), default=0)
+        if largest <= k:
+            raise ValueError(
+                f"maxpo: expected k <= N - 1 in some group, got k = {k} and at most N = {largest} "
+                "samples; N is verl's rollout.n."
+            )
+        advantages = torch.as_tensor(by_row).to(token_level_rewards.device)
+        advantages = advantages.unsqueeze(-1) * response_mask
     return advantages, advantages
 
 
-def _by_group(rewards: np.ndarray, index: np.ndarray, k: float) -> np.ndarray:
-    _, group, sizes = np.unique(np.asarray(index), return_inverse=True, return_counts=True)
-    largest = int(sizes.max(initial=0))
-    if largest <= k:
-        raise ValueError(
-            f"maxpo: expected k <= N - 1 in some group, got k = {k} and at most N = {largest} "
-            "samples; N is verl's rollout.n."
-        )
-    order = np.argsort(group, kind="stable")
-    position = np.empty(len(group), int)
-    position[order] = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    padded, where = np.zeros((len(sizes), largest), rewards.dtype), None
-    padded[group, position] = rewards
-    if sizes.min() < largest:
-        where = np.arange(largest) < sizes[:, None]
-    return host.maxpo(padded, k, where=where)[group, position]
+def _last_outputs(keys: Sequence[str], batch: int) -> tuple[np.ndarray, np.ndarray]:
+    """The row of each session's last output, and the session of each row."""
+    if len(keys) != batch:
+        raise ValueError(f"maxpo: expected {batch} keys, one for each row, got {len(keys)}.")
+    sessions: dict[str, int] = {}
+    last: list[tuple[int, int]] = []  # Of each session, by output and row.
+    session_of = np.empty(batch, int)
+    for row, key in enumerate(keys):
+        session, _, output = key.rpartition("_")
+        if not (session and output.isdecimal()):
+            raise ValueError(f"maxpo: expected keys UID_SESSION_OUTPUT, got {key!r}.")
+        number = session_of[row] = sessions.setdefault(session, len(last))
+        if number == len(last):
+            last.append((int(output), row))
+        last[number] = max(last[number], (int(output), row))
+    return np.array([row for _, row in last], int), session_of
 
 
 def _register() -> None:

@@ -10,6 +10,11 @@ import pytest
 from maxpo import estimators
 from maxpo.integrations.trl import max_at_k_reward
 
+# TRL still calls by its old name what transformers renamed in 5.24.
+pytestmark = pytest.mark.filterwarnings(
+    r"ignore:`(is_)?gradient_checkpointing\w*` is deprecated and will be removed:FutureWarning"
+)
+
 N, K = 6, 3
 
 
@@ -148,7 +153,7 @@ def train(model_and_tokenizer, tmp_path):
     model, tokenizer = model_and_tokenizer
 
     def run(**options):
-        rewards, advantages = [], []
+        rewards, advantages, losses = [], [], []
 
         def count(completions, **_):
             rewards.append([text.count("a") + text.count("b") / 2 for text in completions])
@@ -159,6 +164,12 @@ def train(model_and_tokenizer, tmp_path):
                 output = super()._generate_and_score_completions(inputs)
                 advantages.append(output["advantages"].numpy().copy())
                 return output
+
+            def _compute_loss(self, model, inputs):
+                loss = super()._compute_loss(model, inputs)
+                sums = inputs["completion_mask"].sum(-1) * inputs["advantages"]
+                losses.append((loss.item(), sums.numpy(), inputs["completion_mask"].numpy()))
+                return loss
 
         settings = {
             "output_dir": str(tmp_path),
@@ -185,6 +196,7 @@ def train(model_and_tokenizer, tmp_path):
             train_dataset=datasets.Dataset.from_dict({"prompt": ["cd", "cd", "ef", "gh"]}),
         )
         trainer.train()
+        trainer.losses = losses
         return trainer, np.reshape(rewards, (-1, N)), np.reshape(advantages, (-1, N))
 
     return run
@@ -202,8 +214,16 @@ def test_trainer_uses_maxpo_up_to_the_constant(train, model_and_tokenizer):
 
 
 def test_reward_weights_make_the_constant_one(train):
-    _, rewards, advantages = train(reward_weights=[K * N / (N - 1)])
+    weights = [K * N / (N - 1)]
+    trainer, rewards, advantages = train(reward_weights=weights, mask_truncated_completions=True)
     np.testing.assert_allclose(advantages, estimators.maxpo(rewards, K), atol=1e-5)
+    # Of a completion without a token nothing remains but its place in the mean, as the page says.
+    # At equal policies the loss of a token is minus its advantage.
+    empty = 0
+    for loss, sums, mask in trainer.losses:
+        empty += (mask.sum(-1) == 0).sum()
+        assert loss == pytest.approx(-sums.sum() / (len(sums) * trainer.max_completion_length))
+    assert empty
 
 
 def test_group_scaling_is_another_advantage(train):

@@ -94,6 +94,14 @@ def test_too_few_generations():
         advantages("maxpo:4", np.zeros(7, np.float32), 5)
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint64, np.float64])
+def test_rewards_by_value(dtype):
+    integration.register("maxpo:2")
+    result = advantages("maxpo:2", np.array([3e9, 1e9, 2e9]).astype(dtype), 3)
+    assert result.dtype == np.float32
+    assert result.tolist() == [2e9, -1e9, -1e9]
+
+
 def test_learner_uses_our_advantages_bit_for_bit():
     config = load_config("configs/tunix_lm.py")
     config.updates, config.prompts, config.num_generations = 4, 3, 6
