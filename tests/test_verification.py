@@ -113,7 +113,7 @@ def test_a_failure_is_of_its_sample_alone(pool, completion, failure):
     assert scores.rewards.tolist() == [[1, 0, 2, 3]]
     assert scores.valid.tolist() == [[True, False, True, True]]
     assert scores.failures == {**dict.fromkeys(FAILURES, 0), failure: 1}
-    assert pool.last_failure
+    assert scores.message
 
 
 def test_every_failing_sample_is_counted(pool):
@@ -122,9 +122,13 @@ def test_every_failing_sample_is_counted(pool):
     assert scores.failures == {"raised": 4, "timed_out": 0, "not_finite": 1}
 
 
-def test_last_failure_names_the_error(pool):
-    score(pool, "raise")
-    assert "ValueError: as told" in pool.last_failure
+def test_the_message_is_that_of_the_first_failure(pool):
+    scores = pool.submit(
+        [problem()] * 3, [["1", "1", "1"], ["1", "raise", "nan"], ["none", "raise", "sys.exit"]]
+    ).result()
+    assert "ValueError: as told" in scores.message
+    assert score(pool, "1", "nan", "raise").message == "the reward was nan"
+    assert score(pool, "1").message == ""
 
 
 def test_a_verifier_that_takes_the_timer_away_leaves_the_next_sample_its_limit(pool):
