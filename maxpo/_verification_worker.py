@@ -1,12 +1,13 @@
 """A worker of `maxpo.verification`: an interpreter that forks for each sample.
 
-A fork costs in proportion to the memory of what forks, so that this module imports nothing but
-small parts of the standard library; the verifier brings what it needs.
+A fork costs in proportion to the memory of what forks, so this module imports little; the verifier
+brings what it needs.
 
 The worker itself never runs a verifier. Each sample is scored by a fork that answers once, by one
 short message with a secret that only it knows, and is then ended with all that it has started:
 orphans are handed to the worker (`PR_SET_CHILD_SUBREAPER`), whatever group or session they are in.
-So nothing that a sample does to its interpreter reaches another sample.
+So nothing that a sample does to its interpreter reaches another sample. Only where completions are
+nothing but text to the verifier (`maxpo.tasks.text.text_only`) does a fork score several.
 """
 
 import contextlib
@@ -27,6 +28,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from maxpo.tasks.text import is_text_only
 
 FAILURES = ("raised", "timed_out", "not_finite")
 _RAISED, _TIMED_OUT, _NOT_FINITE, _SCORED = range(4)
@@ -121,8 +124,6 @@ class _Forks:
         self.devnull = os.open(os.devnull, os.O_RDWR)
         # All of ours, for forks to close.
         self.descriptors = {channel.descriptor, self.devnull}
-        self.most_data = _data_size() + int(memory_limit * 2**30)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         # Orphans come to us instead of init.
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         children = Path(f"/proc/self/task/{self.pid}/children")
@@ -131,35 +132,44 @@ class _Forks:
             self.descriptors.add(self._children)
         # What the verifier's modules have started serves all samples.
         self._helpers = self._find_children()
+        # Forks inherit what follows.
+        signal.signal(signal.SIGALRM, _raise_time_up)
+        _limit(resource.RLIMIT_CORE, 0)
+        if sys.platform == "linux":
+            _limit(resource.RLIMIT_DATA, _data_size() + int(memory_limit * 2**30))
 
     def score(self, problem: Any, completions: tuple[str, ...]) -> Iterator[Outcome]:
         """Outcomes in order; equal completions are scored once.
 
         While a sample is at work the next one's fork is made ready.
         """
-        unique = iter(dict.fromkeys(completions))
+        unique = tuple(dict.fromkeys(completions))
         outcomes: dict[str, Outcome] = {}
-        waiting = _Sample(self, problem, next(unique))
+        together = len(unique) if is_text_only(self.verifier) else 1
+        fork: _Fork | None = None
+        waiting: _Fork | None = None
         try:
             for completion in completions:
                 if completion not in outcomes:
-                    sample = waiting
-                    sample.start()
-                    try:
-                        following = next(unique, None)
-                        if following is not None:
-                            waiting = _Sample(self, problem, following)
-                        outcomes[completion] = sample.outcome()
-                    finally:
-                        self.end(sample, None if waiting is sample else waiting)
+                    done = len(outcomes)
+                    fork = fork or waiting or _Fork(self, problem, unique[done : done + together])
+                    waiting = None
+                    fork.start()
+                    if together == 1 and done + 1 < len(unique):
+                        waiting = _Fork(self, problem, unique[done + 1 : done + 2])
+                    outcomes[completion] = fork.outcome()
+                    if fork.finished or done + 1 == len(unique):
+                        self._end(fork, waiting)
+                        fork = None
                 yield outcomes[completion]
         finally:
-            if waiting.status is None:
-                self.end(waiting, None)
+            for rest in (fork, waiting):
+                if rest is not None:
+                    self._end(rest, None)
 
-    def end(self, sample: "_Sample", spare: "_Sample | None") -> None:
-        """Ends a sample and all that it has started; `spare` lives on."""
-        sample.end()
+    def _end(self, fork: "_Fork", spare: "_Fork | None") -> None:
+        """Ends a fork and all that it has started; `spare` lives on."""
+        fork.end()
         spared = self._helpers if spare is None else {*self._helpers, spare.pid}
         while orphans := self._find_children() - spared:
             for pid in orphans:
@@ -179,86 +189,95 @@ class _Forks:
         return {pid for pid, parent in _parents() if parent == self.pid}
 
 
-class _Sample:
-    """A fork that waits to be started, scores one completion, answers, and is ended."""
+class _Fork:
+    """A process that scores completions one by one, each when it is told to start.
 
-    def __init__(self, forks: _Forks, problem: Any, completion: str):
-        self.status: int | None = None  # As of `waitpid`, when it has ended.
+    Attributes:
+      pid: Its number.
+      finished: Whether it scores no more.
+    """
+
+    def __init__(self, forks: _Forks, problem: Any, completions: tuple[str, ...]):
+        self.finished = False
         self._forks = forks
+        self._left = len(completions)
+        self._status: int | None = None  # As of `waitpid`, when it has ended.
         self._secret = os.urandom(16)
         self._answer, answer = os.pipe()
         os.set_blocking(self._answer, False)
         ready, self._start = os.pipe()
-        ours = {self._answer, self._start}
-        forks.descriptors |= ours
+        forks.descriptors |= {self._answer, self._start}
         self.pid = _fork()
         if self.pid == 0:
             leave = os._exit  # By a name of our own: a sample may have changed the module's.
             try:
-                for descriptor in forks.descriptors - {forks.devnull}:
-                    os.close(descriptor)
-                _be_a_sample(forks, problem, completion, ready, answer, self._secret)
+                for descriptor in forks.descriptors:
+                    if descriptor != forks.devnull:
+                        os.close(descriptor)
+                _be_a_fork(forks, problem, completions, ready, answer, self._secret)
             finally:
                 leave(1)
         os.close(answer)
         os.close(ready)
 
     def start(self) -> None:
-        """Lets it score."""
+        """Lets it score the next completion."""
+        self._left -= 1
         self._started = time.monotonic()
         with contextlib.suppress(BrokenPipeError):  # It is gone; `outcome` will say so.
             os.write(self._start, b"1")
 
     def outcome(self) -> Outcome:
         """Waits for the answer; EOFError when the parent is gone."""
+        content = self._receive()
         limit = self._forks.time_limit
-        if not self._wait(self._started + limit + GRACE):
-            return 0.0, "timed_out", f"killed after the time limit of {limit} s"
-        content = b""
-        with contextlib.suppress(BlockingIOError):  # It has ended, but what it started has not.
-            content = os.read(self._answer, _LONGEST_ANSWER)
-        if not content:
-            # One that has ended late was at the limit when its last words went wrong.
-            if time.monotonic() - self._started >= limit:
-                return 0.0, "timed_out", f"took longer than {limit} s"
-            self.end()
-            return 0.0, "raised", f"the process ended: {_describe(self.status)}"
-        if not content.startswith(self._secret) or len(content) < _ANSWER.size:
+        if content.startswith(self._secret) and len(content) >= _ANSWER.size:
+            self.finished = self._left == 0
+            _, kind, reward = _ANSWER.unpack_from(content)
+            message = content[_ANSWER.size :].decode(errors="replace")
+            return reward, None if kind == _SCORED else FAILURES[kind], message
+        self.finished = True
+        if content:
             return 0.0, "raised", "it wrote to a descriptor that is not its own"
-        _, kind, reward = _ANSWER.unpack_from(content)
-        message = content[_ANSWER.size :].decode(errors="replace")
-        return reward, None if kind == _SCORED else FAILURES[kind], message
+        # One that has ended late was at the limit when its last words went wrong.
+        if time.monotonic() - self._started >= limit:
+            return 0.0, "timed_out", f"took longer than {limit} s, and was killed"
+        self.end()
+        return 0.0, "raised", f"the process ended: {_describe(self._status)}"
 
     def end(self) -> None:
         """Ends its process and those of its group."""
-        if self.status is not None:
+        if self._status is not None:
             return
         for kill in (os.kill, os.killpg):
-            with contextlib.suppress(ProcessLookupError, PermissionError):
+            with contextlib.suppress(ProcessLookupError):
                 kill(self.pid, signal.SIGKILL)
-        _, self.status = os.waitpid(self.pid, 0)
+        _, self._status = os.waitpid(self.pid, 0)
         for descriptor in (self._answer, self._start):
             os.close(descriptor)
             self._forks.descriptors.discard(descriptor)
 
-    def _wait(self, deadline: float) -> bool:
-        """Whether it answers or ends before the deadline."""
+    def _receive(self) -> bytes:
+        """What it has sent when it answers, ends, or has no more time."""
         parent = self._forks.channel.descriptor
         poll = select.poll()
         poll.register(parent, select.POLLIN)
         poll.register(self._answer, select.POLLIN)
-        with contextlib.ExitStack() as stack:
-            if sys.platform == "linux":
-                ended = os.pidfd_open(self.pid)
-                stack.callback(os.close, ended)
-                poll.register(ended, select.POLLIN)
-            while (left := deadline - time.monotonic()) > 0:
-                ready = [descriptor for descriptor, _ in poll.poll(1000 * left)]
-                if parent in ready:  # It has nothing to say now but that it is gone.
+        # What it has started may hold the pipe open when it has ended.
+        ended = _open_process(self.pid)
+        if ended is not None:
+            poll.register(ended, select.POLLIN)
+        try:
+            left = self._started + self._forks.time_limit + GRACE - time.monotonic()
+            for descriptor, _ in poll.poll(max(0, 1000 * left)):
+                if descriptor == parent:  # It has nothing to say now but that it is gone.
                     raise EOFError
-                if ready:
-                    return True
-        return False
+            return os.read(self._answer, _LONGEST_ANSWER)
+        except BlockingIOError:
+            return b""
+        finally:
+            if ended is not None:
+                os.close(ended)
 
 
 # What follows runs in a fork. What it needs after the verifier it has taken before.
@@ -268,11 +287,16 @@ class _TimeUp(BaseException):
     """Not an Exception, which verifiers are prone to catch."""
 
 
-def _be_a_sample(
-    forks: _Forks, problem: Any, completion: str, ready: int, answer: int, secret: bytes
+def _be_a_fork(
+    forks: _Forks,
+    problem: Any,
+    completions: tuple[str, ...],
+    ready: int,
+    answer: int,
+    secret: bytes,
 ) -> None:
-    """Waits for the start, scores, answers, and leaves the process."""
-    getpid, write, leave, pack = os.getpid, os.write, os._exit, _ANSWER.pack
+    """Scores and answers, one completion after the other, and leaves the process."""
+    getpid, read, write, leave, pack = os.getpid, os.read, os.write, os._exit, _ANSWER.pack
     me = getpid()
     os.setsid()  # A signal to its own group stays with it.
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -283,16 +307,14 @@ def _be_a_sample(
     os.close(forks.devnull)
     channel = fcntl.fcntl(answer, fcntl.F_DUPFD_CLOEXEC, _DESCRIPTOR)
     os.close(answer)
-    if sys.platform == "linux":
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        most = forks.most_data if most == resource.RLIM_INFINITY else min(most, forks.most_data)
-        resource.setrlimit(resource.RLIMIT_DATA, (most, most))
-    if os.read(ready, 1) != b"1":
-        leave(1)
-    os.close(ready)
-    kind, reward, message = _score(forks, problem, completion)
-    # A sample that forks comes back here twice.
-    if getpid() == me:
+    for completion in completions:
+        if read(ready, 1) != b"1":
+            break
+        if completion is completions[-1]:
+            os.close(ready)
+        kind, reward, message = _score(forks, problem, completion)
+        if getpid() != me:  # A sample that forks comes back here twice.
+            break
         write(channel, pack(secret, kind, reward) + message)
     leave(0)
 
@@ -304,12 +326,11 @@ def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, float, by
     too_large, infinity, texts = OverflowError, math.inf, (str, bytes, bytearray, memoryview)
     describe, shorten = traceback.format_exception, _shorten
     verifier, limit = forks.verifier, forks.time_limit
-    memory_hint = f"(memory_limit is {forks.memory_limit:g} GiB)"
-    reserve = bytearray(MEBIBYTE)  # To describe an error when memory is used up.
+    memory_limit = forks.memory_limit
+    reserve = bytes(MEBIBYTE)  # To describe an error when memory is used up; not touched before.
     kind, reward, message = _SCORED, 0.0, ""
     start = monotonic()
     try:
-        signal.signal(signal.SIGALRM, _raise_time_up)
         # Again and again, because a bare `except` may swallow the first.
         setitimer(timer, limit, GRACE / 4)
         try:
@@ -329,12 +350,12 @@ def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, float, by
         try:
             message = "".join(describe(error))
         except an_error:
-            message = "an error that cannot be shown"
+            message = "an error that cannot be shown\n"
         if is_a(error, out_of_memory):
-            message += memory_hint
+            message += f"(memory_limit is {memory_limit} GiB)"
     if monotonic() - start >= limit:
         kind, message = _TIMED_OUT, f"took longer than {limit} s"
-    return kind, reward, shorten(message.encode(errors="backslashreplace"))
+    return kind, reward, shorten(message.encode(errors="backslashreplace")) if message else b""
 
 
 def _raise_time_up(signum: int, frame: FrameType | None) -> None:
@@ -364,13 +385,29 @@ def _fork() -> int:
     return os.fork()
 
 
+def _open_process(pid: int) -> int | None:
+    """A descriptor that can be read when the process has ended; None where there is no such."""
+    with contextlib.suppress(AttributeError, OSError):
+        return os.pidfd_open(pid)
+    return None
+
+
+def _limit(resource_limit: int, most: int) -> None:
+    """Lowers a limit of this process and those that it starts."""
+    _, hard = resource.getrlimit(resource_limit)
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(resource_limit, (most, most))
+
+
 def _prctl(option: int, value: int) -> None:
     """Does what Linux has and others lack."""
     if sys.platform == "linux":
-        _LIBC.prctl(option, ctypes.c_ulong(value), 0, 0, 0)
+        _LIBC.prctl(option, value, 0, 0, 0)
 
 
 _LIBC = ctypes.CDLL(None)
+if sys.platform == "linux":
+    _LIBC.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
 
 
 def _data_size() -> int:
