@@ -42,7 +42,8 @@ _LONGEST_ANSWER = 4096
 _ANSWER = struct.Struct("<16sBd")  # Secret, failure or `_SCORED`, reward; then a message.
 # Where few programs write by a number of their own, and few open a file.
 _DESCRIPTOR = 100
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
+# Linux's.
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _MADV_COLLAPSE = 1, 36, 25
 
 Outcome = tuple[float, str | None, str]
 """Reward, one of `FAILURES` or None, and a message."""
@@ -96,6 +97,7 @@ def work(descriptor: int) -> None:
         # What the collector does not look at stays shared with the forks.
         gc.collect()
         gc.freeze()
+        _use_huge_pages()
         forks = _Forks(channel, verifier, time_limit, memory_limit)
         channel.send(pickle.dumps(None))
         while True:
@@ -392,6 +394,23 @@ def _open_process(pid: int) -> int | None:
     return None
 
 
+def _use_huge_pages() -> None:
+    """Puts the memory of large modules into pages of 2 MiB, of which a fork has less to copy.
+
+    A third less time for 90 MB of modules. The system may decline.
+    """
+    if sys.platform != "linux":
+        return
+    huge = 2 * MEBIBYTE
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        addresses, permissions, _, _, inode, *name = line.split()
+        if permissions == "rw-p" and inode == "0" and name in ([], ["[heap]"]):
+            start, end = (int(address, 16) for address in addresses.split("-"))
+            start, end = -(-start // huge) * huge, end // huge * huge
+            if start < end:
+                _LIBC.madvise(start, end - start, _MADV_COLLAPSE)
+
+
 def _limit(resource_limit: int, most: int) -> None:
     """Lowers a limit of this process and those that it starts."""
     _, hard = resource.getrlimit(resource_limit)
@@ -408,6 +427,7 @@ def _prctl(option: int, value: int) -> None:
 _LIBC = ctypes.CDLL(None)
 if sys.platform == "linux":
     _LIBC.prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+    _LIBC.madvise.argtypes = [ctypes.c_size_t, ctypes.c_size_t, ctypes.c_int]
 
 
 def _data_size() -> int:

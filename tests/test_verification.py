@@ -391,7 +391,7 @@ def test_workers_see_no_accelerator(pool):
 def test_what_forks_is_small(executing_pool):
     absent = "import sys; answer = 7 * ('jax' not in sys.modules)"
     assert execute(executing_pool, absent).rewards.tolist() == [[1.0]]
-    assert len(os.listdir(f"/proc/{pids(executing_pool)[0]}/task")) == 1
+    assert len([*Path(f"/proc/{pids(executing_pool)[0]}/task").iterdir()]) == 1
 
 
 def test_a_worker_killed_while_idle_costs_nothing(pool):

@@ -32,6 +32,7 @@ passed = sum(solve([*range(n), 150 - n, n - 50]) == (n, n + 1) for n in range(2,
 
 VERIFIERS: dict[str, Verifier] = {
     "compute": timed_verifiers.compute,
+    "read": timed_verifiers.read,
     "wait": timed_verifiers.wait,
     "execute": timed_verifiers.execute,
 }

@@ -11,11 +11,11 @@ from maxpo.studies import verification_speed as study
 def test_verification_speed(tmp_path):
     config = load_config("configs/verification_speed.py:quick")
     summary = verification_speed.train_and_evaluate(config, tmp_path / "run")
-    assert list(summary) == ["compute", "wait", "execute"]
+    assert list(summary) == ["compute", "read", "wait", "execute"]
     assert all(np.isfinite(rate) and rate > 0 for row in summary.values() for rate in row.values())
     # Sleep of 1 ms in each of two workers.
     assert summary["wait"]["pool, samples/s"] < summary["wait"]["calls, samples/s"] <= 2000
-    assert len(read_metrics(tmp_path / "run")) == 3
+    assert len(read_metrics(tmp_path / "run")) == 4
     assert verification_speed.train_and_evaluate(config, tmp_path / "run") == summary
 
 
@@ -39,7 +39,7 @@ def test_bad_configs_are_refused_before_any_work(tmp_path):
     for field, value, message in (
         ("workers", 0, "workers: expected at least 1, got 0"),
         ("seconds", 0.0, "seconds: expected more than 0, got 0.0"),
-        ("verifiers", ("guess",), "expected some of compute, wait, execute; got 'guess'"),
+        ("verifiers", ("guess",), "expected some of compute, read, wait, execute; got 'guess'"),
     ):
         config = load_config("configs/verification_speed.py:quick")
         config[field] = value
