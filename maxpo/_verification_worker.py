@@ -244,8 +244,10 @@ class _Fork:
         # One that has ended late was at the limit when its last words went wrong.
         if time.monotonic() - self._started >= limit:
             return 0.0, "timed_out", f"took longer than {limit} s, and was killed"
+        # It closes the pipe first and ends then, unless it has closed the pipe on purpose.
+        _wait_for_end(self.pid)
         self.end()
-        return 0.0, "raised", f"the process ended: {_describe(self._status)}"
+        return 0.0, "raised", f"the process ended without an answer: {_describe(self._status)}"
 
     def end(self) -> None:
         """Ends its process and those of its group."""
@@ -409,6 +411,16 @@ def _use_huge_pages() -> None:
             start, end = -(-start // huge) * huge, end // huge * huge
             if start < end:
                 _LIBC.madvise(start, end - start, _MADV_COLLAPSE)
+
+
+def _wait_for_end(pid: int) -> None:
+    """Returns when the process has ended, or after `GRACE`; it stays to be waited for."""
+    deadline = time.monotonic() + GRACE
+    with contextlib.suppress(AttributeError):  # macOS has no `waitid` for older Pythons.
+        while time.monotonic() < deadline:
+            if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+                return
+            time.sleep(GRACE / 1000)
 
 
 def _limit(resource_limit: int, most: int) -> None:
