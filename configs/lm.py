@@ -63,7 +63,8 @@ def get_config(variant: str = "default") -> ConfigDict:
             "operators": ("+", "-", "*"),
         }
     )
-    config.task.verifier = "scorer"  # The data set's own; or module:function.
+    # Module:function; or scorer, the data set's own, for which each answer gets its own process.
+    config.task.verifier = "maxpo.tasks.countdown:exact_score"
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
 
