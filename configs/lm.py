@@ -63,7 +63,8 @@ def get_config(variant: str = "default") -> ConfigDict:
             "operators": ("+", "-", "*"),
         }
     )
-    config.task.verifier = "scorer"  # The data set's own; or module:function.
+    # Module:function; or scorer, the data set's own, for which each answer gets its own process.
+    config.task.verifier = "maxpo.tasks.countdown:exact_score"
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
 
@@ -135,8 +136,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.evaluation.temperature = 1.0
 
     config.verification = ConfigDict()
-    config.verification.workers = 2  # Processes.
+    config.verification.workers = 2  # Samples that are verified at a time.
     config.verification.time_limit = 10.0  # Seconds for a sample.
+    config.verification.memory_limit = 4.0  # GiB that each process of a sample may allocate.
 
     if variant == "graded":
         config.task.options.update(min_value=2, max_value=25, min_target=100, max_target=500)

@@ -32,6 +32,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         "lm",
         "lm:graded",
         "lm_speed",
+        "verification_speed",
         "lm_scaling",
         "estimator_speed",
     )
