@@ -135,8 +135,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.evaluation.temperature = 1.0
 
     config.verification = ConfigDict()
-    config.verification.workers = 2  # Processes.
+    config.verification.workers = 2  # Samples that are verified at a time.
     config.verification.time_limit = 10.0  # Seconds for a sample.
+    config.verification.memory_limit = 4.0  # GiB that each process of a sample may allocate.
 
     if variant == "graded":
         config.task.options.update(min_value=2, max_value=25, min_target=100, max_target=500)

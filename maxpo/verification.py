@@ -1,43 +1,47 @@
 """Scores completions in other processes, while the device works.
 
-A verifier is code that nobody has checked, run on text that a model made up. So it runs in worker
-processes, each sample under a time limit, and whatever it does there fails that sample alone.
+A verifier is code that nobody has checked, run on text that a model made up, which it may even
+execute. So each sample is scored by a process of its own, a fork of a worker that has loaded the
+verifier and never runs it, under limits of time and memory. Whatever a sample does to its
+interpreter is gone when it has been scored, and fails that sample alone.
 
 Workers are new interpreters, not forks: JAX has threads, which a fork does not survive. They do not
-import the program that started them, as those of `multiprocessing` do, so they start in about a
-second.
+import the program that started them, as those of `multiprocessing` do, so they start quickly.
+
+What this protects from, and what it leaves to a container, is in docs/verification.md.
 """
 
 import contextlib
-import faulthandler
 import math
 import os
 import pickle
 import queue
+import secrets
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
-import traceback
 import weakref
 from collections.abc import Sequence
-from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
-from types import FrameType
 from typing import NamedTuple
 
 import numpy as np
 
+from maxpo._verification_worker import FAILURES, GRACE, Channel
 from maxpo.tasks.text import Problem, Verifier
 
-FAILURES = ("raised", "timed_out", "not_finite")
+__all__ = ["FAILURES", "PendingScores", "Scores", "VerifierPool"]
 
 # Completions of a problem that a worker gets at a time, at most. Fewer where there are few, so that
 # each worker has some.
 _CHUNK = 32
-# Seconds that a worker has after the time limit to give up a sample by itself.
-_GRACE = 1.0
+# Seconds that a worker may be late, on a busy machine, before it counts as stuck.
+_PATIENCE = 10.0
+# Of workers and all that they start: what this process could not end otherwise is known by it.
+_MARK = "MAXPO_VERIFIER"
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class Scores(NamedTuple):
@@ -48,8 +52,8 @@ class Scores(NamedTuple):
       valid: `[P, N]`, False where it failed.
       failures: How many samples failed, for each of `FAILURES`: the verifier raised or its process
         died; it took longer than the time limit; its reward was no finite float32.
-      message: What went wrong with the first sample that failed, for a person to read; "" where
-        none did.
+      message: What went wrong with the first sample that failed, row by row, for a person to read;
+        "" where none did.
     """
 
     rewards: np.ndarray
@@ -65,7 +69,7 @@ class PendingScores:
         self._scores = Scores(
             np.zeros(shape, np.float32), np.zeros(shape, bool), dict.fromkeys(FAILURES, 0)
         )
-        self._message = ""
+        self._messages: dict[tuple[int, int], str] = {}
         self._left = math.prod(shape)
         self._error: BaseException | None = None
         self._lock = threading.Lock()
@@ -82,7 +86,8 @@ class PendingScores:
         self._done.wait()
         if self._error is not None:
             raise RuntimeError(f"completions were not scored: {self._error}") from self._error
-        return self._scores._replace(message=self._message)
+        first = min(self._messages, default=None)
+        return self._scores._replace(message="" if first is None else self._messages[first])
 
     def _record(self, row: int, column: int, outcome: "_Outcome") -> None:
         with self._lock:
@@ -91,7 +96,7 @@ class PendingScores:
                 self._scores.valid[row, column] = True
             else:
                 self._scores.failures[outcome.failure] += 1
-                self._message = self._message or outcome.message
+                self._messages[row, column] = outcome.message
             self._left -= 1
             if self._left == 0:
                 self._done.set()
@@ -104,16 +109,21 @@ class PendingScores:
 class VerifierPool:
     """A pool of processes that score completions. A context manager.
 
-    Equal completions of one problem may be scored once.
+    Each sample is scored in a fork of a worker, which nothing but the answer leaves. So whatever
+    the verifier keeps between calls is lost: imports belong at the top of its module, and so does
+    what takes long to build. Equal completions of one problem may be scored once. What a sample
+    prints is thrown away.
 
     Args:
-      verifier: A picklable function of a problem and a completion.
-      workers: Number of processes. They see no accelerator, only the CPU.
+      verifier: A picklable function of a problem and a completion. Its module starts no threads.
+      workers: Number of samples that are scored at a time. They see no accelerator, only the CPU.
       time_limit: Seconds for each sample. A Python signal ends it then; code that ignores signals
-        is killed a second later, with its process, which is replaced.
+        is killed a second later.
+      memory_limit: GiB that a sample may allocate, on Linux: private memory (`RLIMIT_DATA`) of
+        each of its processes, beyond what the worker has. Their sum has no limit.
 
     Raises:
-      ValueError: if an argument is out of range, or the verifier is not picklable.
+      ValueError: If an argument is out of range, or the verifier is not picklable.
 
     Example::
 
@@ -123,12 +133,15 @@ class VerifierPool:
             rewards, valid, failures = pending.result()
     """
 
-    def __init__(self, verifier: Verifier, *, workers: int, time_limit: float):
+    def __init__(
+        self, verifier: Verifier, *, workers: int, time_limit: float, memory_limit: float = 4.0
+    ):
         if workers < 1:
             raise ValueError(f"workers must be at least 1, got {workers}")
-        if not 0 < time_limit < math.inf:
-            raise ValueError(f"time_limit must be positive and finite, got {time_limit}")
-        setup = pickle.dumps((_pickled(verifier), time_limit))
+        for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
+            if not 0 < limit < math.inf:
+                raise ValueError(f"{name} must be positive and finite, got {limit}")
+        setup = pickle.dumps((_pickled(verifier), time_limit, memory_limit))
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._workers = [_Worker(self._chunks, setup, time_limit) for _ in range(workers)]
         # Also at the interpreter's end, or when a pool is dropped without being closed.
@@ -143,12 +156,6 @@ class VerifierPool:
     def close(self) -> None:
         """Ends all processes at once. Scores that are still pending will never come."""
         self._finalizer()
-
-    @property
-    def last_failure(self) -> str | None:
-        """What went wrong last, for a person to read; None at first."""
-        failures = [worker.last_failure for worker in self._workers if worker.last_failure]
-        return max(failures)[1] if failures else None
 
     def submit(
         self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]
@@ -188,6 +195,14 @@ class _Outcome(NamedTuple):
     failure: str | None = None
     message: str = ""
 
+    def checked(self) -> "_Outcome":
+        """A failure if the reward is no finite float32."""
+        with np.errstate(over="ignore"):
+            reward = np.float32(self.reward)
+        if self.failure is None and not np.isfinite(reward):
+            return _Outcome(failure="not_finite", message=f"the reward was {self.reward!r}")
+        return self
+
 
 class _Chunk(NamedTuple):
     """Some completions of one group, from column `start`."""
@@ -207,7 +222,6 @@ class _Worker:
     """One process, kept alive, and the thread that feeds it."""
 
     def __init__(self, chunks: "queue.SimpleQueue[_Chunk | None]", setup: bytes, time_limit: float):
-        self.last_failure: tuple[float, str] | None = None
         self._chunks = chunks
         self._setup = setup
         self._time_limit = time_limit
@@ -219,14 +233,16 @@ class _Worker:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the process; the thread notices and ends too."""
+        """Tells the process and the thread to end."""
         with self._lock:
             self._closed = True
-            self._kill()
+            self._hang_up()
 
     def join(self) -> None:
+        """Returns when both have ended."""
+        self._end()
         self._thread.join()
-        self._connection.close()
+        self._socket.close()
 
     def _run(self) -> None:
         while (chunk := self._chunks.get()) is not None:
@@ -249,33 +265,31 @@ class _Worker:
                 outcome, alive = self._receive()
                 if not alive:
                     self._restart()  # First, because a pool that is closed blames no sample.
-                if outcome.failure is not None:
-                    self.last_failure = (time.monotonic(), outcome.message)
                 chunk.pending._record(chunk.row, chunk.start + done, outcome)
                 done += 1
                 if not alive:
                     break
 
     def _hand_over(self, message: bytes) -> bool:
-        """Whether the process has taken the message. A pipe also takes what nobody will read."""
+        """Whether the process has taken the message. A socket also takes what nobody will read."""
         try:
-            self._connection.send_bytes(message)
-            if not self._connection.poll(self._time_limit + _GRACE):
+            self._channel.send(message)
+            if not self._channel.poll(_PATIENCE):
                 return False
-            self._connection.recv()
+            self._channel.receive()
         except (EOFError, OSError):
             return False
         return True
 
     def _receive(self) -> tuple[_Outcome, bool]:
-        """The outcome of the sample at work, and whether the process survived it."""
+        """The outcome of the sample at work, and whether the worker survived it."""
         try:
-            if self._connection.poll(self._time_limit + _GRACE):
-                return self._connection.recv(), True
+            if self._channel.poll(self._time_limit + GRACE + _PATIENCE):
+                return _Outcome(*pickle.loads(self._channel.receive())).checked(), True
         except (EOFError, OSError):
             status = self._process.wait()
-            return _Outcome(failure="raised", message=f"the process ended: status {status}"), False
-        message = f"killed after the time limit of {self._time_limit} s"
+            return _Outcome(failure="raised", message=f"its worker ended: status {status}"), False
+        message = f"killed with its worker, long after the time limit of {self._time_limit} s"
         return _Outcome(failure="timed_out", message=message), False
 
     def _wait_until_ready(self) -> None:
@@ -283,7 +297,7 @@ class _Worker:
         if self._ready:
             return
         try:
-            error = self._connection.recv()
+            error = pickle.loads(self._channel.receive())
         except (EOFError, OSError):
             self._check_open()
             error = f"its process ended: status {self._process.wait()}"
@@ -299,24 +313,31 @@ class _Worker:
     def _restart(self) -> None:
         with self._lock:
             self._check_open()
-            self._kill()
-            self._connection.close()
+            self._end()
+            self._socket.close()
             self._start()
 
     def _start(self) -> None:
         self._ready = False
-        self._connection, theirs = Pipe()
+        self._socket, theirs = socket.socketpair()
+        self._channel = Channel(self._socket.fileno())
+        self._mark = f"{_MARK}={secrets.token_hex(16)}"
         with theirs:
             # Not -m: that would run the module a second time. -P: the folder at hand is on the
             # path only where it is on ours.
-            call = f"from maxpo.verification import _work; _work({theirs.fileno()})"
+            call = f"from maxpo._verification_worker import work; work({theirs.fileno()})"
             self._process = subprocess.Popen(
                 # Answers are often evaluated as code, and warnings about them are no news.
                 [sys.executable, "-P", "-W", "ignore", "-c", call],
                 env={
+                    # Scores should not depend on which process gives them.
+                    "PYTHONHASHSEED": "0",
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
                     "JAX_PLATFORMS": "cpu",
+                    # A process that forks has no threads.
+                    **dict.fromkeys(_THREADS, "1"),
+                    **dict([self._mark.split("=")]),
                 },
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
@@ -324,12 +345,36 @@ class _Worker:
                 start_new_session=True,
             )
         with contextlib.suppress(OSError):  # It died at once; `_wait_until_ready` will say so.
-            self._connection.send_bytes(self._setup)
+            self._channel.send(self._setup)
 
-    def _kill(self) -> None:
+    def _hang_up(self) -> None:
+        """A worker that hears nothing more ends its sample, then itself."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _end(self) -> None:
+        """Ends the process and all that it has started."""
+        self._hang_up()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if self._process.wait(GRACE) == 0:
+                return
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        # Forks die with their worker; what they have started is nobody's child now.
+        while _kill_marked(self._mark.encode()):
+            pass
+
+
+def _kill_marked(mark: bytes) -> bool:
+    """Kills processes that were started with that variable; whether there were any."""
+    found = False
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark in path.read_bytes().split(b"\0"):
+                os.kill(int(path.parent.name), signal.SIGKILL)
+                found = True
+    return found
 
 
 def _close(workers: list[_Worker], chunks: "queue.SimpleQueue[_Chunk | None]") -> None:
@@ -359,83 +404,3 @@ def _pickled(verifier: Verifier) -> bytes:
             " the program itself (__main__)"
         )
     return content
-
-
-# What follows runs in a worker.
-
-
-class _TimeUp(BaseException):
-    """Not an Exception, which verifiers are prone to catch."""
-
-
-def _work(descriptor: int) -> None:
-    """A worker's life: load the verifier, score until the parent is gone."""
-    with Connection(descriptor) as connection:
-        try:
-            verifier, time_limit = connection.recv()
-            verifier = pickle.loads(verifier)
-        except BaseException:
-            connection.send(traceback.format_exc())
-            return
-        connection.send(None)
-        # Nobody is left to kill a worker when its parent has been killed.
-        watchdog = _Watchdog(time_limit + 2 * _GRACE)
-        with contextlib.suppress(EOFError, ConnectionError):
-            while True:
-                message = connection.recv_bytes()
-                connection.send(None)
-                problem, completions = pickle.loads(message)
-                outcomes: dict[str, _Outcome] = {}
-                for completion in completions:
-                    if completion not in outcomes:
-                        watchdog.rearm()
-                        outcomes[completion] = _score(verifier, problem, completion, time_limit)
-                    connection.send(outcomes[completion])
-                watchdog.stop()
-
-
-class _Watchdog:
-    """Ends this process when a sample takes too long, whatever holds the interpreter."""
-
-    def __init__(self, seconds: float):
-        self._seconds = seconds
-        self._armed = -math.inf
-        self._sink = open(os.devnull, "w")  # noqa: PTH123, SIM115  (for the process's life)
-
-    def rearm(self) -> None:
-        # Each call starts a thread, which costs more than most verifiers.
-        if time.monotonic() - self._armed > _GRACE:
-            faulthandler.dump_traceback_later(self._seconds + _GRACE, exit=True, file=self._sink)
-            self._armed = time.monotonic()
-
-    def stop(self) -> None:
-        faulthandler.cancel_dump_traceback_later()
-        self._armed = -math.inf
-
-
-def _score(verifier: Verifier, problem: Problem, completion: str, time_limit: float) -> _Outcome:
-    start = time.monotonic()
-    try:
-        # For each sample, because libraries that limit time themselves take the handler away.
-        signal.signal(signal.SIGALRM, _raise_time_up)
-        # Again and again, because a bare `except` may swallow the first.
-        signal.setitimer(signal.ITIMER_REAL, time_limit, _GRACE / 4)
-        try:
-            reward = verifier(problem, completion)
-            # A text such as "1.0" is no number, though float would take it.
-            value = math.nan if isinstance(reward, (str, bytes)) else np.float32(reward)
-            outcome = _Outcome(float(value))
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    except BaseException as error:  # SystemExit too.
-        outcome = _Outcome(failure="raised", message="".join(traceback.format_exception(error)))
-    if time.monotonic() - start >= time_limit:
-        return _Outcome(failure="timed_out", message=f"took longer than {time_limit} s")
-    if outcome.failure is None and not math.isfinite(outcome.reward):
-        return _Outcome(failure="not_finite", message=f"the reward was {reward!r}")
-    return outcome
-
-
-def _raise_time_up(signum: int, frame: FrameType | None) -> None:
-    del signum, frame
-    raise _TimeUp

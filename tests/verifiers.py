@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import itertools
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maxpo.tasks.text import Problem
+from maxpo.tasks.text import Problem, text_only
 
 
 def _raise() -> None:
@@ -73,6 +74,27 @@ def obey(problem: Problem, completion: str) -> Any:
     if completion in ACTIONS:
         return ACTIONS[completion]()
     return problem.entry["number"] + float(completion)
+
+
+def execute(problem: Problem, completion: str) -> Any:
+    """Whether the completion, a program, sets `answer` to the problem's number."""
+    space: dict[str, Any] = {"folder": problem.entry.get("folder")}
+    exec(completion, space)
+    if "reward" in space:
+        return space["reward"]
+    return float(np.float32(sum([space["answer"] == problem.entry["number"]])))
+
+
+@text_only
+def state(problem: Problem, completion: str) -> float:
+    """Number of the process, or the action of that name."""
+    return ACTIONS[completion]() if completion in ACTIONS else float(os.getpid())
+
+
+@functools.wraps(state, assigned=())
+def wrapped_state(problem: Problem, completion: str) -> float:
+    """Takes over the mark, but did not make that promise."""
+    return state(problem, completion)
 
 
 def meet(problem: Problem, completion: str) -> float:

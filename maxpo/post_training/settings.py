@@ -169,7 +169,7 @@ def _check_numbers(config: ConfigDict) -> None:
     for name in (
         *("warm_start.learning_rate", "warm_start.max_gradient_norm", "warm_start.final_rate"),
         *("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length"),
-        "verification.time_limit",
+        *("verification.time_limit", "verification.memory_limit"),
     ):
         if not _field(config, name) > 0:
             raise ValueError(f"{name}: expected more than 0, got {_field(config, name)}")
@@ -238,6 +238,11 @@ def _check_choices(config: ConfigDict) -> None:
             "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
             f"{rl.clip_low} and {rl.clip_high}"
         )
+    for name in ("time_limit", "memory_limit"):
+        if not math.isfinite(config.verification[name]):
+            raise ValueError(
+                f"verification.{name}: expected a finite number, got {config.verification[name]}"
+            )
     if not math.isfinite(config.task.success):
         raise ValueError(f"task.success: expected a finite score, got {config.task.success}")
 

@@ -31,6 +31,7 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
         settings.task.verifier,
         workers=config.verification.workers,
         time_limit=config.verification.time_limit,
+        memory_limit=config.verification.memory_limit,
     ) as pool:
         params, summary = stages.warm_start(settings, programs, pool, folder / stages.WARM_START)
         scores = {BEFORE: [summary["scores"]]}

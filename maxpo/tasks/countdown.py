@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 
-from maxpo.tasks.text import Problem
+from maxpo.tasks.text import Problem, text_only
 
 _OPERATIONS = {
     ast.Add: operator.add,
@@ -17,6 +17,7 @@ _OPERATIONS = {
 LONGEST = 200  # Characters; no sensible answer is longer, and parsing nests with the length.
 
 
+@text_only
 def television_score(problem: Problem, completion: str) -> float:
     """1 for the target, 0.7 within 5 of it, 0.5 within 10, as the programme's 10, 7 and 5 points.
 

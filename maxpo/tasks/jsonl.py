@@ -12,7 +12,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from maxpo.tasks.text import Problem, TextTask, load_verifier
+from maxpo.tasks.text import Problem, TextTask, load_verifier, text_only
 
 # A sign counts where it does not follow an operand: the last number of "10-5" is 5.
 _NUMBER = re.compile(
@@ -52,6 +52,7 @@ def numeric_answer(text: str) -> Fraction | None:
     return _value(matches[-1]) if matches else None
 
 
+@text_only
 def numeric_verifier(problem: Problem, completion: str) -> float:
     """1 where a completion answers with the same number as the problem's answer, else 0."""
     answer = numeric_answer(completion)

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 
 class Problem(NamedTuple):
@@ -21,6 +21,25 @@ class Problem(NamedTuple):
 
 Verifier = Callable[[Problem, str], float]
 """Reward of a completion. Picklable, and a function of its arguments alone."""
+
+AVerifier = TypeVar("AVerifier", bound=Verifier)
+
+
+def text_only(verifier: AVerifier) -> AVerifier:
+    """Marks a function to which a completion is text and nothing else.
+
+    It executes no part of a completion, by `eval` or otherwise, and keeps nothing between calls. So
+    no sample can reach the next, and `maxpo.verification.VerifierPool` has many of them scored by
+    one process, which is much faster than one for each.
+    """
+    # The function itself, for a wrapper takes over the attributes of what it wraps.
+    verifier.text_only = verifier  # type: ignore[attr-defined]
+    return verifier
+
+
+def is_text_only(verifier: Verifier) -> bool:
+    """Whether it is marked by `text_only`."""
+    return getattr(verifier, "text_only", None) is verifier
 
 
 class TextTask(NamedTuple):
