@@ -1,5 +1,6 @@
 """Tests for maxpo.runs: a run killed at any moment resumes as if nothing had happened."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -476,6 +477,32 @@ def test_the_last_state_of_a_finished_run_can_be_used(tmp_path: Path) -> None:
         run.finish({})
         with pytest.raises(OSError, match="has no checkpoint"):
             run.last_state(state)
+
+
+def test_a_loop_that_fails_waits_for_what_it_began() -> None:
+    """As orbax does it: one of several reads fails, the loop is closed, the others report later."""
+    done = []
+
+    async def read(seconds: float, fails: bool) -> None:
+        # A thread that reports by `call_soon_threadsafe`, as those of tensorstore do.
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+        if fails:
+            raise ValueError("damaged")
+        done.append(seconds)
+
+    async def read_all() -> None:
+        await asyncio.gather(read(0, True), read(0.1, False), read(0.2, False))
+
+    original = asyncio.new_event_loop
+    with _checkpoints.loops_finish_their_tasks():
+        loop = asyncio.new_event_loop()
+        with pytest.raises(ValueError, match="damaged"):
+            loop.run_until_complete(read_all())
+        loop.close()
+        loop.close()  # once more does nothing
+    assert done == [0.1, 0.2]
+    assert loop.is_closed()
+    assert asyncio.new_event_loop is original
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
