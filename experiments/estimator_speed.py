@@ -35,12 +35,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             shape: estimator_speed.measure(config, shape, key)
             for shape in runs.progress(list(dict.fromkeys(batches + growing)), unit="shapes")
         }
-        for shape in timings:
+        # A step is a shape that is done.
+        for step, shape in enumerate(timings, start=1):
             for timing in timings[shape]:
-                run.log(shape[1], timing._asdict())
+                run.log(step, timing._asdict())
         run.figure(
             "estimator_speed",
-            estimator_speed.scaling_figure([t for shape in growing for t in timings[shape]]),
+            lambda: estimator_speed.scaling_figure(
+                [t for shape in growing for t in timings[shape]]
+            ),
         )
         rows = estimator_speed.table([t for shape in timings for t in timings[shape]])
         return run.finish(rows)

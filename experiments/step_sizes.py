@@ -41,9 +41,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 run.log(number, {"bandit": variant, "estimator": name, "max_at_k": values})
             for name, row in step_sizes.compare(found, config.step_sizes, config.common).items():
                 summary[f"{variant} {name}"] = row
+        report_ks = {variant: study.report_k for variant, study in studies.items()}
         run.figure(
             "step_sizes",
-            step_sizes.step_size_figure(objectives, config.step_sizes, study.report_k),
+            lambda: step_sizes.step_size_figure(objectives, config.step_sizes, report_ks),
         )
         return run.finish(summary)
 

@@ -162,13 +162,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return run.report()
         history: dict[str, list[dict[str, float]]] = {name: [] for name in config.estimators}
-        for name, rows in history.items():
+        for number, (name, rows) in enumerate(history.items()):
+            # Policies are trained one after the other: steps count the updates of all of them.
+            before = number * config.updates
 
             def report(
                 rewards: np.ndarray,
                 advantages: np.ndarray,
                 name: str = name,
                 rows: list[dict[str, float]] = rows,
+                before: int = before,
             ) -> None:
                 groups = rewards.reshape(-1, config.num_generations)
                 figures = {
@@ -176,8 +179,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                     "max_at_k": float(host.max_at_k(groups, config.k).mean()),
                 }
                 rows.append(figures)
-                runs.check_finite(len(rows), {"advantages": advantages})
-                run.log(len(rows), {"estimator": name, **figures})
+                update = len(rows)
+                runs.check_finite(before + update, {f"{name} advantages": advantages})
+                run.log(before + update, {"estimator": name, "update": update, **figures})
 
             train(config, registered[name], report)
         summary = {

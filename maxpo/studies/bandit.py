@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators, losses, parallel, training
 from maxpo.studies import moments
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import draw_line, legend_below, styles
 from maxpo.tasks import bandit
 
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
@@ -222,31 +222,17 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
+    lines = styles(list(dict.fromkeys(row["estimator"] for row in history)))
     for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
-        for name in dict.fromkeys(row["estimator"] for row in history):
+        for name, style in lines.items():
             rows = [row for row in history if row["estimator"] == name]
             steps = [row["step"] for row in rows]
             mean = np.array([row[metric] for row in rows])
             error = 2 * np.array([row[f"{metric}_sem"] for row in rows])
-            colour, dashes = STYLES.get(name, (None, "-"))
-            (line,) = axis.plot(
-                steps,
-                mean,
-                label=name,
-                color=colour,
-                linestyle=dashes,
-                linewidth=2.4 if name == "maxpo" else 1.5,
-                zorder=3 if name == "maxpo" else 2,
-            )
-            floor = np.min(mean[mean > 0]) / 10 if metric == "gradient_variance" else -np.inf
-            axis.fill_between(
-                steps,
-                np.maximum(mean - error, floor),
-                mean + error,
-                color=line.get_color(),
-                alpha=0.18,
-                linewidth=0,
-            )
+            low = mean - error
+            if metric == "gradient_variance" and np.any(mean > 0):  # Below 0 there is no logarithm.
+                low = np.maximum(low, np.min(mean[mean > 0]) / 10)
+            draw_line(axis, steps, mean, low, mean + error, name, style)
         axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
@@ -254,6 +240,5 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
             axis.set_yscale("log")
     for axis in axes[-1]:
         axis.set_xlabel("updates")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes.flat[0])
     return figure
