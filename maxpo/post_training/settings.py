@@ -76,7 +76,7 @@ def make_settings(config: ConfigDict) -> Settings:
 
     Raises:
       ValueError: If a value makes no sense, naming the field, what is expected and what came.
-      ImportError: If a package of an extra is missing, naming the extra.
+      MissingExtraError: If a package of an extra is missing, naming the extra.
     """
     _check_numbers(config)
     _check_choices(config)
@@ -327,6 +327,7 @@ def _model_config(
         model = pretrained.load_config(
             config.model.pretrained, context_length=context_length, **_model_options(config)
         )
+        pretrained.check_pretrained(config.model.pretrained, model)
     else:
         model = transformer.make_config(
             config.model.size,

@@ -27,6 +27,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from maxpo._extras import MissingExtraError
 from maxpo.generation import generate
 from maxpo.policies.pretrained import save_pretrained
 from maxpo.policies.transformer import Transformer, TransformerConfig, make_config
@@ -76,7 +77,7 @@ def check_config(config: ConfigDict) -> None:
     """Checks a config and that what it needs is installed, before any work.
 
     Raises:
-      ImportError: if the comparison with transformers is asked for and packages are missing.
+      MissingExtraError: if the comparison with transformers is asked for and packages are missing.
       ValueError: for sizes out of range, or for that comparison away from the CPU.
     """
     for name in ("repeats", "prompts", "group_size", "prompt_length"):
@@ -101,7 +102,7 @@ def check_config(config: ConfigDict) -> None:
     packages = ("torch", "transformers", "safetensors")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ImportError(
+        raise MissingExtraError(
             f"the comparison with transformers needs {', '.join(missing)}: "
             "pip install 'maxpo[hf]', or --config.huggingface=False"
         )

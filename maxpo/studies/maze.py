@@ -161,7 +161,7 @@ def make_environment(task: ConfigDict) -> Environment:
 
     Raises:
       ValueError: If a parameter makes no sense, or there is no such task.
-      ImportError: If its package is missing, naming the extra.
+      MissingExtraError: If its package is missing, naming the extra.
     """
     options = {name: value for name, value in task.items() if name != "name"}
     if task.name == "maze":

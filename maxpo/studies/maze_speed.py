@@ -60,7 +60,7 @@ def make_environments(config: ConfigDict) -> dict[str, Environment]:
 
     Raises:
       ValueError: If a parameter makes no sense.
-      ImportError: If xminigrid is missing, naming the extra.
+      MissingExtraError: If xminigrid is missing, naming the extra.
     """
     size, window = config.size, 2 * config.radius + 1
     environments: dict[str, Environment] = {}
