@@ -56,7 +56,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             | {"updates_per_second": updates / seconds[name] if updates else None}
             for name in numbers
         }
-        run.figure("learning_curves", bandit.learning_curves(history, config.report_k))
+        run.figure("learning_curves", lambda: bandit.learning_curves(history, config.report_k))
         return run.finish(summary)
 
 

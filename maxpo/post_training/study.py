@@ -1,5 +1,6 @@
 """The comparison: every method from one warm start, over seeds, before and after."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,23 +89,27 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
     return rows
 
 
-def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Figure]:
-    """The study's figures by name."""
-    panels = {}
-    for name, curves in compare(settings, scores).items():
-        panels[f"{name}@k on held-out problems"] = curves
-        panels[f"gain in {name}@k over the {BEFORE}"] = _gains(settings, scores, name == "pass")
-    histories = {
-        method.label: [
-            runs.read_metrics(folder / f"{method.folder}-seed{seed}")
-            for seed in range(settings.config.seeds)
-        ]
-        for method in settings.methods
-    }
-    return {
-        "best_of_k": best_of_k_figure(panels, BEFORE),
-        "learning_curves": learning_curves(histories, settings.config.rl.report_k),
-    }
+def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Callable[[], Figure]]:
+    """What draws the study's figures, by name."""
+
+    def best_of_k() -> Figure:
+        panels = {}
+        for name, curves in compare(settings, scores).items():
+            panels[f"{name}@k on held-out problems"] = curves
+            panels[f"gain in {name}@k over the {BEFORE}"] = _gains(settings, scores, name == "pass")
+        return best_of_k_figure(panels, BEFORE)
+
+    def learning() -> Figure:
+        histories = {
+            method.label: [
+                runs.read_metrics(folder / f"{method.folder}-seed{seed}")
+                for seed in range(settings.config.seeds)
+            ]
+            for method in settings.methods
+        }
+        return learning_curves(histories, settings.config.rl.report_k)
+
+    return {"best_of_k": best_of_k, "learning_curves": learning}
 
 
 def _gains(settings: Settings, scores: Scores, binary: bool) -> dict[str, Curve]:
