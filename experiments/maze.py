@@ -51,7 +51,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             }
             for name, by_seed in metrics.items():
                 figures = maze.summarise(by_seed)
-                runs.check_finite(step, {f"{name} {key}": x for key, x in figures.items()})
+                runs.check_finite(step, {f"parameters of {name}": state["train"][name].params})
                 row = {"phase": "train", "update": step - swept, "method": name, **figures}
                 run.log(step, row)
 

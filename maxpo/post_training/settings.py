@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, parallel, runs, tokenizers
+from maxpo import losses, parallel, runs, tokenizers, training
 from maxpo.policies import pretrained, transformer
+from maxpo.post_training.failures import as_lowest
 from maxpo.post_training.methods import Method, parse_methods
 from maxpo.prompts import Prompts
 from maxpo.tasks import text
@@ -62,12 +63,20 @@ class Settings(NamedTuple):
     model: transformer.TransformerConfig
     methods: list[Method]
 
-    def rewards(self, scores: np.ndarray) -> np.ndarray:
-        """What is maximised: the verifier's scores, or with `task.binary` whether they succeed."""
-        return self.correct(scores).astype(np.float32) if self.config.task.binary else scores
+    def rewards(self, scores: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """What is maximised: the verifier's scores, or with `task.binary` whether they succeed.
+
+        Args:
+          scores: `[..., n]`, NaN where the verification failed. Such a sample gets a reward that is
+            never above that of a scored one: 0, or with graded scores that of `as_lowest`.
+          seen: As in `as_lowest`.
+        """
+        if self.config.task.binary:
+            return self.correct(scores).astype(np.float32)
+        return as_lowest(scores, seen)
 
     def correct(self, scores: np.ndarray) -> np.ndarray:
-        """Which samples count for pass@k."""
+        """Which samples count for pass@k: those that were scored, from `task.success` on."""
         return scores >= self.config.task.success
 
 
@@ -83,6 +92,8 @@ def make_settings(config: ConfigDict) -> Settings:
     if not config.methods:
         raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
+    if not config.task.binary:
+        training.check_graded([method.estimator for method in methods], "methods", "task.binary")
     task = _make_task(config.task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
@@ -181,7 +192,7 @@ def _check_numbers(config: ConfigDict) -> None:
         config,
         at_least=dict(_flat(least)),
         above=dict.fromkeys(positive, 0),
-        finite=("rl.clip_low", "rl.clip_high"),
+        finite=("rl.clip_low", "rl.clip_high", "rl.clip_dual"),
         or_infinite=("warm_start.max_gradient_norm", "rl.max_gradient_norm", "rl.clip_high"),
     )
     rl = config.rl
@@ -248,6 +259,15 @@ def _check_choices(config: ConfigDict) -> None:
         raise ValueError(
             "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
             f"{rl.clip_low} and {rl.clip_high}"
+        )
+    if rl.clip_dual and not rl.clip_dual > 1:
+        raise ValueError(
+            f"rl.clip_dual: expected a ratio above 1, or 0 for none, got {rl.clip_dual}"
+        )
+    if rl.clip_dual and rl.loss != "clipped_ratio":
+        raise ValueError(
+            f"rl.clip_dual: expected 0 for rl.loss={rl.loss}, which has no ratio, got "
+            f"{rl.clip_dual}"
         )
     _check_success(config.task)
 

@@ -92,6 +92,10 @@ def check_config(config: ConfigDict) -> None:
         )
     _check_optimizer(config)
     _check_task(config.task)
+    if config.task.name != "contextual":
+        training.check_graded(config.estimators, "estimators", f"task.name={config.task.name}")
+    elif config.task.law != "bernoulli":
+        training.check_graded(config.estimators, "estimators", f"task.law={config.task.law}")
 
 
 def _check_optimizer(config: ConfigDict) -> None:

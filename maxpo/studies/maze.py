@@ -158,7 +158,11 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}."
         )
-    make_environment(config.task)
+    environment = make_environment(config.task)
+    if config.task.name != "maze":
+        training.check_graded(names, "methods", f"task.name={config.task.name}")
+    elif not {*environment.values} <= {0, 1}:
+        training.check_graded(names, "methods", f"task.values={environment.values}")
 
 
 def make_environment(task: ConfigDict) -> Environment:

@@ -132,6 +132,7 @@ def make_settings(**changes):
             "length": 1.0,
             "clip_low": 0.2,
             "clip_high": 0.3,
+            "clip_dual": 0.0,
             "epochs": 1,
             "minibatches": 1,
             "micro_batches": 1,
