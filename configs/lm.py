@@ -19,6 +19,8 @@ A method is `ESTIMATOR[:NAME=VALUE,...]`: `maxpo:k=8`, `maxpo:k=8->1` (annealed 
 over the run), `grpo:learning_rate=1e-4`. All methods see the same prompts and use one learning
 rate: the gradient's norm is clipped and Adam divides by its size, so that the estimators' scales,
 which differ by more than k, matter little.
+
+What happens to failed, truncated and masked samples, rule by rule, is in docs/samples.md.
 """
 
 from ml_collections import ConfigDict
@@ -76,7 +78,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model.pretrained = ""  # A checkpoint's folder (Llama, Qwen2, Qwen3) in place of a size.
     config.model.vocab_size = 0  # 0: the tokenizer's.
     config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
-    config.model.dtype = "float32"
+    config.model.dtype = "float32"  # Of the computation; or bfloat16.
+    # Of the weights before training, which goes on with float32 master weights whatever it is.
     config.model.param_dtype = "float32"
     config.model.remat = False
 
@@ -111,6 +114,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.length = 1.0  # The divisor of normalization=constant.
     config.rl.clip_low = 0.2
     config.rl.clip_high = 0.2
+    config.rl.clip_dual = 0.0  # The ratio beyond which a negative advantage stops counting; 0: off.
     config.rl.epochs = 1
     config.rl.minibatches = 1  # Optimizer steps in an epoch.
     config.rl.micro_batches = 1  # Parts of a minibatch, one in memory at a time.
@@ -122,7 +126,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     # change the objective: prompts that are solved or hopeless weigh nothing.
     config.rl.dead_groups = "keep"
     config.rl.oversampling = 1
-    config.rl.failures = "zero"  # Reward of a sample whose verification fails; or mask: none.
+    # A sample whose verification fails: zero, its reward is 0, or the lowest of its group if that is
+    # less; or mask, nothing is learned from it. See docs/samples.md.
+    config.rl.failures = "zero"
     config.rl.learning_rate = 1e-4
     config.rl.warm_up = 5  # Optimizer steps.
     config.rl.max_gradient_norm = 1.0

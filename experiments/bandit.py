@@ -30,7 +30,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             for name, number in numbers.items():
                 metrics = trainer.evaluate(number, trainer.keys, state[name])
                 figures = bandit.summarise(metrics)
-                runs.check_finite(step, {f"{name} {key}": x for key, x in figures.items()})
+                runs.check_finite(step, {f"parameters of {name}": state[name].params})
                 run.log(step, {"estimator": name, **figures})
 
         if start == 0:
@@ -56,7 +56,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             | {"updates_per_second": updates / seconds[name] if updates else None}
             for name in numbers
         }
-        run.figure("learning_curves", bandit.learning_curves(history, config.report_k))
+        run.figure("learning_curves", lambda: bandit.learning_curves(history, config.report_k))
         return run.finish(summary)
 
 

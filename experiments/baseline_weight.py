@@ -4,7 +4,6 @@ Variances of the weights between 0 and 1 on softmax bandits, the weight that pas
 bounds on what a rule that sees one group can do; see configs/baseline_weight.py.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     baseline_weight.check_config(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
-            _print_tables(run.summary)
-            return run.report()
+            return _print_tables(run.report())
         rows = jobs.run_jobs(run, baseline_weight.make_jobs(config), config.seed)
-        run.figure("baseline_weight", baseline_weight.figure(rows, config.map_group_size))
+        run.figure("baseline_weight", lambda: baseline_weight.figure(rows, config.map_group_size))
         summary = {
             "counts": baseline_weight.counts(rows),
             "agreement": baseline_weight.agreement(rows),
@@ -31,20 +29,22 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             "certificates": baseline_weight.certificates(config),
             "cells": rows,
         }
-        _print_tables(summary)
-        return run.finish(summary, table=baseline_weight.table(rows))
+        return _print_tables(run.finish(summary, table=baseline_weight.table(rows)))
 
 
-def _print_tables(summary: Mapping[str, Any] | None) -> None:
-    """Prints the tables that `Run.report` does not know of."""
-    if summary is not None and jax.process_index() == 0:
-        print("Every rule that sees one group alone is somewhere above the better end by a factor")
+def _print_tables(summary: dict[str, Any]) -> dict[str, Any]:
+    """Prints the tables that `Run.report` does not know of; returns the summary."""
+    if jax.process_index() == 0:
+        print(
+            "\nEvery rule that sees one group alone is somewhere above the better end by a factor"
+        )
         print(runs.format_table(summary["certificates"]), end="\n\n")
         print("Monte Carlo against closed forms, in standard errors")
         print(runs.format_table(summary["agreement"]), end="\n\n")
         print("The weight of past updates (the rule), in cells")
         counted = [{"": name, "cells": value} for name, value in summary["counts"].items()]
-        print(runs.format_table(counted), end="\n\n")
+        print(runs.format_table(counted))
+    return summary
 
 
 if __name__ == "__main__":

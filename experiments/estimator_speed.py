@@ -16,15 +16,7 @@ from maxpo.studies import estimator_speed
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the benchmark in `workdir` and returns its summary, the rows of the table by shape."""
-    if len(config.groups) != len(config.group_sizes):
-        raise ValueError(
-            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
-        )
-    if config.repeats < 1 or config.k < 2 or config.k > min(config.group_sizes) - 1:
-        raise ValueError(
-            f"expected repeats >= 1 and 2 <= k <= {min(config.group_sizes) - 1}, got repeats = "
-            f"{config.repeats} and k = {config.k}."
-        )
+    estimator_speed.check_config(config)
     batches = list(zip(config.groups, config.group_sizes, strict=True))
     growing = [(config.scaling_rewards // size, size) for size in config.scaling_sizes]
     with runs.Run(config, workdir) as run:
@@ -35,12 +27,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             shape: estimator_speed.measure(config, shape, key)
             for shape in runs.progress(list(dict.fromkeys(batches + growing)), unit="shapes")
         }
-        for shape in timings:
+        # A step is a shape that is done.
+        for step, shape in enumerate(timings, start=1):
             for timing in timings[shape]:
-                run.log(shape[1], timing._asdict())
+                run.log(step, timing._asdict())
         run.figure(
             "estimator_speed",
-            estimator_speed.scaling_figure([t for shape in growing for t in timings[shape]]),
+            lambda: estimator_speed.scaling_figure(
+                [t for shape in growing for t in timings[shape]]
+            ),
         )
         rows = estimator_speed.table([t for shape in timings for t in timings[shape]])
         return run.finish(rows)

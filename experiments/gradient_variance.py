@@ -4,7 +4,6 @@ Expected gradients by enumeration, the trace of the gradient's covariance on sof
 arms, reward laws, policies, N and k, and PKPO's toy problem; see configs/gradient_variance.py.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +19,25 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     gradient_variance.check_config(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
-            _print_unbiasedness(run.summary)
-            return run.report()
+            return _print_unbiasedness(run.report())
         rows = jobs.run_jobs(run, gradient_variance.make_jobs(config), config.seed)
         sections = gradient_variance.by_section(rows)
-        run.figure("unbiasedness", unbiasedness.figure(sections["unbiasedness"]))
-        run.figure("sweeps", variance_figures.sweeps(sections["sweep"]))
-        run.figure("regime_map", variance_figures.regime_map(sections["map"]))
-        run.figure("pkpo_toy", pkpo_toy.figure(sections["toy curve"], sections["toy variance"]))
+        run.figure("unbiasedness", lambda: unbiasedness.figure(sections["unbiasedness"]))
+        run.figure("sweeps", lambda: variance_figures.sweeps(sections["sweep"]))
+        run.figure("regime_map", lambda: variance_figures.regime_map(sections["map"]))
+        run.figure(
+            "pkpo_toy",
+            lambda: pkpo_toy.figure(sections["toy curve"], sections["toy variance"]),
+        )
         summary = {"agreement": gradient_variance.agreement(rows), "cells": sections}
-        _print_unbiasedness(summary)
-        return run.finish(summary, table=gradient_variance.table(rows, config))
+        return _print_unbiasedness(run.finish(summary, table=gradient_variance.table(rows, config)))
 
 
-def _print_unbiasedness(summary: Mapping[str, Any] | None) -> None:
-    """Prints the table that `Run.report` does not know of."""
-    if summary is not None and jax.process_index() == 0:
-        print(runs.format_table(summary["cells"]["unbiasedness"]), end="\n\n")
+def _print_unbiasedness(summary: dict[str, Any]) -> dict[str, Any]:
+    """Prints the table that `Run.report` does not know of; returns the summary."""
+    if jax.process_index() == 0:
+        print("\n" + runs.format_table(summary["cells"]["unbiasedness"]))
+    return summary
 
 
 if __name__ == "__main__":

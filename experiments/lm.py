@@ -31,8 +31,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return run.report()
         scores = study.run_stages(settings, run.folder)
-        for name, figure in study.figures(settings, scores, run.folder).items():
-            run.figure(name, figure)
+        for name, draw in study.figures(settings, scores, run.folder).items():
+            run.figure(name, draw)
         curves = {
             quantity: {label: curve._asdict() for label, curve in curves.items()}
             for quantity, curves in study.compare(settings, scores).items()

@@ -33,10 +33,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         seconds = lm_speed.take_turns(
             calls, config.repeats, lambda rounds: runs.progress(rounds, unit="rounds")
         )
-        for name, times in seconds.items():
-            for number, taken in enumerate(times, start=1):
-                run.log(number, {"call": name, "seconds": taken})
-        run.figure("lm_speed", lm_speed.figure(config, seconds))
+        # A step is a round that is done, of all calls.
+        for step, taken in enumerate(zip(*seconds.values(), strict=True), start=1):
+            for name, of_call in zip(seconds, taken, strict=True):
+                run.log(step, {"call": name, "seconds": of_call})
+        run.figure("lm_speed", lambda: lm_speed.figure(config, seconds))
         rows = lm_speed.table(config, seconds, lm_speed.update_memory(config))
         return run.finish(rows)
 

@@ -17,10 +17,13 @@ from maxpo.studies import bandit, step_sizes
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, figures by "bandit estimator"."""
+    runs.check_numbers(config, above={"step_sizes": 0})
     if config.common not in config.step_sizes:
         raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}.")
-    if config.seeds < 4:
+    if not config.seeds >= 4:
         raise ValueError(f"seeds: expected at least 4, two halves, got {config.seeds}.")
+    if not config.bandits or len(set(config.bandits)) < len(config.bandits):
+        raise ValueError(f"bandits: expected different variants, got {config.bandits}.")
     studies = {}
     for variant in config.bandits:
         study = bandit_configs.get_config(variant)
@@ -41,9 +44,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 run.log(number, {"bandit": variant, "estimator": name, "max_at_k": values})
             for name, row in step_sizes.compare(found, config.step_sizes, config.common).items():
                 summary[f"{variant} {name}"] = row
+        report_ks = {variant: study.report_k for variant, study in studies.items()}
         run.figure(
             "step_sizes",
-            step_sizes.step_size_figure(objectives, config.step_sizes, study.report_k),
+            lambda: step_sizes.step_size_figure(objectives, config.step_sizes, report_ks),
         )
         return run.finish(summary)
 

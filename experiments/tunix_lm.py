@@ -162,13 +162,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return run.report()
         history: dict[str, list[dict[str, float]]] = {name: [] for name in config.estimators}
-        for name, rows in history.items():
+        for number, (name, rows) in enumerate(history.items()):
+            # Policies are trained one after the other: steps count the updates of all of them.
+            before = number * config.updates
 
             def report(
                 rewards: np.ndarray,
                 advantages: np.ndarray,
                 name: str = name,
                 rows: list[dict[str, float]] = rows,
+                before: int = before,
             ) -> None:
                 groups = rewards.reshape(-1, config.num_generations)
                 figures = {
@@ -176,8 +179,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                     "max_at_k": float(host.max_at_k(groups, config.k).mean()),
                 }
                 rows.append(figures)
-                runs.check_finite(len(rows), {"advantages": advantages})
-                run.log(len(rows), {"estimator": name, **figures})
+                update = len(rows)
+                runs.check_finite(before + update, {f"{name} advantages": advantages})
+                run.log(before + update, {"estimator": name, "update": update, **figures})
 
             train(config, registered[name], report)
         summary = {
@@ -192,6 +196,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for what Tunix would only notice in the middle, or not at all."""
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "odds": 0,
+            **{f"model.{name}": 1 for name, size in config.model.items() if isinstance(size, int)},
+        },
+        above={"learning_rate": 0},
+    )
     letters = len(LetterTokenizer.LETTERS) - 1
     if not 1 <= len(config.odds) <= letters or abs(sum(config.odds) - 1) > 1e-6:
         raise ValueError(f"expected odds of 1 to {letters} letters with sum 1, got {config.odds}")

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
 
+from maxpo._extras import missing_extra
+
 if TYPE_CHECKING:
     import tokenizers
 
@@ -156,16 +158,14 @@ def load_tokenizer(
       pad_token: What fills up rows, as text.
 
     Raises:
-      ImportError: if the package `tokenizers` is missing.
+      MissingExtraError: if the package `tokenizers` is missing.
       ValueError: if the file is missing or is no tokenizer, if a named token is not in its
         vocabulary, or if which token ends a completion is not clear.
     """
     try:
         import tokenizers
     except ImportError as error:
-        raise ImportError(
-            "load_tokenizer needs the package tokenizers: pip install 'maxpo[lm]'"
-        ) from error
+        raise missing_extra("load_tokenizer", "tokenizers", "lm", error) from error
     file = Path(path)
     if file.is_dir():
         file /= "tokenizer.json"

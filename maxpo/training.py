@@ -1,7 +1,7 @@
 """The update step: rewards -> advantages -> gradient -> optax."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -15,13 +15,17 @@ K: TypeAlias = float | Callable[[jax.Array], jax.Array]
 Advantages = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+BINARY = ("max_rl", "pass_at_k_training")
+"""Estimators whose formula takes rewards for 0 or 1."""
+
+
 class TrainState(NamedTuple):
     """What training carries from one update to the next.
 
     Attributes:
       step: Number of updates that are done. Keys are folded from it, so that a resumed run draws
         what an uninterrupted one draws.
-      params: Trainable parameters of the policy.
+      params: Trainable parameters of the policy, in float32 at least.
       opt_state: State of the optimizer.
     """
 
@@ -31,7 +35,18 @@ class TrainState(NamedTuple):
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
-    """State before the first update."""
+    """State before the first update.
+
+    Parameters of less than float32 become float32, and so do the optimizer's moments: bfloat16 has
+    8 significant bits, in which an update of less than a 512th of a weight leaves it as it was.
+    What a policy computes in is its own affair.
+    """
+
+    def widened(x: jax.Array) -> jax.Array:
+        is_float = jnp.issubdtype(x.dtype, jnp.floating)
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if is_float else x
+
+    params = jax.tree.map(widened, params)
     return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
 
@@ -74,6 +89,22 @@ def needs_only_k(name: str) -> bool:
     """
     parameters = inspect.signature(estimators.get(name)).parameters.values()
     return {p.name for p in parameters if p.default is p.empty} <= {"rewards", "k"}
+
+
+def check_graded(names: Iterable[str], field: str, setting: str) -> None:
+    """Raises ValueError if rewards are graded and one of the estimators needs 0/1 rewards.
+
+    Args:
+      names: Of the estimators.
+      field: What the config calls them.
+      setting: The field of the config that makes rewards graded.
+    """
+    for name in names:
+        if name in BINARY:
+            raise ValueError(
+                f"{field}: expected estimators of graded rewards, as {setting} says, got {name}, "
+                "which needs rewards of 0 or 1."
+            )
 
 
 def bind_estimator(name: str, k: K, **options: Any) -> Advantages:

@@ -15,3 +15,13 @@ def unreliable(problem: Problem, completion: str) -> float:
     if completion == "33":
         time.sleep(60)
     return numeric_verifier(problem, completion)
+
+
+def distance(problem: Problem, completion: str) -> float:
+    """0 for "5" and less for other numbers; raises on anything else."""
+    return -abs(int(completion) - 5)
+
+
+def broken(problem: Problem, completion: str) -> float:
+    """Raises on everything."""
+    raise RuntimeError("the table of answers is missing")

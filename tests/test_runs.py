@@ -1,5 +1,6 @@
 """Tests for maxpo.runs: a run killed at any moment resumes as if nothing had happened."""
 
+import asyncio
 import contextlib
 import errno
 import json
@@ -99,7 +100,8 @@ def test_a_run_leaves_the_files_of_the_contract(tmp_path: Path, capsys: Any) -> 
         for step in runs.steps(start, 4, every=2):
             run.log(step, {"loss": 1 / step})
             run.save(step, {"w": state["w"] + step})
-        path = run.figure("learning_curves", Figure())
+        path = run.figure("learning_curves", Figure)
+        assert not path.exists()  # `finish` draws it
         run.finish({"final": 0.5}, table=[{"estimator": "maxpo", "max@4": 0.91234}])
     folder = tmp_path / "run"
     visible = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
@@ -259,6 +261,50 @@ def test_a_finished_run_does_no_work_and_prints_its_table_again(
     assert {name for name, kept in before.items() if after[name] != kept} <= {
         str(tmp_path / ".lock")
     }
+
+
+def failing_figure() -> Figure:
+    raise ValueError("Dashes must not be negative")
+
+
+def figure_that_cannot_be_saved() -> Figure:
+    figure = Figure()
+    figure.text(0, 0, "$\\frac{$")  # Only found out in drawing.
+    return figure
+
+
+@pytest.mark.parametrize("draw", [failing_figure, figure_that_cannot_be_saved, lambda: None])
+def test_a_figure_that_fails_costs_nothing_but_itself(
+    tmp_path: Path, draw: Callable[[], Any], capsys: Any
+) -> None:
+    with runs.Run({}, tmp_path) as run:
+        run.figure("broken", draw)
+        run.figure("whole", Figure())
+        assert run.finish({"best": 0.5}) == {"best": 0.5}
+    printed = capsys.readouterr()
+    assert strict_json((tmp_path / "summary.json").read_text()) == {"best": 0.5}
+    assert {path.name for path in tmp_path.glob("*.png")} == {"whole.png"}
+    assert "whole.png" in printed.out
+    assert "Traceback" in printed.err
+    assert "warning: the figure broken is missing" in printed.err
+    with runs.Run({}, tmp_path) as run:
+        assert run.report() == {"best": 0.5}
+    assert "broken" not in capsys.readouterr().err
+    # As the warning says.
+    (tmp_path / "summary.json").unlink()
+    with runs.Run({}, tmp_path) as run:
+        run.figure("broken", Figure)
+        run.finish({"best": 0.5})
+    assert (tmp_path / "broken.png").exists()
+
+
+def test_a_figure_for_which_the_disk_has_no_room_is_reported(tmp_path: Path, capsys: Any) -> None:
+    with runs.Run({}, tmp_path) as run, full_disk(100):
+        run.figure("curve", Figure())
+        run.finish({"best": 0.5})
+    assert {path.name for path in tmp_path.iterdir()} >= {"summary.json"}
+    assert not list(tmp_path.glob("*curve.png*"))
+    assert f"cannot write: File too large: '{tmp_path / 'curve.png'}'" in capsys.readouterr().err
 
 
 def test_a_summary_without_a_table_is_printed_itself(tmp_path: Path, capsys: Any) -> None:
@@ -478,6 +524,32 @@ def test_the_last_state_of_a_finished_run_can_be_used(tmp_path: Path) -> None:
             run.last_state(state)
 
 
+def test_a_loop_that_fails_waits_for_what_it_began() -> None:
+    """As orbax does it: one of several reads fails, the loop is closed, the others report later."""
+    done = []
+
+    async def read(seconds: float, fails: bool) -> None:
+        # A thread that reports by `call_soon_threadsafe`, as those of tensorstore do.
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+        if fails:
+            raise ValueError("damaged")
+        done.append(seconds)
+
+    async def read_all() -> None:
+        await asyncio.gather(read(0, True), read(0.1, False), read(0.2, False))
+
+    original = asyncio.new_event_loop
+    with _checkpoints.loops_finish_their_tasks():
+        loop = asyncio.new_event_loop()
+        with pytest.raises(ValueError, match="damaged"):
+            loop.run_until_complete(read_all())
+        loop.close()
+        loop.close()  # once more does nothing
+    assert done == [0.1, 0.2]
+    assert loop.is_closed()
+    assert asyncio.new_event_loop is original
+
+
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     with runs.Run({}, tmp_path) as run:
         run.restore({"w": jnp.zeros(3)})
@@ -506,6 +578,10 @@ def test_the_order_of_restore_log_and_save_is_checked(tmp_path: Path) -> None:
             run.save(2, state)
         with pytest.raises(ValueError, match="'step' of their own"):
             run.log(3, {"step": 3})
+        run.log(4, {"loss": 1})
+        run.log(4, {"loss": 2})
+        with pytest.raises(ValueError, match="at least that of the last line, 4, got 3"):
+            run.log(3, {"loss": 3})
     with runs.Run({}, tmp_path) as run, pytest.raises(RuntimeError, match="restore before log"):
         run.log(1, {"loss": 1})
 
@@ -592,13 +668,10 @@ def test_a_full_disk_is_named_and_loses_nothing(tmp_path: Path) -> None:
             run.log(2, {"text": "x" * 100})
         with full_disk(10_000), pytest.raises(OSError, match=str(tmp_path / "checkpoints" / "2")):
             run.save(2, {"w": rng.normal(size=100_000)})
-        with full_disk(100), pytest.raises(OSError, match=str(tmp_path / "curve.png")):
-            run.figure("curve", Figure())
         with full_disk(10), pytest.raises(OSError, match=str(tmp_path / "summary.json")):
             run.finish({"final": 0.5})
         run.log(2, {"loss": 2})
     assert [record["loss"] for record in runs.read_metrics(tmp_path)] == [1, 2]
-    assert not (tmp_path / "curve.png").exists()
     with runs.Run({}, tmp_path) as run:
         assert not run.finished
         assert run.restore({"w": np.zeros(100_000)})[1] == 1

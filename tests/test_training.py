@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from maxpo import estimators, training
+from maxpo.studies.unbiasedness import VARIANTS
 
 REWARDS = jax.random.normal(jax.random.key(0), (2, 6))
 
@@ -48,6 +49,14 @@ def test_options_are_passed_on():
     np.testing.assert_array_equal(bound(REWARDS, 0), estimators.l_statistic(REWARDS, weights))
     with pytest.raises(TypeError, match=r"grpo: expected options among .*epsilon.*got \['eps'\]"):
         training.bind_estimator("grpo", 3, eps=1.0)
+
+
+def test_estimators_of_binary_rewards_are_refused_for_graded_ones():
+    assert {name for name, variant in VARIANTS.items() if variant.binary} == {*training.BINARY}
+    training.check_graded(["rloo", "maxpo"], "methods", "task.binary")
+    for name in training.BINARY:
+        with pytest.raises(ValueError, match=f"methods: .* as task.binary says, got {name}, which"):
+            training.check_graded(["rloo", name], "methods", "task.binary")
 
 
 def test_apply_gradients_is_one_optimizer_step():

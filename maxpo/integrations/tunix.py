@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from maxpo import estimators, training
+from maxpo._extras import missing_extra
 
 # Tunix's own, by the same formulas.
 _BUILT_IN = ("grpo", "rloo")
@@ -41,7 +42,7 @@ def register(*names: str, k: float | None = None) -> tuple[str, ...]:
       The names that Tunix now knows.
 
     Raises:
-      ImportError: If Tunix is not installed.
+      MissingExtraError: If Tunix is not installed.
       TypeError: If k is not a real number, or an estimator needs it and has none.
       ValueError: If there is no such estimator, k is below 1, or Tunix has the name already.
     """
@@ -66,7 +67,7 @@ def names() -> tuple[str, ...]:
     """The advantage estimators that Tunix knows, its own among them.
 
     Raises:
-      ImportError: If Tunix is not installed.
+      MissingExtraError: If Tunix is not installed.
     """
     return _known(_registry())
 
@@ -129,7 +130,5 @@ def _registry() -> Any:
     try:
         from tunix.rl import algo_core, function_registry  # noqa: F401, its own come first
     except ImportError as error:
-        raise ImportError(
-            "maxpo.integrations.tunix needs Tunix: pip install 'maxpo[tunix]'."
-        ) from error
+        raise missing_extra("maxpo.integrations.tunix", "tunix", "tunix", error) from error
     return function_registry

@@ -6,6 +6,7 @@ with their `model.safetensors.index.json`. The folder is all that is read; nothi
 
 import contextlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maxpo._extras import missing_extra
 from maxpo.policies.transformer import Transformer, TransformerConfig
 
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_EMBEDDING = "model.embed_tokens.weight"
 _NAMED = 4  # How many tensors a message names.
 
 
@@ -46,18 +49,22 @@ def load_config(
     Raises:
       ValueError: if there is no such file, the model is of another architecture or has a feature
         that `Transformer` lacks (scaled rotary positions, sliding windows, quantisation, ...),
-        naming it; or for a context longer than the checkpoint's.
+        or if a field is missing or ill-typed, naming it; or for a context longer than the
+        checkpoint's.
     """
     where = Path(folder) / _CONFIG
     fields = _read_json(where)
     model_type = fields.get("model_type")
-    if model_type not in _CLASSES:
+    if not isinstance(model_type, str) or model_type not in _CLASSES:
         raise ValueError(
             f"expected one of the architectures {', '.join(_CLASSES)} in {where}, got "
             f"model_type {model_type!r}"
         )
-    rope = {**(fields.get("rope_scaling") or {}), **(fields.get("rope_parameters") or {})}
+    rope = _rope(where, fields)
     qwen2 = model_type == "qwen2"
+    layer_types = fields.get("layer_types")
+    if layer_types is not None and not isinstance(layer_types, list):
+        raise _unexpected(where, "layer_types", "a list or null", layer_types)
     for name, value, supported in (
         ("hidden_act", fields.get("hidden_act", "silu"), "silu"),
         ("rotary positions", rope.get("rope_type", rope.get("type", "default")), "default"),
@@ -66,18 +73,32 @@ def load_config(
         ("attention_bias", not qwen2 and fields.get("attention_bias", False), False),
         ("mlp_bias", fields.get("mlp_bias", False), False),
         ("use_sliding_window", fields.get("use_sliding_window", False), False),
-        ("layer_types", set(fields.get("layer_types") or ()) - {"full_attention"}, set()),
+        ("layer_types", {str(x) for x in layer_types or ()} - {"full_attention"}, set()),
         ("quantization_config", fields.get("quantization_config"), None),
     ):
         if value != supported:
             raise ValueError(f"{where}: expected {name} to be {supported!r}, got {value!r}")
 
-    def required(name: str) -> Any:
-        if fields.get(name) is None:
+    def size(name: str, silent: int | None = None) -> int:
+        """A positive integer; `silent` is what transformers takes where the file is silent."""
+        value = fields.get(name, silent)
+        if value is None:
             raise ValueError(f"{where} has no field {name!r}")
-        return fields[name]
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise _unexpected(where, name, "an integer above 0", value)
+        return value
 
-    longest = required("max_position_embeddings")
+    def number(name: str, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise _unexpected(where, name, "a number above 0", value)
+        if not 0 < value < math.inf:
+            raise _unexpected(where, name, "a number above 0", value)
+        return float(value)
+
+    tied = fields.get("tie_word_embeddings", False)
+    if not isinstance(tied, bool):
+        raise _unexpected(where, "tie_word_embeddings", "true or false", tied)
+    longest = size("max_position_embeddings")
     if context_length is None:
         context_length = longest
     elif context_length > longest:
@@ -85,23 +106,31 @@ def load_config(
             f"expected a context_length of at most {longest}, which is what the model in {folder} "
             f"is made for, got {context_length}"
         )
-    heads = required("num_attention_heads")
-    # What transformers takes where a file is silent.
-    head_dim = fields.get("head_dim") or (128 if model_type == "qwen3" else None)
+    heads, hidden = size("num_attention_heads"), size("hidden_size")
+
+    def is_null(name: str) -> bool:
+        return name in fields and fields[name] is None
+
+    # Null stands for what follows from other fields. A silent Qwen3 has heads of 128.
+    kv_heads = heads if is_null("num_key_value_heads") else size("num_key_value_heads", heads)
+    head_dim = None
+    if not is_null("head_dim") and ("head_dim" in fields or model_type == "qwen3"):
+        head_dim = size("head_dim", 128)
+    theta = rope["rope_theta"] if "rope_theta" in rope else fields.get("rope_theta", 1e4)
     return TransformerConfig(
-        vocab_size=required("vocab_size"),
+        vocab_size=size("vocab_size"),
         context_length=context_length,
-        hidden=required("hidden_size"),
-        layers=required("num_hidden_layers"),
+        hidden=hidden,
+        layers=size("num_hidden_layers"),
         heads=heads,
-        kv_heads=fields.get("num_key_value_heads") or heads,
-        mlp=required("intermediate_size"),
+        kv_heads=kv_heads,
+        mlp=size("intermediate_size"),
         head_dim=head_dim,
-        tied_embeddings=fields.get("tie_word_embeddings", False),
+        tied_embeddings=tied,
         qk_norm=model_type == "qwen3",
         attention_bias=qwen2,
-        rope_theta=float(rope.get("rope_theta", fields.get("rope_theta", 1e4))),
-        norm_epsilon=float(fields.get("rms_norm_eps", 1e-6)),
+        rope_theta=number("rope_theta", theta),
+        norm_epsilon=number("rms_norm_eps", fields.get("rms_norm_eps", 1e-6)),
         dtype=dtype,
         param_dtype=param_dtype,
         remat=remat,
@@ -132,9 +161,8 @@ def load_pretrained(
       The model, on the default device.
 
     Raises:
-      ImportError: if the package `safetensors` is missing.
-      ValueError: as `load_config`, and if tensors are missing, too many, of another shape or not
-        floating-point numbers, naming them.
+      MissingExtraError: if the package `safetensors` is missing.
+      ValueError: as `load_config` and `check_pretrained`.
     """
     safetensors = _import_safetensors("load_pretrained")
     config = load_config(
@@ -154,6 +182,23 @@ def load_pretrained(
     return model
 
 
+def check_pretrained(folder: str | os.PathLike[str], config: TransformerConfig) -> None:
+    """Checks all of a checkpoint but the numbers in it: before a run begins, in no time.
+
+    Args:
+      folder: The checkpoint.
+      config: What `load_config` made of it.
+
+    Raises:
+      MissingExtraError: if the package `safetensors` is missing.
+      ValueError: if a file is missing or damaged, or tensors are missing, too many, of another
+        shape or not floating-point numbers, or a tied model has an unembedding of its own, naming
+        them.
+    """
+    with _open(Path(folder), _import_safetensors("model.pretrained")) as tensors:
+        _check_tensors(folder, config, _entries(config), tensors)
+
+
 def save_pretrained(
     model: Transformer, folder: str | os.PathLike[str], *, dtype: str | None = None
 ) -> None:
@@ -170,7 +215,7 @@ def save_pretrained(
       dtype: What to store the parameters as, "float32" or "bfloat16". None: as they are.
 
     Raises:
-      ImportError: if the package `safetensors` is missing.
+      MissingExtraError: if the package `safetensors` is missing.
       ValueError: if no architecture has both `qk_norm` and `attention_bias`, or for another dtype.
     """
     safetensors = _import_safetensors("save_pretrained")
@@ -266,7 +311,7 @@ def _entries(config: TransformerConfig) -> list[_Entry]:
         return _Entry(("layers", name), sources, pack, unpack)
 
     entries = [
-        same(("embedding",), "model.embed_tokens.weight", c.vocab_size, c.hidden),
+        same(("embedding",), _EMBEDDING, c.vocab_size, c.hidden),
         same(("final_norm",), "model.norm.weight", c.hidden),
         layer("attention_norm", "input_layernorm.weight", c.hidden),
         heads("qkv", "weight", c.hidden),
@@ -311,18 +356,21 @@ def _check_tensors(
         for source in entry.sources
         for number in range(config.layers if entry.path[0] == "layers" else 1)
     }
-    ignored = {"lm_head.weight"} if config.tied_embeddings else set()
+    # A tied model's file may hold its one matrix twice.
+    again = {"lm_head.weight": (config.vocab_size, config.hidden)} if config.tied_embeddings else {}
     extra = [
         name
         for name in tensors
         # Old files hold the rotary frequencies, which follow from the config.
-        if name not in expected and name not in ignored and not name.endswith("rotary_emb.inv_freq")
+        if name not in {**expected, **again} and not name.endswith("rotary_emb.inv_freq")
     ]
     misshapen, other = [], []
-    for name in expected.keys() & tensors.keys():
+    for name, shape in {**expected, **again}.items():
+        if name not in tensors:
+            continue
         view = tensors[name].get_slice(name)
-        if tuple(view.get_shape()) != expected[name]:
-            misshapen.append(f"{name} {view.get_shape()} instead of {list(expected[name])}")
+        if tuple(view.get_shape()) != shape:
+            misshapen.append(f"{name} {view.get_shape()} instead of {list(shape)}")
         if view.get_dtype() not in _FLOATS:
             other.append(f"{name} {view.get_dtype()}")
     problems = [
@@ -340,6 +388,23 @@ def _check_tensors(
         raise ValueError(
             f"the tensors in {folder} are not those of its {_CONFIG}; {'; '.join(problems)}"
         )
+    for name in again.keys() & tensors.keys():
+        if not _are_equal(tensors, name, _EMBEDDING, config.vocab_size):
+            raise ValueError(
+                f"{name} in {folder} differs from {_EMBEDDING}, which it would be by "
+                f"tie_word_embeddings=true: expected equal matrices, or false in {_CONFIG}"
+            )
+
+
+def _are_equal(tensors: Mapping[str, Any], one: str, other: str, rows: int) -> bool:
+    """Whether two matrices hold the same numbers; read in parts, as they may be large."""
+    views = [tensors[name].get_slice(name) for name in (one, other)]
+    for start in range(0, rows, 4096):
+        end = min(start + 4096, rows)
+        parts = (np.asarray(view[start:end], np.float32) for view in views)
+        if not np.array_equal(*parts):
+            return False
+    return True
 
 
 @contextlib.contextmanager
@@ -349,8 +414,13 @@ def _open(folder: Path, safetensors: ModuleType) -> Iterator[dict[str, Any]]:
         names = [_SINGLE]
     elif (folder / _INDEX).is_file():
         index = _read_json(folder / _INDEX).get("weight_map")
-        if not isinstance(index, dict):
+        if index is None:
             raise ValueError(f"{folder / _INDEX} has no weight_map")
+        if not isinstance(index, dict) or not all(isinstance(x, str) for x in index.values()):
+            raise ValueError(
+                f"{folder / _INDEX}: weight_map: expected an object of file names by tensor, got "
+                f"{json.dumps(index)[:80]}"
+            )
         names = sorted(set(index.values()))
         for name in names:
             if not (folder / name).is_file():
@@ -358,7 +428,7 @@ def _open(folder: Path, safetensors: ModuleType) -> Iterator[dict[str, Any]]:
     else:
         raise ValueError(f"expected {_SINGLE} or {_INDEX} in {folder}, got neither")
     with contextlib.ExitStack() as stack:
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for name in names:
             try:
                 file = safetensors.safe_open(folder / name, framework="numpy")
@@ -367,6 +437,26 @@ def _open(folder: Path, safetensors: ModuleType) -> Iterator[dict[str, Any]]:
             file = stack.enter_context(file)
             tensors.update(dict.fromkeys(file.keys(), file))
         yield tensors
+
+
+def _rope(where: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the rotary positions; `rope_parameters` is the newer name of `rope_scaling`."""
+    rope: dict[str, Any] = {}
+    for name in ("rope_scaling", "rope_parameters"):
+        found = fields.get(name)
+        if found is None:
+            continue
+        if not isinstance(found, dict):
+            raise _unexpected(where, name, "an object or null", found)
+        if any(isinstance(value, dict) for value in found.values()):
+            raise _unexpected(where, name, "the same for all layers", found)
+        rope |= found
+    return rope
+
+
+def _unexpected(where: Path, name: str, expected: str, value: Any) -> ValueError:
+    """The error for a field, with its value as JSON."""
+    return ValueError(f"{where}: {name}: expected {expected}, got {json.dumps(value)}")
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -387,7 +477,5 @@ def _import_safetensors(caller: str) -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise ImportError(
-            f"{caller} needs the package safetensors: pip install 'maxpo[hf]'"
-        ) from error
+        raise missing_extra(caller, "safetensors", "hf", error) from error
     return safetensors

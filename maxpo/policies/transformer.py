@@ -105,13 +105,20 @@ class TransformerConfig:
                     f"got heads = {self.heads}"
                 )
             object.__setattr__(self, "head_dim", self.hidden // self.heads)
+        if isinstance(self.head_dim, bool) or not isinstance(self.head_dim, int):
+            raise ValueError(f"expected head_dim to be an integer or None, got {self.head_dim!r}")
         if self.head_width < 2 or self.head_width % 2:
             raise ValueError(
                 f"expected an even head_dim, for rotary positions, got {self.head_dim!r}"
             )
         for name in ("rope_theta", "norm_epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"expected a positive {name}, got {getattr(self, name)!r}")
+            number = getattr(self, name)
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if not is_number or not 0 < number < math.inf:
+                raise ValueError(f"expected a positive {name}, got {number!r}")
+        for name in ("tied_embeddings", "qk_norm", "attention_bias", "remat"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"expected {name} to be a bool, got {getattr(self, name)!r}")
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in _DTYPES:
                 raise ValueError(

@@ -9,7 +9,7 @@ from flax import nnx
 from maxpo import max_at_k, pass_at_k
 from maxpo.post_training.rollouts import Clock, Sample, sample_and_score
 from maxpo.post_training.settings import Settings, powers_up_to
-from maxpo.verification import VerifierPool
+from maxpo.verification import Scores, VerifierPool
 
 
 class Curve(NamedTuple):
@@ -33,8 +33,12 @@ def held_out_scores(
     params: nnx.State,
     key: jax.Array,
     clock: Clock,
-) -> np.ndarray:
-    """Scores `[P, n]` of n samples of every held-out problem; failed ones have 0."""
+) -> Scores:
+    """Scores `[P, n]` of n samples of every held-out problem.
+
+    The counts of failures are those of all samples that were verified, to which the last batch may
+    add some problems once more.
+    """
     count, size = len(settings.held_out.problems), settings.config.evaluation.prompts
     batches = -(-count // size)
     # The last batch is filled up with problems that it has already, for one shape only.
@@ -42,7 +46,8 @@ def held_out_scores(
     rollouts = sample_and_score(
         settings, sample, pool, params, problems, key, batches=batches, clock=clock
     )
-    return rollouts.scores.rewards[:count]
+    scores = rollouts.scores
+    return scores._replace(rewards=scores.rewards[:count], valid=scores.valid[:count])
 
 
 def best_of_k(rewards: np.ndarray, *, binary: bool) -> np.ndarray:

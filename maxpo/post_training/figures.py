@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from maxpo.post_training.evaluation import Curve
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import draw_line, legend_below, styles
 
 PANELS = {
     "mean_reward": "mean reward of the training groups",
@@ -20,28 +19,7 @@ PANELS = {
 POINTS = 25  # Of a learning curve: steps are averaged to about this many.
 BAND = 1.96  # Standard errors on either side: 95%.
 
-Style = dict[str, Any]
 History = Sequence[Mapping[str, Any]]
-
-
-def styles(labels: Sequence[str]) -> dict[str, Style]:
-    """The line of each method: its estimator's own, lighter and with dashes for further k.
-
-    The first of an estimator looks as in every other figure.
-    """
-    found: dict[str, Style] = {}
-    estimators = [label.split()[0] for label in labels]
-    for number, (label, estimator) in enumerate(zip(labels, estimators, strict=True)):
-        colour, dashes = STYLES.get(estimator, ("#76b7b2", "-"))
-        further = estimators[:number].count(estimator)
-        white = min(0.38 * further, 0.7)
-        found[label] = {
-            "color": tuple(np.array(to_rgb(colour)) * (1 - white) + white),
-            "linestyle": dashes if not further else (0, (6 - further, further)),
-            "linewidth": 2.2 if estimator == "maxpo" else 1.5,
-            "zorder": 3 if estimator == "maxpo" else 2,
-        }
-    return found
 
 
 def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> Figure:
@@ -61,7 +39,10 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
         if before not in curves:
             axis.axhline(0, **lines[before])
         for label, curve in curves.items():
-            _draw(axis, np.array(curve.k), curve.value, BAND * curve.error, label, lines[label])
+            # No band where there is no error: of one problem, none is known.
+            band = BAND * np.nan_to_num(curve.error)
+            low, high = curve.value - band, curve.value + band
+            draw_line(axis, curve.k, curve.value, low, high, label, lines[label])
         axis.set_xscale("log", base=2)
         axis.set_xticks(curve.k, [str(k) for k in curve.k])
         axis.minorticks_off()
@@ -96,20 +77,13 @@ def learning_curves(histories: Mapping[str, Sequence[History]], report_k: int) -
                 ]
             )
             middles = np.array([places[piece].mean() for piece in pieces])
-            _draw(axis, middles, points, BAND * errors, label, lines[label])
+            low, high = points - BAND * errors, points + BAND * errors
+            draw_line(axis, middles, points, low, high, label, lines[label])
         _finish(axis, title.format(k=report_k))
     for axis in axes[-1]:
         axis.set_xlabel("steps")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4))
+    legend_below(figure, axes.flat[0])
     return figure
-
-
-def _draw(
-    axis: Axes, x: np.ndarray, y: np.ndarray, error: np.ndarray, label: str, style: Style
-) -> None:
-    axis.plot(x, y, label=label, **style)
-    axis.fill_between(x, y - error, y + error, color=style["color"], alpha=0.13, linewidth=0)
 
 
 def _finish(axis: Axes, title: str) -> None:

@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,11 +12,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, max_at_k, parallel, pass_at_k
+from maxpo import max_at_k, parallel, pass_at_k
 from maxpo.generation import generate
 from maxpo.post_training.batches import batch_of_step
+from maxpo.post_training.failures import marked
 from maxpo.post_training.settings import EncodedProblems, Settings
 from maxpo.prompts import Completions, Prompts
+from maxpo.tasks.text import Problem
 from maxpo.verification import Scores, VerifierPool
 
 Sample = Callable[[nnx.State, Prompts, jax.Array], Completions]
@@ -42,10 +44,11 @@ class Groups(NamedTuple):
     Attributes:
       problems: P problems.
       completions: `[P, N, T]`.
-      rewards: `[P, N]`.
+      rewards: `[P, N]`, never NaN; see `Settings.rewards`.
       valid: `[P, N]`, samples to compute advantages from.
       where: `[P, N]`, samples that count in the loss: none of a dead group that is dropped.
-      metrics: Of all groups that were sampled, also those not kept.
+      scores: Of all groups that were sampled, also those not kept.
+      metrics: Of all these, too.
     """
 
     problems: EncodedProblems
@@ -53,6 +56,7 @@ class Groups(NamedTuple):
     rewards: np.ndarray
     valid: np.ndarray
     where: np.ndarray
+    scores: Scores
     metrics: dict[str, Any]
 
 
@@ -139,9 +143,13 @@ def sample_and_score(
                 [settings.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
                 for group in zip(current.tokens[mine], current.mask[mine], strict=True)
             ]
-            pending.append(pool.submit([part.problems[i] for i in mine], texts))
+            own = [part.problems[i] for i in mine]
+            pending.append((own, texts, pool.submit(own, texts)))
     with clock("verifying"):
-        scores = [_of_all_processes(each.result(), len(parts[0].problems)) for each in pending]
+        scores = [
+            _of_all_processes(_located(each.result(), own, texts), len(parts[0].problems))
+            for own, texts, each in pending
+        ]
     return Rollouts(problems, _joined(completions), _joined_scores(scores))
 
 
@@ -193,7 +201,7 @@ def collect(
         )
         scores = drawn[-1].scores
         usable = _usable(rl, scores)
-        alive = np.append(alive, is_alive(settings.rewards(scores.rewards), usable))
+        alive = np.append(alive, is_alive(settings.rewards(marked(scores)), usable))
         if np.sum(alive) >= rl.prompts:
             break
     return _select(settings, drawn, numbers, alive)
@@ -213,7 +221,7 @@ def _select(
     rl = settings.config.rl
     completions = _joined([rollouts.completions for rollouts in drawn])
     scores = _joined_scores([rollouts.scores for rollouts in drawn])
-    rewards, valid = settings.rewards(scores.rewards), _usable(rl, scores)
+    rewards, valid = settings.rewards(marked(scores)), _usable(rl, scores)
     metrics = _metrics(settings, completions, scores, rewards, valid, alive)
 
     order = np.argsort(~alive, kind="stable")[: rl.prompts]
@@ -226,6 +234,7 @@ def _select(
         rewards[order],
         valid[order],
         where[order],
+        scores,
         metrics,
     )
 
@@ -238,12 +247,14 @@ def _metrics(
     valid: np.ndarray,
     alive: np.ndarray,
 ) -> dict[str, Any]:
-    correct = settings.correct(scores.rewards)
+    correct = settings.correct(marked(scores))
     k = settings.config.rl.report_k
-    values = jax.device_get(_group_values(rewards, correct, valid, k=k))
+    values = jax.device_get(_group_values(rewards, correct, k=k))
     lengths = completions.mask.sum(axis=-1)
     ended = np.any((completions.tokens == settings.tokenizer.eos_id) & completions.mask, axis=-1)
     return {
+        # Of what advantages are computed from, and no number where there is nothing.
+        "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
         **values,
         "dead_groups": 1 - alive.mean(),
         "sampled_groups": len(alive),
@@ -255,19 +266,16 @@ def _metrics(
 
 
 @partial(jax.jit, static_argnames="k")
-def _group_values(
-    rewards: jax.Array, correct: jax.Array, where: jax.Array, *, k: int
-) -> dict[str, jax.Array]:
-    enough = jnp.sum(where, axis=-1) >= k
+def _group_values(rewards: jax.Array, correct: jax.Array, *, k: int) -> dict[str, jax.Array]:
+    """Of all samples: a failed one is one of the k that were drawn, and never the best of them."""
     return {
-        "mean_reward": losses.masked_mean(rewards, where=where),
-        "max_at_k": losses.masked_mean(max_at_k(rewards, k, where=where), where=enough),
-        "pass_at_k": losses.masked_mean(pass_at_k(correct, k, where=where), where=enough),
+        "max_at_k": jnp.mean(max_at_k(rewards, k)),
+        "pass_at_k": jnp.mean(pass_at_k(correct, k)),
     }
 
 
 def _usable(rl: ConfigDict, scores: Scores) -> np.ndarray:
-    """Samples that have a reward: all of them where a failure counts as 0."""
+    """Samples to learn from: all of them where a failure counts as the lowest reward."""
     return scores.valid if rl.failures == "mask" else np.ones_like(scores.valid)
 
 
@@ -279,7 +287,22 @@ def _of_all_processes(mine: Scores, count: int) -> Scores:
     rewards, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
     share = parallel.my_share(count)
     rewards[share], valid[share] = mine.rewards, mine.valid
-    return Scores(*parallel.sum_over_processes((rewards, valid, mine.failures)))
+    sums = parallel.sum_over_processes((rewards, valid, mine.failures))
+    return Scores(*sums, parallel.first_text(mine.message))
+
+
+def _located(scores: Scores, problems: Sequence[Problem], texts: list[list[str]]) -> Scores:
+    """The scores with the prompt and the completion that their message is about."""
+    if not scores.message:
+        return scores
+    row, column = np.argwhere(~scores.valid)[0]
+    prompt, completion = problems[row].prompt, texts[row][column]
+    where = f"prompt {_short(prompt)}, completion {_short(completion)}"
+    return scores._replace(message=f"{where}:\n{scores.message}")
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 200 else f"{text[:100]} .. {text[-100:]}")
 
 
 def _joined(parts: list[Completions]) -> Completions:
@@ -292,4 +315,5 @@ def _joined_scores(parts: list[Scores]) -> Scores:
         np.concatenate([part.rewards for part in parts]),
         np.concatenate([part.valid for part in parts]),
         failures,
+        next((part.message for part in parts if part.message), ""),
     )

@@ -9,8 +9,9 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, parallel, runs, tokenizers
+from maxpo import losses, parallel, runs, tokenizers, training
 from maxpo.policies import pretrained, transformer
+from maxpo.post_training.failures import as_lowest
 from maxpo.post_training.methods import Method, parse_methods
 from maxpo.prompts import Prompts
 from maxpo.tasks import text
@@ -62,12 +63,20 @@ class Settings(NamedTuple):
     model: transformer.TransformerConfig
     methods: list[Method]
 
-    def rewards(self, scores: np.ndarray) -> np.ndarray:
-        """What is maximised: the verifier's scores, or with `task.binary` whether they succeed."""
-        return self.correct(scores).astype(np.float32) if self.config.task.binary else scores
+    def rewards(self, scores: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+        """What is maximised: the verifier's scores, or with `task.binary` whether they succeed.
+
+        Args:
+          scores: `[..., n]`, NaN where the verification failed. Such a sample gets a reward that is
+            never above that of a scored one: 0, or with graded scores that of `as_lowest`.
+          seen: As in `as_lowest`.
+        """
+        if self.config.task.binary:
+            return self.correct(scores).astype(np.float32)
+        return as_lowest(scores, seen)
 
     def correct(self, scores: np.ndarray) -> np.ndarray:
-        """Which samples count for pass@k."""
+        """Which samples count for pass@k: those that were scored, from `task.success` on."""
         return scores >= self.config.task.success
 
 
@@ -76,13 +85,15 @@ def make_settings(config: ConfigDict) -> Settings:
 
     Raises:
       ValueError: If a value makes no sense, naming the field, what is expected and what came.
-      ImportError: If a package of an extra is missing, naming the extra.
+      MissingExtraError: If a package of an extra is missing, naming the extra.
     """
     _check_numbers(config)
     _check_choices(config)
     if not config.methods:
         raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
+    if not config.task.binary:
+        training.check_graded([method.estimator for method in methods], "methods", "task.binary")
     task = _make_task(config.task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
@@ -141,8 +152,17 @@ def powers_up_to(n: int) -> tuple[int, ...]:
 
 def _check_numbers(config: ConfigDict) -> None:
     least = {
+        "seed": 0,
         "seeds": 1,
-        "warm_start": {"steps": 0, "batch_size": 1, "warm_up": 0, "save_every": 1},
+        "model": {"vocab_size": 0, "context_length": 0},
+        "warm_start": {
+            "steps": 0,
+            "batch_size": 1,
+            "warm_up": 0,
+            "weight_decay": 0,
+            "log_every": 1,
+            "save_every": 1,
+        },
         "rl": {
             "steps": 1,
             "prompts": 1,
@@ -163,16 +183,18 @@ def _check_numbers(config: ConfigDict) -> None:
         "evaluation": {"samples": 1, "prompts": 1, "temperature": 0},
         "verification": {"workers": 1},
     }
-    for name, smallest in _flat(least):
-        if not _field(config, name) >= smallest:
-            raise ValueError(f"{name}: expected at least {smallest}, got {_field(config, name)}")
-    for name in (
+    positive = (
         *("warm_start.learning_rate", "warm_start.max_gradient_norm", "warm_start.final_rate"),
         *("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length"),
         *("verification.time_limit", "verification.memory_limit"),
-    ):
-        if not _field(config, name) > 0:
-            raise ValueError(f"{name}: expected more than 0, got {_field(config, name)}")
+    )
+    runs.check_numbers(
+        config,
+        at_least=dict(_flat(least)),
+        above=dict.fromkeys(positive, 0),
+        finite=("rl.clip_low", "rl.clip_high", "rl.clip_dual"),
+        or_infinite=("warm_start.max_gradient_norm", "rl.max_gradient_norm", "rl.clip_high"),
+    )
     rl = config.rl
     cut = rl.minibatches * rl.micro_batches
     for name, size in (
@@ -238,19 +260,43 @@ def _check_choices(config: ConfigDict) -> None:
             "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
             f"{rl.clip_low} and {rl.clip_high}"
         )
-    for name in ("time_limit", "memory_limit"):
-        if not math.isfinite(config.verification[name]):
-            raise ValueError(
-                f"verification.{name}: expected a finite number, got {config.verification[name]}"
-            )
-    if not math.isfinite(config.task.success):
-        raise ValueError(f"task.success: expected a finite score, got {config.task.success}")
+    if rl.clip_dual and not rl.clip_dual > 1:
+        raise ValueError(
+            f"rl.clip_dual: expected a ratio above 1, or 0 for none, got {rl.clip_dual}"
+        )
+    if rl.clip_dual and rl.loss != "clipped_ratio":
+        raise ValueError(
+            f"rl.clip_dual: expected 0 for rl.loss={rl.loss}, which has no ratio, got "
+            f"{rl.clip_dual}"
+        )
+    _check_success(config.task)
+
+
+def _check_success(task: ConfigDict) -> None:
+    """Raises ValueError if a wrong answer, whose score is 0, would count as correct."""
+    success = task.success
+    if not math.isfinite(success):
+        raise ValueError(f"task.success: expected a finite score, got {success}")
+    # The names of verifiers that come with the project; those of yours have a colon.
+    ours = ":" not in task.verifier
+    if success <= 0 and (task.binary or ours):
+        why = f"task.verifier={task.verifier}" if ours else "task.binary=True"
+        raise ValueError(
+            f"task.success: expected more than 0, the score of a wrong answer, for {why}; got "
+            f"{success}. Negative scores need a verifier of your own and task.binary=False"
+        )
+    if success > 1 and ours:
+        raise ValueError(
+            "task.success: expected at most 1, the largest score of "
+            f"task.verifier={task.verifier}, got {success}"
+        )
 
 
 def _make_task(task: ConfigDict) -> text.TextTask:
     if task.kind == "reasoning":
         from maxpo.tasks import reasoning
 
+        runs.check_numbers(task, at_least={"train_size": 1, "held_out_size": 1, "seed": 0})
         return reasoning.make_reasoning_task(
             task.dataset,
             train_size=task.train_size,
@@ -332,6 +378,7 @@ def _model_config(
         model = pretrained.load_config(
             config.model.pretrained, context_length=context_length, **_model_options(config)
         )
+        pretrained.check_pretrained(config.model.pretrained, model)
     else:
         model = transformer.make_config(
             config.model.size,
@@ -357,9 +404,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
         pairs += nested or [(prefix + name, value)]
     return pairs
-
-
-def _field(config: ConfigDict, name: str) -> Any:
-    for part in name.split("."):
-        config = config[part]
-    return config

@@ -16,10 +16,11 @@ from maxpo import parallel, runs, training
 from maxpo.post_training import rollouts, supervised, update
 from maxpo.post_training.batches import batch_of_step
 from maxpo.post_training.evaluation import held_out_scores
+from maxpo.post_training.failures import FailureLog, marked
 from maxpo.post_training.methods import Method
 from maxpo.post_training.optimizer import make_optimizer
 from maxpo.post_training.settings import Settings, make_model
-from maxpo.verification import VerifierPool
+from maxpo.verification import FAILURES, VerifierPool
 
 WARM_START = "warm_start"
 
@@ -73,7 +74,11 @@ def make_programs(settings: Settings) -> Programs:
 
 
 def warm_start(
-    settings: Settings, programs: Programs, pool: VerifierPool, folder: Path
+    settings: Settings,
+    programs: Programs,
+    pool: VerifierPool,
+    folder: Path,
+    failures: FailureLog,
 ) -> tuple[nnx.State, dict[str, Any]]:
     """Trains on answers; returns the parameters and the run's summary, as `post_train` does."""
     config = settings.config.warm_start
@@ -105,7 +110,8 @@ def warm_start(
                 clock = rollouts.Clock()
             if step % config.save_every == 0 or step == config.steps:
                 run.save(step, state)
-        summary = _evaluate(settings, programs, pool, state.params, settings.config.seed, run)
+        seed = settings.config.seed
+        summary = _evaluate(settings, programs, pool, state.params, seed, run, failures)
         return state.params, summary
 
 
@@ -117,6 +123,7 @@ def post_train(
     seed: int,
     start_from: nnx.State,
     folder: Path,
+    failures: FailureLog,
 ) -> dict[str, Any]:
     """Trains with one method from given parameters.
 
@@ -128,12 +135,17 @@ def post_train(
       seed: Of prompts and samples, the same for every method.
       start_from: Parameters of the warm start.
       folder: Of the run.
+      failures: Reports failed verifications.
 
     Returns:
-      The run's summary: "scores" `[P][n]` of held-out problems.
+      The run's summary: "scores" `[P][n]` of held-out problems, NaN where the verification failed;
+      "verified", how many samples were, in training and evaluation, and "failures" among them by
+      kind.
 
     Raises:
-      FloatingPointError: If something is not finite, naming the step and the prompt.
+      FloatingPointError: If the loss, its gradient, an advantage or a log-probability it is made of
+        is not finite, naming the step and the prompt. Diagnostics may be anything.
+      RuntimeError: If the verifier raised on every sample of a step.
     """
     config = settings.config
     rl = config.rl
@@ -159,6 +171,7 @@ def post_train(
                 _key(key, _SAMPLE, step),
                 clock,
             )
+            failures.note_step(step, groups.scores)
             with clock("updating"):
                 where: Any = groups.where
                 batch = update.Batch(
@@ -177,12 +190,12 @@ def post_train(
                 state, found = programs.update(state, batch, learning_rate, shuffle)
                 found = jax.device_get(found)
             found["advantage_size"] = kept.mean() if kept.size else 0.0
-            runs.check_finite(step, found)
+            runs.check_finite(step, {name: found[name] for name in ("loss", "gradient_norm")})
             run.log(step, {**groups.metrics, **found})
             if step % rl.save_every == 0 or step == rl.steps:
                 run.save(step, state)
             run.log_timings(step, _timings(clock, time.perf_counter() - began, groups))
-        return _evaluate(settings, programs, pool, state.params, seed, run)
+        return _evaluate(settings, programs, pool, state.params, seed, run, failures)
 
 
 def _evaluate(
@@ -192,20 +205,33 @@ def _evaluate(
     params: nnx.State,
     seed: int,
     run: runs.Run,
+    failures: FailureLog,
 ) -> dict[str, Any]:
     """Ends a run with the scores of held-out problems."""
     key = _key(jax.random.key(seed), _EVALUATE, 0)
-    scores = held_out_scores(
-        settings, programs.sample_held_out, pool, params, key, rollouts.Clock()
-    )
-    best, correct = settings.rewards(scores).max(axis=-1), settings.correct(scores)
+    found = held_out_scores(settings, programs.sample_held_out, pool, params, key, rollouts.Clock())
+    failures.note(f"evaluation of {run.folder.name}", found)
+    scores = marked(found)
+    rewards = settings.rewards(scores)
     row = {
         "run": run.folder.name,
-        "mean reward": settings.rewards(scores).mean(),
-        f"best of {scores.shape[1]}": best.mean(),
-        "correct": correct.mean(),
+        "mean reward": rewards.mean(),
+        f"best of {rewards.shape[1]}": rewards.max(axis=-1).mean(),
+        "correct": settings.correct(scores).mean(),
+        "failed": np.isnan(scores).mean(),
     }
-    return run.finish({"scores": scores}, table=[row])
+    # Those of training from what is logged: a restart has not seen the steps before it.
+    steps = [line for line in runs.read_metrics(run.folder) if "sampled_groups" in line]
+    group_size = settings.config.rl.group_size
+    summary = {
+        "scores": scores,
+        "verified": scores.size + sum(line["sampled_groups"] for line in steps) * group_size,
+        "failures": {
+            kind: found.failures[kind] + sum(line[f"failed_{kind}"] for line in steps)
+            for kind in FAILURES
+        },
+    }
+    return run.finish(summary, table=[row])
 
 
 def _initial_state(

@@ -1,5 +1,6 @@
 """The comparison: every method from one warm start, over seeds, before and after."""
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,15 @@ from matplotlib.figure import Figure
 from maxpo import runs
 from maxpo.post_training import stages
 from maxpo.post_training.evaluation import Curve, curve
+from maxpo.post_training.failures import FailureLog, counted
 from maxpo.post_training.figures import best_of_k_figure, learning_curves
 from maxpo.post_training.settings import Settings
-from maxpo.verification import VerifierPool
+from maxpo.verification import FAILURES, VerifierPool
 
 BEFORE = "warm start"
 
 Scores = dict[str, np.ndarray]
-"""Label to scores `[S, P, n]` of held-out problems."""
+"""Label to scores `[S, P, n]` of held-out problems, NaN where the verification failed."""
 
 
 def run_stages(settings: Settings, folder: Path) -> Scores:
@@ -33,8 +35,11 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
         time_limit=config.verification.time_limit,
         memory_limit=config.verification.memory_limit,
     ) as pool:
-        params, summary = stages.warm_start(settings, programs, pool, folder / stages.WARM_START)
-        scores = {BEFORE: [summary["scores"]]}
+        failures = FailureLog()
+        params, summary = stages.warm_start(
+            settings, programs, pool, folder / stages.WARM_START, failures
+        )
+        summaries = {BEFORE: [summary]}
         # Seed by seed: a study that is stopped early has compared all methods on some of them.
         for seed in range(config.seeds):
             for method in settings.methods:
@@ -46,20 +51,26 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
                     config.seed + seed,
                     params,
                     folder / f"{method.folder}-seed{seed}",
+                    failures,
                 )
-                scores.setdefault(method.label, []).append(summary["scores"])
-    return {label: np.asarray(of_seeds, np.float32) for label, of_seeds in scores.items()}
+                summaries.setdefault(method.label, []).append(summary)
+    _say_failures([summary for of_seeds in summaries.values() for summary in of_seeds])
+    # JSON has the string "NaN", which NumPy reads.
+    return {
+        label: np.asarray([summary["scores"] for summary in of_seeds], np.float32)
+        for label, of_seeds in summaries.items()
+    }
 
 
 def compare(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
-    """Curves of each quantity: pass@k, and max@k where rewards are graded; by label."""
-    quantities = {"pass": True} if settings.config.task.binary else {"pass": True, "max": False}
+    """Curves of each quantity: pass@k, and max@k where rewards are graded; by label.
+
+    A sample whose verification failed is one of the k that were drawn, and never the best of them:
+    it is not correct, and its reward is the lowest; see `Settings.rewards`.
+    """
     return {
-        name: {
-            label: curve(_values(settings, of_seeds, binary), binary=binary)
-            for label, of_seeds in scores.items()
-        }
-        for name, binary in quantities.items()
+        name: {label: curve(values, binary=name == "pass") for label, values in by_label.items()}
+        for name, by_label in _quantities(settings, scores).items()
     }
 
 
@@ -71,54 +82,75 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
     """
     rows = []
     report = settings.config.rl.report_k
+    gains = _gains(settings, scores)
+    compared = compare(settings, scores)
     for label, of_seeds in scores.items():
         row: dict[str, Any] = {"": label}
-        for name, curves in compare(settings, {label: of_seeds}).items():
+        for name, curves in compared.items():
             found = curves[label]
             for k in sorted({1, report, found.k[-1]}):
                 _put(row, f"{name}@{k}", found, k)
             if label != BEFORE:
-                binary = name == "pass"
-                own = {BEFORE: scores[BEFORE], label: of_seeds}
-                gain = _gains(settings, own, binary)[label]
-                _put(row, f"gain in {name}@{report}", gain, report)
+                _put(row, f"gain in {name}@{report}", gains[name][label], report)
+        row["failed"] = float(np.isnan(of_seeds).mean())
         rows.append(row)
         if label != BEFORE:
             row |= _throughput(settings, label, folder)
     return rows
 
 
-def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Figure]:
-    """The study's figures by name."""
-    panels = {}
-    for name, curves in compare(settings, scores).items():
-        panels[f"{name}@k on held-out problems"] = curves
-        panels[f"gain in {name}@k over the {BEFORE}"] = _gains(settings, scores, name == "pass")
-    histories = {
-        method.label: [
-            runs.read_metrics(folder / f"{method.folder}-seed{seed}")
-            for seed in range(settings.config.seeds)
-        ]
-        for method in settings.methods
-    }
+def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Callable[[], Figure]]:
+    """What draws the study's figures, by name."""
+
+    def best_of_k() -> Figure:
+        panels = {}
+        gains = _gains(settings, scores)
+        for name, curves in compare(settings, scores).items():
+            panels[f"{name}@k on held-out problems"] = curves
+            panels[f"gain in {name}@k over the {BEFORE}"] = gains[name]
+        return best_of_k_figure(panels, BEFORE)
+
+    def learning() -> Figure:
+        histories = {
+            method.label: [
+                runs.read_metrics(folder / f"{method.folder}-seed{seed}")
+                for seed in range(settings.config.seeds)
+            ]
+            for method in settings.methods
+        }
+        return learning_curves(histories, settings.config.rl.report_k)
+
+    return {"best_of_k": best_of_k, "learning_curves": learning}
+
+
+def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
+    """Curves of the differences to the warm start on the same problems, as `compare`."""
     return {
-        "best_of_k": best_of_k_figure(panels, BEFORE),
-        "learning_curves": learning_curves(histories, settings.config.rl.report_k),
+        name: {
+            label: curve(values, binary=name == "pass", minus=by_label[BEFORE][0])
+            for label, values in by_label.items()
+            if label != BEFORE
+        }
+        for name, by_label in _quantities(settings, scores).items()
     }
 
 
-def _gains(settings: Settings, scores: Scores, binary: bool) -> dict[str, Curve]:
-    """Curves of the differences to the warm start on the same problems."""
-    before = _values(settings, scores[BEFORE][0], binary)
-    return {
-        label: curve(_values(settings, of_seeds, binary), binary=binary, minus=before)
-        for label, of_seeds in scores.items()
-        if label != BEFORE
-    }
+def _quantities(settings: Settings, scores: Scores) -> dict[str, Scores]:
+    """What the best of k is taken of: name to label to values `[S, P, n]`, without NaN."""
+    found = {"pass": {label: settings.correct(x) for label, x in scores.items()}}
+    if not settings.config.task.binary:
+        # Of all models: where one only fails, it is no better than what another one scored.
+        seen = np.concatenate([x.ravel() for x in scores.values()])
+        found["max"] = {label: settings.rewards(x, seen) for label, x in scores.items()}
+    return found
 
 
-def _values(settings: Settings, scores: np.ndarray, binary: bool) -> np.ndarray:
-    return settings.correct(scores) if binary else settings.rewards(scores)
+def _say_failures(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Says how many verifications failed in the whole study, if any."""
+    totals = {kind: sum(each["failures"][kind] for each in summaries) for kind in FAILURES}
+    if any(totals.values()):
+        verified = sum(each["verified"] for each in summaries)
+        runs.say(f"{sum(totals.values())} of {verified} verifications failed: {counted(totals)}")
 
 
 def _put(row: dict[str, Any], name: str, curve: Curve, k: int) -> None:

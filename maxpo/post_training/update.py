@@ -173,13 +173,13 @@ def loss_and_metrics(
     loss = share * _policy_loss(settings, level, log_probs, behavior, micro.advantages)
 
     entropy = losses.masked_mean(policy.entropy, where=kept)
-    loss -= of_tokens * settings.entropy_coefficient * entropy
+    if settings.entropy_coefficient:  # 0 times a diagnostic that is not finite would be NaN.
+        loss -= of_tokens * settings.entropy_coefficient * entropy
     diagnostics = losses.ratio_diagnostics(
         log_probs,
         behavior,
         micro.advantages,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
+        **_clip(settings),
         where=level.where,
     )
     of_ratios = of_samples if settings.level == "sequence" else of_tokens
@@ -230,7 +230,7 @@ def _policy_loss(
     behavior: jax.Array,
     advantages: jax.Array,
 ) -> jax.Array:
-    clip = {"clip_low": settings.clip_low, "clip_high": settings.clip_high}
+    clip = _clip(settings)
     if level.tokens:
         how = {
             "normalization": settings.normalization,
@@ -243,6 +243,14 @@ def _policy_loss(
     if settings.loss == "score_function":
         return losses.score_function_loss(log_probs, advantages, where=level.where)
     return losses.clipped_ratio_loss(log_probs, behavior, advantages, **clip, where=level.where)
+
+
+def _clip(settings: ConfigDict) -> dict[str, Any]:
+    return {
+        "clip_low": settings.clip_low,
+        "clip_high": settings.clip_high,
+        "clip_dual": settings.clip_dual or None,
+    }
 
 
 def _log_probs(

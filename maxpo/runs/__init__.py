@@ -16,7 +16,7 @@ binary of it::
                 if step % config.save_every == 0:
                     run.save(step, state)
             history = runs.read_metrics(run.folder)   # also what was logged before a restart
-            run.figure("learning_curves", plot(history))
+            run.figure("learning_curves", lambda: plot(history))  # drawn by `finish`
             return run.finish({"final_reward": ...}, table=rows)
 
     if __name__ == "__main__":
@@ -24,14 +24,18 @@ binary of it::
 
 What the folder promises:
 
-* `step` is everywhere the number of updates that are done: the checkpoint of step s is the state
-  after s updates, and its metrics are the lines up to s.
+* `step` is everywhere the number of updates that are done, or of jobs or rounds in a study that has
+  no updates: the checkpoint of step s is the state after s updates, and its metrics are the lines
+  up to s. It never goes back.
 * Killed at any moment and started again, a run ends with the same state, bit for bit, and the same
   `metrics.jsonl`, byte for byte, as one that was never stopped, provided that everything the loop
   carries from one update to the next is in `state` and that no metric is a time. Times go to
   `timings.jsonl`, by `run.log_timings(step, {"seconds": ...})`: no two runs have the same.
-* What a call has returned from is on the disk: `save`, `figure` and `finish` wait for it, and a
-  checkpoint is committed after the metrics that belong to it.
+* What a call has returned from is on the disk: `save` and `finish` wait for it, and a checkpoint is
+  committed after the metrics that belong to it.
+* A figure costs nothing but itself: `finish` draws them after it has written the summary, and
+  reports on stderr what fails. A finished run is not drawn again, unless its `summary.json` is
+  removed before it is started again: it then goes from its last checkpoint to its end.
 * Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
   "-Infinity", which `float()` reads and `read_metrics` turns back.
 * One process at a time; a folder of another config, or one that is no run's, is not touched.
@@ -40,10 +44,10 @@ On several processes (a pod) process 0 writes config, metrics, summary and figur
 part in the checkpoints; give every process the same workdir on a shared filesystem.
 """
 
-from maxpo.runs._config import UsageError, check_variant, load_config
+from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
 from maxpo.runs._main import main
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
-from maxpo.runs._progress import progress, steps
+from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run
 from maxpo.runs._table import format_table
 
@@ -51,6 +55,7 @@ __all__ = [
     "Run",
     "UsageError",
     "check_finite",
+    "check_numbers",
     "check_variant",
     "format_table",
     "load_config",
@@ -58,5 +63,6 @@ __all__ = [
     "progress",
     "read_metrics",
     "read_timings",
+    "say",
     "steps",
 ]

@@ -1,7 +1,10 @@
 """Checkpoints of a pytree through orbax, checked on the way back to be what was saved."""
 
+import asyncio
+import contextlib
 import shutil
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,8 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
         )
         try:
-            self._orbax().save(step, args=items, force=True)
+            with loops_finish_their_tasks():
+                self._orbax().save(step, args=items, force=True)
             if jax.process_index() == 0:
                 sync_tree(self._folder / str(step))
         except Exception as error:
@@ -96,7 +100,8 @@ class Checkpoints:
         targets = {name: _target(leaves[name]) for name in checksums}
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-            arrays = self._orbax().restore(step, args=items)["state"]
+            with loops_finish_their_tasks():
+                arrays = self._orbax().restore(step, args=items)["state"]
         except Exception as error:
             raise DamagedCheckpointError(_first_line(error)) from error
         for name, checksum in checksums.items():
@@ -140,6 +145,35 @@ class Checkpoints:
                 ),
             )
         return self._manager
+
+
+@contextlib.contextmanager
+def loops_finish_their_tasks() -> Iterator[None]:
+    """Makes event loops that are created in its block finish their tasks before they close.
+
+    Orbax reads and writes all arrays at once in a loop of its own, which it closes as soon as one
+    of them fails. The threads that are busy with the others would then report to a closed loop:
+    "RuntimeError: Event loop is closed" on stderr, from nowhere, at some later time.
+    """
+    new_event_loop = asyncio.new_event_loop
+
+    def finishing_loop() -> asyncio.AbstractEventLoop:
+        loop = new_event_loop()
+        close = loop.close
+
+        def finish_and_close() -> None:
+            if not loop.is_closed() and (tasks := asyncio.all_tasks(loop)):
+                loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+            close()
+
+        loop.close = finish_and_close  # type: ignore[method-assign]
+        return loop
+
+    asyncio.new_event_loop = finishing_loop
+    try:
+        yield
+    finally:
+        asyncio.new_event_loop = new_event_loop
 
 
 def without_weak_types(state: Any) -> Any:

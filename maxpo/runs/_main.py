@@ -12,6 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 
 from maxpo import parallel
+from maxpo._extras import MissingExtraError
 from maxpo.runs._config import UsageError, flatten, load_config, unknown
 from maxpo.runs._run import Run
 
@@ -36,9 +37,10 @@ def main(
     With `--distributed` this process joins the others of a run before anything else; each is
     started with the same command line, but for `--process_id` where JAX does not find it out.
 
-    Mistakes of the user are one sentence on stderr and no traceback: a UsageError from anywhere,
-    and a ValueError raised before the experiment opens its `Run`, which is where it should check
-    its config. Everything else that goes wrong keeps its traceback.
+    Mistakes of the user are one sentence on stderr and no traceback: a UsageError or a
+    MissingExtraError from anywhere, and a ValueError raised before the experiment opens its `Run`,
+    which is where it should check its config. Everything else that goes wrong keeps its traceback.
+    A time-stamped folder in which nothing was written is removed, whatever the reason.
 
     Args:
       train_and_evaluate: called with the config, locked, and the folder.
@@ -61,13 +63,14 @@ def main(
         if workdir is None:
             workdir = created = _new_folder(spec)
         train_and_evaluate(config, workdir)
-    except ValueError as error:
-        if not isinstance(error, UsageError) and Run.opened > opened:
+    except (ValueError, MissingExtraError) as error:
+        if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
             raise
-        if created is not None and not any(created.iterdir()):
-            created.rmdir()
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    finally:
+        if created is not None and created.is_dir() and not any(created.iterdir()):
+            created.rmdir()
 
 
 def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:

@@ -4,7 +4,8 @@ import io
 import json
 import os
 import re
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -76,6 +77,8 @@ class Run:
         self._checkpoints = Checkpoints(self.folder / "checkpoints", keep)
         self._leaves: dict[str, str] | None = None  # the types in the state, once restored
         self._saved = -1  # the step of the last checkpoint
+        self._logged = -1  # the step of the last line of metrics
+        self._figures: dict[str, Callable[[], Figure]] = {}  # to be drawn by `finish`
         fields = to_json(config.to_dict() if isinstance(config, ConfigDict) else config, "config")
         try:
             if not parallel.is_same_everywhere(json.dumps([fields, str(self.folder)])):
@@ -206,18 +209,23 @@ class Run:
         """Appends `{"step": step, **metrics}` to `metrics.jsonl`.
 
         Args:
-          step: the number of updates that are done, after that of the last `save`: a run resumed
-            from that checkpoint could not know of a line that came later.
+          step: the number of updates that are done, not before that of the last line, and after
+            that of the last `save`: a run resumed from that checkpoint could not know of a line
+            that came later.
           metrics: numbers, strings, arrays, and lists and dicts of these. A metric that is a time
             makes the file differ between a run and the same run resumed.
 
         Raises:
-          ValueError: if the step is saved already.
+          ValueError: if the step is saved already, or before that of the last line.
           OSError: if it cannot be written; earlier lines are still there.
         """
         self._check_unfinished()
         if step <= self._saved:
             raise ValueError(f"log must come before save: {self._saved} is saved, got step {step}")
+        if step < self._logged:
+            raise ValueError(
+                f"step: expected at least that of the last line, {self._logged}, got {step}"
+            )
         if "step" in metrics:
             raise ValueError("metrics must not have a 'step' of their own")
         if not self._primary:
@@ -229,6 +237,7 @@ class Run:
             self._open_metrics(0)
             assert self._metrics is not None
         self._metrics.append({"step": int(step), **metrics})
+        self._logged = int(step)
 
     def log_timings(self, step: int, timings: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **timings}` to `timings.jsonl`: what no two runs have in common.
@@ -277,24 +286,43 @@ class Run:
         self._checkpoints.save(int(step), state, {"metrics_bytes": size})
         self._saved = int(step)
 
-    def figure(self, name: str, figure: "Figure") -> Path:
-        """Saves a matplotlib figure as `name.png` and returns its path.
+    def figure(self, name: str, draw: "Callable[[], Figure] | Figure") -> Path:
+        """Has `finish` draw a matplotlib figure and save it as `name.png`; returns that path.
 
-        Make it with `matplotlib.figure.Figure()`, not pyplot: nothing needs to be closed then, and
-        no display is looked for.
+        It is drawn when the summary is written, and a figure that cannot be drawn or saved is
+        reported on stderr: it costs neither the summary nor the figures after it.
+
+        Args:
+          name: letters, digits and any of "_.-".
+          draw: returns the figure, and is called in every process of a pod; or the figure itself.
+            Make it with `matplotlib.figure.Figure()`, not pyplot: nothing needs to be closed then,
+            and no display is looked for.
         """
         self._check_unfinished()
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"name must be letters, digits and any of _.-, got {name!r}")
-        path = self.folder / f"{name}.png"
-        if self._primary:
-            content = io.BytesIO()
-            figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
-            write_atomic(path, content.getvalue())
-        return path
+        self._figures[name] = draw if callable(draw) else lambda: draw
+        return self.folder / f"{name}.png"
+
+    def _draw(self) -> None:
+        """Draws and saves what `figure` was given; whatever fails is reported."""
+        for name, draw in self._figures.items():
+            try:
+                figure = draw()
+                if self._primary:
+                    content = io.BytesIO()
+                    figure.savefig(content, format="png", dpi=150, bbox_inches="tight")
+                    write_atomic(self.folder / f"{name}.png", content.getvalue())
+            except Exception:
+                say(
+                    f"{traceback.format_exc()}warning: the figure {name} is missing, everything "
+                    f"else is there; to draw it again remove {self.folder / 'summary.json'} and "
+                    "start the run once more"
+                )
+        self._figures.clear()
 
     def finish(self, summary: Mapping[str, Any], *, table: Rows | None = None) -> dict[str, Any]:
-        """Writes `summary.json`, which makes the run a finished one, and reports it.
+        """Writes `summary.json`, which makes the run a finished one, draws figures and reports.
 
         Args:
           summary: what came out, anything `log` takes. One that maps names to figures of the same
@@ -317,6 +345,7 @@ class Run:
             write_json(self.folder / "summary.json", stored)
         parallel.from_first_process("written")  # No process goes on before it is.
         self.summary = stored
+        self._draw()
         return self.report()
 
     def report(self) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import losses, parallel, training
+from maxpo import losses, parallel, runs, training
 from maxpo.studies import moments
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import draw_line, legend_below, styles
 from maxpo.tasks import bandit
 
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
@@ -61,15 +61,22 @@ def check_config(config: ConfigDict) -> None:
             raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
     if not config.estimators or len(set(config.estimators)) < len(config.estimators):
         raise ValueError(f"estimators: expected different names, got {config.estimators}.")
-    for field, least in (
-        ("group_size", 2),
-        ("seeds", 2),
-        ("updates", 1),
-        ("evaluate_every", 1),
-        ("variance_batches", 2),
-    ):
-        if config[field] < least:
-            raise ValueError(f"{field}: expected at least {least}, got {config[field]}.")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "group_size": 2,
+            "seeds": 2,
+            "updates": 1,
+            "evaluate_every": 1,
+            "variance_batches": 2,
+            "report_k": 1,
+            "k.initial": 1,
+            "k.final": 1,
+            "k.updates": 0,
+        },
+        above={"learning_rate": 0},
+    )
     if config.updates % config.evaluate_every:
         raise ValueError(
             f"updates: expected a multiple of evaluate_every = {config.evaluate_every}, "
@@ -82,31 +89,51 @@ def check_config(config: ConfigDict) -> None:
             f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
             f"left out, got {largest}."
         )
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate: expected more than 0, got {config.learning_rate}.")
-    if config.report_k < 1:
-        raise ValueError(f"report_k: expected at least 1, got {config.report_k}.")
-    if not hasattr(optax, config.optimizer):
-        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
+    _check_optimizer(config)
     _check_task(config.task)
+    if config.task.name != "contextual":
+        training.check_graded(config.estimators, "estimators", f"task.name={config.task.name}")
+    elif config.task.law != "bernoulli":
+        training.check_graded(config.estimators, "estimators", f"task.law={config.task.law}")
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    try:
+        optimizer = getattr(optax, config.optimizer)(config.learning_rate)
+    except (AttributeError, TypeError, ValueError):
+        optimizer = None
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise ValueError(
+            "optimizer: expected the name of an optimizer of optax that takes a learning rate "
+            f"alone, got {config.optimizer!r}."
+        )
 
 
 def _check_task(task: ConfigDict) -> None:
     least = {"num_contexts": 1}
+    above, finite = {}, []
     if task.name == "contextual":
         least |= {"num_features": 0, "num_arms": 1}
+        above = {"law_parameter": 0}
         if task.law not in bandit.REWARD_LAWS:
             raise ValueError(
                 f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
             )
+        if task.law == "bernoulli" and task.law_parameter > 1:
+            raise ValueError(
+                "task.law_parameter: expected a success rate of at most 1, got "
+                f"{task.law_parameter}."
+            )
     elif task.name == "square":
-        if not task.std > 0:
-            raise ValueError(f"task.std: expected more than 0, got {task.std}.")
+        above, finite = {"std": 0}, ["mean"]
     else:
         raise ValueError(f"task.name: expected contextual or square, got {task.name!r}.")
-    for field, smallest in least.items():
-        if task[field] < smallest:
-            raise ValueError(f"task.{field}: expected at least {smallest}, got {task[field]}.")
+    runs.check_numbers(
+        ConfigDict({"task": task}),
+        at_least={f"task.{field}": bound for field, bound in least.items()},
+        above={f"task.{field}": bound for field, bound in above.items()},
+        finite=[f"task.{field}" for field in finite],
+    )
 
 
 def make_task(task: ConfigDict, key: jax.Array) -> Task:
@@ -221,31 +248,17 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
+    lines = styles(list(dict.fromkeys(row["estimator"] for row in history)))
     for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
-        for name in dict.fromkeys(row["estimator"] for row in history):
+        for name, style in lines.items():
             rows = [row for row in history if row["estimator"] == name]
             steps = [row["step"] for row in rows]
             mean = np.array([row[metric] for row in rows])
             error = 2 * np.array([row[f"{metric}_sem"] for row in rows])
-            colour, dashes = STYLES.get(name, (None, "-"))
-            (line,) = axis.plot(
-                steps,
-                mean,
-                label=name,
-                color=colour,
-                linestyle=dashes,
-                linewidth=2.4 if name == "maxpo" else 1.5,
-                zorder=3 if name == "maxpo" else 2,
-            )
-            floor = np.min(mean[mean > 0]) / 10 if metric == "gradient_variance" else -np.inf
-            axis.fill_between(
-                steps,
-                np.maximum(mean - error, floor),
-                mean + error,
-                color=line.get_color(),
-                alpha=0.18,
-                linewidth=0,
-            )
+            low = mean - error
+            if metric == "gradient_variance" and np.any(mean > 0):  # Below 0 there is no logarithm.
+                low = np.maximum(low, np.min(mean[mean > 0]) / 10)
+            draw_line(axis, steps, mean, low, mean + error, name, style)
         axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
@@ -253,6 +266,5 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
             axis.set_yscale("log")
     for axis in axes[-1]:
         axis.set_xlabel("updates")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes.flat[0])
     return figure

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from maxpo.studies import maze
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import Style, draw_line, legend_below, styles
 from maxpo.tasks.maze import MOVES, Maze
 
 BEFORE = "before training"
-_BEFORE_STYLE: tuple[str, Any] = ("#9a9a9a", (0, (1, 2)))
+_BEFORE_STYLE: Style = {"color": "#9a9a9a", "linestyle": (0, (1, 2)), "linewidth": 1.5}
 
 
 def curves(
@@ -36,11 +36,12 @@ def curves(
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     titles = ("max@k: expected best return of k episodes", "pass@k: the best goal is among k")
+    lines = styles([name for name in figures if name != BEFORE]) | {BEFORE: _BEFORE_STYLE}
     for axis, label, title in zip(axes, ("max", "pass"), titles, strict=True):
         for name, values in figures.items():
             mean = np.array([values[f"{label}@{k}"] for k in ks])
             error = np.array([values[f"{label}@{k}_sem"] for k in ks])
-            _line(axis, name, ks, mean, error)
+            draw_line(axis, ks, mean, mean - 2 * error, mean + 2 * error, name, lines[name])
         axis.axvline(report_k, color="#cccccc", linewidth=1, zorder=0)
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xscale("log", base=2)
@@ -50,7 +51,7 @@ def curves(
         _plain(axis)
     if optimum is not None:
         axes[0].axhline(optimum, color="#222222", linewidth=1, zorder=1, label="optimal return")
-    _legend(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -58,17 +59,19 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
     """`maze.METRICS` over updates, with bands of two standard errors over seeds."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
+    lines = styles(list(dict.fromkeys(row["method"] for row in history)))
     for axis, (metric, title) in zip(axes.flat, maze.METRICS.items(), strict=True):
-        for name in dict.fromkeys(row["method"] for row in history):
+        for name, style in lines.items():
             rows = [row for row in history if row["method"] == name]
             mean = np.array([row[metric] for row in rows])
             error = np.array([row[f"{metric}_sem"] for row in rows])
-            _line(axis, name, [row["update"] for row in rows], mean, error)
+            updates = [row["update"] for row in rows]
+            draw_line(axis, updates, mean, mean - 2 * error, mean + 2 * error, name, style)
         axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
         _plain(axis)
     for axis in axes[-1]:
         axis.set_xlabel("updates")
-    _legend(figure, axes.flat[0])
+    legend_below(figure, axes.flat[0])
     return figure
 
 
@@ -162,28 +165,6 @@ def _shade(value: float, best: float) -> Any:
     return colormaps["viridis_r"](0.25 + 0.75 * value / best) if value > 0 else "#b9b9c0"
 
 
-def _line(axis: Axes, name: str, xs: Sequence[float], mean: np.ndarray, error: np.ndarray) -> None:
-    colour, dashes = _BEFORE_STYLE if name == BEFORE else STYLES.get(name, (None, "-"))
-    emphasised = name == "maxpo"
-    (line,) = axis.plot(
-        xs,
-        mean,
-        label=name,
-        color=colour,
-        linestyle=dashes,
-        linewidth=2.4 if emphasised else 1.5,
-        zorder=3 if emphasised else 2,
-    )
-    axis.fill_between(
-        xs, mean - 2 * error, mean + 2 * error, color=line.get_color(), alpha=0.18, linewidth=0
-    )
-
-
 def _plain(axis: Axes) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     axis.margins(x=0)
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)

@@ -6,6 +6,7 @@ closed form up to quadrature, so what is estimated can be checked point by point
 See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), figures 1 and 4.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from maxpo import max_at_k, training
 from maxpo.studies.moments import Estimate, mean
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import styles
 from maxpo.tasks import bandit
 
 STD = 0.1
@@ -152,8 +153,8 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
     left, middle, right = drawn.subplots(1, 3)
     ks = list(dict.fromkeys(row["k"] for row in curves))
     low, high = (pick(row["theta"] for row in curves) for pick in (min, max))
-    fine = np.linspace(low, high, 201)
-    for k, shade, marker in zip(ks, np.linspace(0.65, 0.0, len(ks)), "osD^v<>" * 3, strict=False):
+    fine, shades = np.linspace(low, high, 201), np.linspace(0.65, 0.0, len(ks))
+    for k, shade, marker in zip(ks, shades, itertools.cycle("osD^v<>"), strict=False):
         rows = [row for row in curves if row["k"] == k]
         exact = np.array([exact_objective(theta, k) for theta in fine])
         for axis, metric, line in (
@@ -180,16 +181,13 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
         axis.spines[["top", "right"]].set_visible(False)
     left.legend(frameon=False, loc="upper left")
 
-    for name in variances[0]["variance"]:
-        colour, dashes = STYLES.get(name, (None, "-"))
+    for name, style in styles(list(variances[0]["variance"])).items():
         right.errorbar(
             [row["group_size"] for row in variances],
             [row["variance"][name] for row in variances],
             [2 * row["variance_error"][name] for row in variances],
             label=name,
-            color=colour,
-            linestyle=dashes,
-            linewidth=2.4 if name == "maxpo" else 1.5,
+            **style,
         )
     theta, k = variances[0]["theta"], variances[0]["k"]
     right.set_title(

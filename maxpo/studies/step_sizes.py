@@ -8,7 +8,6 @@ noisiest.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo.studies import bandit, moments
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import draw_line, legend_below, styles
 
 
 def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dict[str, np.ndarray]:
@@ -83,26 +82,27 @@ def compare(
 def step_size_figure(
     objectives: Mapping[str, Mapping[str, np.ndarray]],
     learning_rates: Sequence[float],
-    report_k: float,
+    report_ks: Mapping[str, float],
 ) -> Figure:
-    """Final J_k over the step size, one panel for each reward law, bands of two standard errors."""
+    """Final J_k over the step size, one panel for each reward law, bands of two standard errors.
+
+    Args:
+      objectives: By law, what `final_objectives` returned.
+      learning_rates: Its step sizes.
+      report_ks: The k of each law's J_k.
+    """
     figure = Figure(figsize=(4.2 * len(objectives), 4.2), layout="constrained")
     axes = figure.subplots(1, len(objectives), squeeze=False)[0]
     for axis, (law, by_estimator) in zip(axes, objectives.items(), strict=True):
+        lines = styles(list(by_estimator))
         for name, values in by_estimator.items():
             mean = values.mean(axis=1)
             error = 2 * values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
-            colour, dashes = STYLES.get(name, (None, "-"))
-            style: dict[str, Any] = {"color": colour, "linestyle": dashes, "label": name}
-            (line,) = axis.plot(learning_rates, mean, linewidth=1.6, **style)
-            axis.fill_between(
-                learning_rates, mean - error, mean + error, color=line.get_color(), alpha=0.18, lw=0
-            )
+            draw_line(axis, learning_rates, mean, mean - error, mean + error, name, lines[name])
         axis.set_xscale("log", base=2)
         axis.set_xlabel("step size")
-        axis.set_title(f"{law}: final max@{report_k:g}", loc="left", fontsize=11)
+        axis.set_title(f"{law}: final max@{report_ks[law]:g}", loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend_below(figure, axes[0])
     return figure

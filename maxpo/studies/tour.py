@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from maxpo import estimators, training
 from maxpo.studies import bandit
 from maxpo.studies.gradient_variance import exact_map_row
-from maxpo.studies.styles import STYLES
+from maxpo.studies.styles import draw_line, legend_below, styles
 
 Row = dict[str, Any]
 
@@ -122,29 +122,19 @@ def sums_over_k(
     figure = Figure(figsize=(5.3 * len(shifts), 3.9), layout="constrained")
     axes = figure.subplots(1, len(shifts), sharey=True, squeeze=False)[0]
     for axis, shift in zip(axes, shifts, strict=True):
-        for name in names:
+        for name, style in styles(names).items():
             shares = np.asarray(shares_over_k(name, groups + shift, ks))
             sizes = np.abs(shares).sum(axis=-1)
             sums = shares.sum(axis=-1) / np.where(sizes == 0, 1, sizes)
             low, high = np.quantile(sums, (0.05, 0.95), axis=-1)
-            colour, dashes = STYLES.get(name, ("black", "-"))
-            axis.plot(
-                ks,
-                sums.mean(axis=-1),
-                label=name,
-                color=colour,
-                linestyle=dashes,
-                linewidth=2.6 if name == "maxpo" else 1.8,
-            )
-            axis.fill_between(ks, low, high, color=colour, alpha=0.2, linewidth=0)
+            draw_line(axis, ks, sums.mean(axis=-1), low, high, name, style)
         title = f"{groups.shape[0]} groups of N = {groups.shape[-1]}"
         axis.set_title(title if shift == 0 else f"the same, all rewards {shift:+g}", loc="left")
         axis.set_xlabel("k")
         axis.spines[["top", "right"]].set_visible(False)
         axis.set_xlim(0.7, ks[-1] + 0.3)
     axes[0].set_ylabel("sum of advantages / sum of their sizes")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(names), frameon=False)
+    legend_below(figure, axes[0])
     return figure
 
 

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from maxpo._extras import missing_extra
 from maxpo.tasks.text import Problem, TextTask, load_verifier
 
 # Draws without a new problem until a data set counts as exhausted.
@@ -93,7 +94,7 @@ def make_reasoning_task(
         no more than a few hundred a second.
 
     Raises:
-      ImportError: if the package is missing.
+      MissingExtraError: if the package is missing.
       ValueError: if the data set, an option, a field of a template or the verifier is unknown, or
         if the data set has too few different problems.
     """
@@ -168,9 +169,7 @@ def _registry() -> dict[str, tuple[Callable[..., Any], type]]:
     try:
         from reasoning_gym.factory import DATASETS
     except ImportError as error:
-        raise ImportError(
-            "reasoning tasks need the package reasoning-gym: pip install 'maxpo[lm]'"
-        ) from error
+        raise missing_extra("task.kind=reasoning", "reasoning-gym", "lm", error) from error
     import reasoning_gym  # noqa: F401  (its data sets register themselves)
 
     return DATASETS

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from maxpo._extras import missing_extra
 from maxpo.tasks.environment import Observation
 
 
@@ -43,7 +44,7 @@ class XMiniGrid:
       view_size: Side of the square that the agent sees, odd, or 0 for the environment's own.
 
     Raises:
-      ImportError: If the package is missing.
+      MissingExtraError: If the package is missing.
       ValueError: If there is no such environment, or a number makes no sense.
     """
 
@@ -122,9 +123,7 @@ def _make(wanted: XMiniGrid) -> tuple[Any, Any]:
     try:
         import xminigrid
     except ImportError as error:
-        raise ImportError(
-            "environments of XLand-MiniGrid need the package xminigrid: pip install 'maxpo[maze]'"
-        ) from error
+        raise missing_extra(f"{wanted.environment}", "xminigrid", "maze", error) from error
     known = xminigrid.registered_environments()
     if wanted.environment not in known:
         raise ValueError(

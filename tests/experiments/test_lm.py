@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -239,6 +240,74 @@ def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_
     with pytest.raises(FloatingPointError, match=r"log-probabilities of '\d\+\d='\[2, 0\].*step 1"):
         lm.train_and_evaluate(config, tmp_path)
     assert not read_metrics(tmp_path / "rloo-seed0")
+
+
+def test_a_diagnostic_that_is_not_finite_is_logged_and_stops_nothing(
+    config, programs, tmp_path, monkeypatch
+):
+    broken = {"kl_to_sampling_policy": jnp.float32("inf"), "entropy": jnp.float32("nan")}
+
+    def update(*arguments):
+        state, found = programs.update(*arguments)
+        return state, found | broken
+
+    monkeypatch.setattr(stages, "make_programs", lambda _: programs._replace(update=update))
+    config = config.copy_and_resolve_references()
+    config.seeds, config.methods = 1, ("rloo",)
+    lm.train_and_evaluate(config, tmp_path)
+    rows = read_metrics(tmp_path / "rloo-seed0")
+    assert len(rows) == 4
+    assert all(row["kl_to_sampling_policy"] == np.inf for row in rows)
+    assert all(np.isnan(row["entropy"]) for row in rows)
+
+    broken |= {"loss": jnp.float32("inf")}
+    with pytest.raises(FloatingPointError, match="loss is inf at step 1"):
+        lm.train_and_evaluate(config, tmp_path / "loss")
+
+
+def test_a_verifier_that_always_raises_stops_the_first_step(config, tmp_path, capfd):
+    config = config.copy_and_resolve_references()
+    config.task.verifier = "lm_verifier:broken"
+    with pytest.raises(RuntimeError, match=r"step 1: the verifier raised on all 32 samples") as error:
+        lm.train_and_evaluate(config, tmp_path)
+    assert "the table of answers is missing" in str(error.value)
+    assert not read_metrics(tmp_path / "rloo-seed0")
+    # Already the warm start's evaluation has said it, once.
+    printed = capfd.readouterr().err
+    assert printed.count("RuntimeError: the table of answers") == printed.count("prompt '") == 1
+    assert "evaluation of warm_start: the verification of all 36 samples failed" in printed
+
+
+def test_failures_of_a_graded_task_are_no_rewards(config, tmp_path, capfd):
+    config = config.copy_and_resolve_references()
+    config.seeds, config.methods = 1, ("rloo",)
+    config.task.update(verifier="lm_verifier:distance", binary=False, success=-0.5)
+    summary = lm.train_and_evaluate(config, tmp_path)
+    failed = verified = 0
+    for row, folder in zip(summary["table"], ("warm_start", "rloo-seed0"), strict=True):
+        stored = json.loads((tmp_path / folder / "summary.json").read_text())
+        scores = np.asarray(stored["scores"], np.float32)
+        valid = np.isfinite(scores)
+        assert 0 < valid.mean() < 1
+        assert row["failed"] == 1 - valid.mean()
+        assert row["pass@1"] == pytest.approx(np.mean(scores[valid] == 0) * valid.mean())
+        # The best of 4 is that of the scored samples, where there are any.
+        best = [group[kept].max() for group, kept in zip(scores, valid, strict=True) if kept.any()]
+        if len(best) == len(scores):
+            assert row["max@4"] == pytest.approx(np.mean(best))
+        assert row["max@1"] <= row["max@4"] < 0
+        failed += sum(stored["failures"].values())
+        verified += stored["verified"]
+    rows = read_metrics(tmp_path / "rloo-seed0")
+    assert all(row["max_at_k"] < 0 for row in rows)
+    printed = capfd.readouterr().err
+    assert printed.count("a verification failed") == 1
+    assert "ValueError: invalid literal for int()" in printed
+    assert f"{failed} of {verified} verifications failed: {failed} raised" in printed
+    # What is stored is read again.
+    (tmp_path / "summary.json").unlink()
+    again = lm.train_and_evaluate(config, tmp_path)
+    assert again == summary
 
 
 def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):

@@ -31,9 +31,10 @@ def test_run_and_second_run(tmp_path):
     assert list(summary) == ["rloo", "maxpo"]
     assert all(0 <= row["mean_reward"] <= row["max_at_k"] <= 1 for row in summary.values())
     rows = read_metrics(tmp_path)
-    assert [(row["estimator"], row["step"]) for row in rows] == [
-        (name, step) for name in ("rloo", "maxpo") for step in (1, 2, 3)
+    assert [(row["estimator"], row["update"]) for row in rows] == [
+        (name, update) for name in ("rloo", "maxpo") for update in (1, 2, 3)
     ]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     # In one process, though Tunix's registry knows the names by now.
     assert tunix_lm.train_and_evaluate(config, tmp_path) == summary
 

@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from maxpo.policies.pretrained import load_config, load_pretrained, save_pretrained
+from maxpo.policies.pretrained import (
+    check_pretrained,
+    load_config,
+    load_pretrained,
+    save_pretrained,
+)
 from maxpo.policies.transformer import Transformer, TransformerConfig
 
 safetensors_numpy = pytest.importorskip("safetensors.numpy")
@@ -279,11 +284,140 @@ def test_tensors_that_other_tools_leave_are_ignored(tmp_path):
     save_pretrained(Transformer(CONFIGS["qwen3"], rngs=nnx.Rngs(0)), tmp_path)
 
     def add(tensors):
-        tensors["lm_head.weight"] = np.zeros((11, 16), np.float32)  # Tied.
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]  # Tied.
         tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.zeros(3, np.float32)
 
     edit_tensors(tmp_path, add)
     assert load_pretrained(tmp_path).config.tied_embeddings
+
+
+def test_an_unembedding_of_its_own_is_not_thrown_away(tmp_path):
+    save_pretrained(Transformer(CONFIGS["qwen3"], rngs=nnx.Rngs(0)), tmp_path)
+    own = np.random.default_rng(0).normal(size=(11, 16)).astype(np.float32)
+
+    def add(matrix):
+        def edit(tensors):
+            tensors["lm_head.weight"] = matrix(tensors["model.embed_tokens.weight"])
+
+        return edit
+
+    def last_differs(embedding):
+        other = embedding.copy()
+        other[-1, -1] += 1
+        return other
+
+    for matrix in (lambda embedding: own, last_differs):
+        edit_tensors(tmp_path, add(matrix))
+        with pytest.raises(ValueError, match=r"lm_head\.weight in .* differs from model\.embed"):
+            load_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=r"or false in config\.json"):
+            check_pretrained(tmp_path, load_config(tmp_path))
+    # In another dtype the same numbers are equal.
+    edit_tensors(tmp_path, add(lambda embedding: embedding.astype(np.float64)))
+    assert load_pretrained(tmp_path).config.tied_embeddings
+    edit_tensors(tmp_path, add(lambda embedding: embedding.T.copy()))
+    with pytest.raises(ValueError, match=r"another shape: lm_head\.weight \[16, 11\] instead"):
+        load_pretrained(tmp_path)
+    # The message's way out.
+    edit_tensors(tmp_path, add(lambda embedding: own))
+    edit_config(tmp_path, tie_word_embeddings=False)
+    model = load_pretrained(tmp_path)
+    assert not model.config.tied_embeddings
+    np.testing.assert_array_equal(model.unembedding(), own)
+
+
+def test_an_untied_model_needs_its_unembedding(tmp_path):
+    save_pretrained(Transformer(CONFIGS["qwen3"], rngs=nnx.Rngs(0)), tmp_path)
+    for tied in (False, ...):  # The default of all three architectures is false.
+        path = tmp_path / "config.json"
+        fields = json.loads(path.read_text()) | {"tie_word_embeddings": tied}
+        path.write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
+        with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
+            load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_theta": None}, "rope_theta: expected a number above 0, got null"),
+        ({"rope_theta": "1e4"}, 'rope_theta: expected a number above 0, got "1e4"'),
+        ({"rope_theta": float("nan")}, "rope_theta: expected a number above 0, got NaN"),
+        (
+            {"rope_parameters": {"rope_theta": None}},
+            "rope_theta: expected a number above 0, got nu",
+        ),
+        ({"rope_parameters": [1]}, r"rope_parameters: expected an object or null, got \[1\]"),
+        ({"rope_scaling": "linear"}, 'rope_scaling: expected an object or null, got "linear"'),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            "rope_parameters: expected the same for all layers",
+        ),
+        ({"rms_norm_eps": None}, "rms_norm_eps: expected a number above 0, got null"),
+        ({"rms_norm_eps": 0}, "rms_norm_eps: expected a number above 0, got 0"),
+        ({"rms_norm_eps": True}, "rms_norm_eps: expected a number above 0, got true"),
+        ({"tie_word_embeddings": "false"}, 'tie_word_embeddings: expected true or false, got "fal'),
+        ({"tie_word_embeddings": None}, "tie_word_embeddings: expected true or false, got null"),
+        ({"hidden_size": "16"}, 'hidden_size: expected an integer above 0, got "16"'),
+        ({"hidden_size": 16.0}, r"hidden_size: expected an integer above 0, got 16\.0"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers: expected an integer above 0, got -1"),
+        ({"num_attention_heads": True}, "num_attention_heads: expected an integer above 0, got tr"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: expected an integer above 0, got 0"),
+        ({"head_dim": "4"}, 'head_dim: expected an integer above 0, got "4"'),
+        ({"max_position_embeddings": 1e4}, "max_position_embeddings: expected an integer above"),
+        ({"vocab_size": None}, "no field 'vocab_size'"),
+        ({"layer_types": "full_attention"}, "layer_types: expected a list or null"),
+        ({"layer_types": [{}]}, "layer_types to be set"),
+        ({"model_type": ["llama"]}, r"got model_type \['llama'\]"),
+    ],
+)
+def test_fields_that_are_no_numbers_are_named(fields, message, folder):
+    edit_config(folder, **fields)
+    with pytest.raises(ValueError, match=message):
+        load_config(folder)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3"])
+def test_null_is_what_follows_from_other_fields(folder, model_type):
+    edit_config(
+        folder,
+        model_type=model_type,
+        head_dim=None,
+        num_key_value_heads=None,
+        rope_scaling=None,
+        rope_parameters=None,
+        layer_types=None,
+        quantization_config=None,
+    )
+    found = load_config(folder)
+    assert (found.heads, found.kv_heads, found.head_dim) == (4, 4, 16 // 4)
+
+
+def test_shards(folder):
+    save_file = safetensors_numpy.save_file
+    tensors = safetensors_numpy.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"a.safetensors": names[:5], "b.safetensors": names[5:]}
+    for file, held in parts.items():
+        save_file({name: tensors[name] for name in held}, folder / file)
+    index = {name: file for file, held in parts.items() for name in held}
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    config = load_config(folder)
+    check_pretrained(folder, config)
+    # A shard without one of the tensors that the index expects in it.
+    save_file({name: tensors[name] for name in names[6:]}, folder / "b.safetensors")
+    with pytest.raises(ValueError, match=f"missing: {names[5]}$"):
+        check_pretrained(folder, config)
+    whole = (folder / "a.safetensors").read_bytes()
+    for damaged in (b"", whole[:4], whole[:100], whole[:-1], b"PK" + whole[2:]):
+        (folder / "a.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file"):
+            check_pretrained(folder, config)
+    for bad in (["a.safetensors"], {"x": 3}, "a"):
+        path.write_text(json.dumps({"weight_map": bad}))
+        with pytest.raises(ValueError, match="weight_map: expected an object of file names"):
+            check_pretrained(folder, config)
 
 
 def test_folders_that_are_no_checkpoints(folder):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from maxpo.post_training import evaluation
+from maxpo.post_training.failures import as_lowest
 from maxpo.post_training.settings import powers_up_to
 
 
@@ -26,6 +27,35 @@ def test_best_of_k_is_the_mean_over_all_subsets(binary):
         subsets = list(itertools.combinations(range(6), k))
         expected = np.mean([rewards[..., list(subset)].max(axis=-1) for subset in subsets], axis=0)
         np.testing.assert_allclose(found[..., number], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_failure_counts_as_the_lowest_of_its_group_but_at_most_0():
+    nan = np.nan
+    scores = np.array(
+        [
+            [-0.1, -0.2, nan, -0.4],  # below 0: the lowest of the group
+            [0.5, nan, 0.7, 0.9],  # above: 0
+            [0.5, nan, -0.25, nan],
+            [nan, nan, nan, nan],  # no score at all: the lowest of all groups
+            [0.25, -3.0, 0.5, 0.0],  # nothing failed
+        ],
+        np.float32,
+    )
+    found = as_lowest(scores)
+    expected = [
+        [-0.1, -0.2, -0.4, -0.4],
+        [0.5, 0.0, 0.7, 0.9],
+        [0.5, -0.25, -0.25, -0.25],
+        [-3.0, -3.0, -3.0, -3.0],
+        [0.25, -3.0, 0.5, 0.0],
+    ]
+    np.testing.assert_array_equal(found, np.float32(expected))
+    assert found.dtype == np.float32
+    assert as_lowest(scores[3]).tolist() == [0, 0, 0, 0]
+    assert as_lowest(scores[3], seen=np.array([nan, -7.0, 2.0])).tolist() == [-7] * 4
+    # All subsets of k: of four -0.1, of pairs -0.1 in 3 of 6, -0.2 in 2 and -0.4 in 1.
+    best = evaluation.best_of_k(found[0], binary=False)
+    np.testing.assert_allclose(best, [-1.1 / 4, -1.1 / 6, -0.1], rtol=1e-6)
 
 
 def test_errors_are_the_spread_of_repeated_studies():

@@ -9,6 +9,7 @@ import pytest
 
 from maxpo.post_training import rollouts
 from maxpo.post_training.batches import batch_of_step
+from maxpo.post_training.failures import FailureLog
 from maxpo.post_training.settings import make_settings
 from maxpo.prompts import Completions
 from maxpo.runs import load_config
@@ -36,6 +37,7 @@ class Answers(NamedTuple):
     rewards: dict[int, list[float]]
     tokenizer: Any
     keys: list
+    failed: float | None = None  # What stands for a failure; None: all that is below 0.
 
     def sample(self, params, prompts, key):
         self.keys.append(jax.random.key_data(key).tolist())
@@ -56,19 +58,20 @@ class Answers(NamedTuple):
             for problem, group in zip(problems, completions, strict=True)
         ]
         rewards = np.array([self.rewards[int(group[0])] for group in completions], np.float32)
-        valid = rewards >= 0
+        valid = rewards >= 0 if self.failed is None else rewards != self.failed
         failures = {"raised": int((~valid).sum()), "timed_out": 0, "not_finite": 0}
+        message = "" if valid.all() else "no idea"
 
         class Pending:
             def result(self):
-                return Scores(np.where(valid, rewards, 0), valid, failures)
+                return Scores(np.where(valid, rewards, 0), valid, failures, message)
 
         return Pending()
 
 
-def collect(config, rewards, step=1):
+def collect(config, rewards, step=1, failed=None):
     settings = make_settings(config)
-    answers = Answers(rewards, settings.tokenizer, [])
+    answers = Answers(rewards, settings.tokenizer, [], failed)
     groups = rollouts.collect(
         settings, answers.sample, answers, None, 5, step, jax.random.key(0), rollouts.Clock()
     )
@@ -170,6 +173,76 @@ def test_a_failed_verification_is_a_zero_or_no_sample(tmp_path):
     assert groups.where[0].tolist() == [False, False, True, True]
     assert groups.metrics["dead_groups"] == 1  # Those that are left are all correct.
     assert groups.metrics["mean_reward"] == 1
+
+
+GRADED = [-0.1, -0.2, -9.0, -0.4]  # -9 stands for a failure.
+
+
+@pytest.mark.parametrize("failures", ["zero", "mask"])
+def test_a_failure_never_beats_a_score_below_0(tmp_path, failures):
+    config = make_config(tmp_path)
+    config.task.update(binary=False, success=-0.15, verifier="lm_verifier:unreliable")
+    config.rl.update(failures=failures, report_k=4)
+    config.evaluation.samples = 4
+    _, groups = collect(config, dict.fromkeys(range(12), GRADED), failed=-9.0)
+    np.testing.assert_array_equal(groups.rewards[0], np.float32([-0.1, -0.2, -0.4, -0.4]))
+    assert groups.metrics["max_at_k"] == pytest.approx(-0.1)
+    assert groups.metrics["pass_at_k"] == 1
+    assert groups.metrics["failed"] == 0.25
+    if failures == "mask":
+        assert groups.where[0].tolist() == [True, True, False, True]
+        assert groups.metrics["mean_reward"] == pytest.approx(-0.7 / 3)
+    else:
+        assert groups.where.all()
+        assert groups.metrics["mean_reward"] == pytest.approx(-1.1 / 4)
+
+    config.rl.report_k = 1
+    _, groups = collect(config, dict.fromkeys(range(12), GRADED), failed=-9.0)
+    assert groups.metrics["pass_at_k"] == 0.25  # A failure is not correct, whatever its reward.
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("failures", ["zero", "mask"])
+def test_where_all_fail_nothing_is_correct_and_nothing_is_learned(tmp_path, failures, binary):
+    config = make_config(tmp_path)
+    success = 0.5 if binary else -0.5
+    config.task.update(binary=binary, success=success, verifier="lm_verifier:unreliable")
+    config.rl.failures = failures
+    _, groups = collect(config, dict.fromkeys(range(12), [-9.0] * 4), failed=-9.0)
+    assert groups.metrics["pass_at_k"] == 0
+    assert groups.metrics["dead_groups"] == 1
+    assert np.isnan(groups.metrics["mean_reward"]) == (failures == "mask")
+    assert groups.where.any() == (failures == "zero")
+    assert np.isfinite(groups.rewards).all()
+    order = batch_of_step(5, 1, 4, 12)
+    text = str(order[0])
+    assert groups.scores.message == f"prompt '{text}=t', completion '{text}':\nno idea"
+
+
+def scores_of(raised, timed_out, scored, message="no idea"):
+    valid = np.arange(raised + timed_out + scored)[None] >= raised + timed_out
+    failures = {"raised": raised, "timed_out": timed_out, "not_finite": 0}
+    return Scores(np.zeros(valid.shape, np.float32), valid, failures, message)
+
+
+def test_the_first_failure_is_said_once_and_a_step_without_a_score_stops(capsys):
+    log = FailureLog()
+    log.note_step(1, scores_of(0, 0, 4, ""))
+    assert capsys.readouterr().err == ""
+    log.note_step(2, scores_of(1, 0, 3))
+    log.note_step(3, scores_of(1, 0, 3, "another one"))
+    assert capsys.readouterr().err == "warning: step 2: a verification failed: no idea\n"
+    # Time limits may be the machine's fault: a word, and on.
+    for step in (4, 5):
+        log.note_step(step, scores_of(3, 1, 0))
+    assert capsys.readouterr().err == (
+        "warning: step 4: the verification of all 4 samples failed "
+        "(3 raised, 1 timed out, 0 not finite)\n"
+    )
+    with pytest.raises(RuntimeError, match=r"step 6: the verifier raised on all 4 samples.*no idea"):
+        log.note_step(6, scores_of(4, 0, 0))
+    log.note("evaluation of rloo", scores_of(4, 0, 0))  # Which has no step to stop.
+    assert "evaluation of rloo: the verification of all 4" in capsys.readouterr().err
 
 
 def test_each_batch_of_each_round_has_its_own_key(tmp_path):

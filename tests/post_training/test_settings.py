@@ -63,6 +63,18 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"rl.kl_coefficient": 0.1, "rl.kl_estimator": "k1"}, "expected k2 or k3"),
         ({"rl.dead_groups": "oversample"}, "expected at least 2 to oversample, got 1"),
         ({"rl.clip_low": 1.5}, "0 <= clip_low <= 1"),
+        ({"rl.clip_dual": 1.0}, "rl.clip_dual: expected a ratio above 1, or 0 for none, got 1.0"),
+        ({"rl.clip_dual": -3.0}, "rl.clip_dual: expected a ratio above 1, or 0 for none, got -3.0"),
+        ({"rl.clip_dual": float("nan")}, "rl.clip_dual: expected a finite number, got nan"),
+        ({"rl.clip_dual": 3.0}, "rl.clip_dual: expected 0 for rl.loss=score_function"),
+        (
+            {"task.binary": False, "methods": ("rloo", "max_rl")},
+            "methods: expected estimators of graded rewards, as task.binary says, got max_rl,",
+        ),
+        (
+            {"task.binary": False, "methods": ("pass_at_k_training:k=2->1,learning_rate=1e-4",)},
+            "as task.binary says, got pass_at_k_training, which needs rewards of 0 or 1",
+        ),
         ({"rl.failures": "retry"}, "expected one of zero, mask; got 'retry'"),
         ({"task.kind": "web"}, "task.kind: expected one of reasoning, jsonl; got 'web'"),
         ({"task.success": float("inf")}, "expected a finite score, got inf"),
@@ -86,6 +98,11 @@ def test_a_mistake_is_named(config, changes, message):
         part[field] = value
     with pytest.raises(ValueError, match=message):
         make_settings(config)
+
+
+def test_estimators_of_binary_rewards_are_for_binary_tasks(config):
+    config.methods = ("max_rl", "pass_at_k_training:k=2")
+    assert len(make_settings(config).methods) == 2
 
 
 def test_empty_and_malformed_files_are_named(config, tmp_path):

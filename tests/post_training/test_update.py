@@ -132,6 +132,7 @@ def make_settings(**changes):
             "length": 1.0,
             "clip_low": 0.2,
             "clip_high": 0.3,
+            "clip_dual": 0.0,
             "epochs": 1,
             "minibatches": 1,
             "micro_batches": 1,
@@ -220,6 +221,79 @@ def test_an_update_is_a_clipped_adamw_step_with_a_warm_up():
         moved = np.where(np.abs(slope) > 1e-4, after - before, -0.0025 * step)
         np.testing.assert_allclose(moved, -0.0025 * step, rtol=1e-3, atol=2e-6)
     assert copy.step == 1
+
+
+def test_small_updates_of_bfloat16_weights_are_kept():
+    # Of entries around 1, whose neighbors in bfloat16 are 2^-8 away: no step of 1e-6 gets there.
+    settings = make_settings(warm_up=1, weight_decay=0.0)
+    stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
+    state = training.init_state(stored, make_optimizer(settings, 0.0))
+    assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in jax.tree.leaves(state.opt_state) if x.ndim} == {jnp.dtype("float32")}
+    before = jax.tree.map(np.asarray, state.params)
+    advance = update.make_update(GRAPH, settings)
+    for _ in range(5):
+        state, _ = advance(state, make_batch(), jnp.float32(1e-6), jax.random.key(0))
+    for name in ("output", "states"):
+        moved = np.abs(np.asarray(state.params[name][...]) - before[name][...])
+        # Adam's steps are those of the sign while the gradient stays what it is: 5e-6 after five.
+        # Float32 rounds each to 6e-8 of an entry below 2.
+        has_slope = np.abs(naive_gradient(make_batch(), settings)[1][name]) > 1e-3
+        assert has_slope.mean() > 0.9
+        np.testing.assert_allclose(moved[has_slope], 5e-6, atol=6e-7)
+
+
+def test_the_dual_clip_bounds_what_an_overflowing_ratio_costs():
+    batch = make_batch(reference=False)
+    # One token that the sampling policy found all but impossible, in a sample to be avoided.
+    sampled_with = batch.completions.log_probs.copy()
+    p, n = np.argwhere(batch.where)[0]
+    sampled_with[p, n, 0] = -200.0
+    advantages = batch.advantages.copy()
+    advantages[p, n] = -1.0
+    batch = batch._replace(
+        completions=batch.completions._replace(log_probs=sampled_with), advantages=advantages
+    )
+
+    def found(clip_dual):
+        settings = make_settings(
+            loss="clipped_ratio", kl_coefficient=0.0, entropy_coefficient=0.0, clip_dual=clip_dual
+        )
+        loss = partial(update.loss_and_metrics, GRAPH, settings)
+        gradient, metrics = update.accumulated_gradient(loss, PARAMS, batch, 1)
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(gradient)]), metrics
+
+    gradient, metrics = found(0.0)
+    assert metrics["loss"] == np.inf
+    assert not np.isfinite(gradient).all()
+    gradient, metrics = found(3.0)
+    assert np.isfinite(gradient).all()
+    assert np.isfinite(metrics["loss"])
+    assert metrics["kl_to_sampling_policy"] == np.inf  # A diagnostic, and true.
+    # The term of that token is 3 instead of infinite.
+    batch.completions.log_probs[p, n, 0] = np.log(1e-30)
+    larger, more = found(0.0)
+    smaller, less = found(2.0)
+    assert np.isfinite(more["loss"])
+    np.testing.assert_allclose(metrics["loss"] - less["loss"], 1 / batch.where.sum(), rtol=1e-4)
+
+
+def test_an_entropy_that_is_not_finite_is_no_part_of_a_loss_without_it():
+    broken = jax.tree.map(jnp.copy, PARAMS)
+    settings = make_settings(entropy_coefficient=0.0, kl_coefficient=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        original = update.completion_log_probs
+        patch.setattr(
+            update,
+            "completion_log_probs",
+            lambda *args, **kw: original(*args, **kw)._replace(entropy=jnp.full((P, N, T), np.inf)),
+        )
+        gradient, metrics = update.accumulated_gradient(
+            partial(update.loss_and_metrics, GRAPH, settings), broken, make_batch(), 1
+        )
+    assert metrics["entropy"] == np.inf
+    assert np.isfinite(metrics["loss"])
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(gradient))
 
 
 def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
