@@ -16,15 +16,7 @@ from maxpo.studies import estimator_speed
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the benchmark in `workdir` and returns its summary, the rows of the table by shape."""
-    if len(config.groups) != len(config.group_sizes):
-        raise ValueError(
-            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
-        )
-    if config.repeats < 1 or config.k < 2 or config.k > min(config.group_sizes) - 1:
-        raise ValueError(
-            f"expected repeats >= 1 and 2 <= k <= {min(config.group_sizes) - 1}, got repeats = "
-            f"{config.repeats} and k = {config.k}."
-        )
+    estimator_speed.check_config(config)
     batches = list(zip(config.groups, config.group_sizes, strict=True))
     growing = [(config.scaling_rewards // size, size) for size in config.scaling_sizes]
     with runs.Run(config, workdir) as run:

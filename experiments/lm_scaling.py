@@ -14,10 +14,15 @@ from maxpo.policies.transformer import TransformerConfig, make_config
 from maxpo.studies import lm_scaling
 from maxpo.studies.lm_scaling import Case
 
+MESH = ("data", "model")
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
+    check_config(config)
     cases = {**weak_cases(config), **large_cases(config)}
+    if not cases:
+        raise ValueError("weak.devices, large.models: expected some to compile for, got none")
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
@@ -26,6 +31,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             rows[name] = row(case, lm_scaling.compile_elsewhere(case))
             run.log(len(rows), {"case": name, **rows[name]})
         return run.finish(rows)
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError if a number of the config makes no sense, naming it."""
+    work = ("prompts", "group_size", "prompt_length", "new_tokens")
+    meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
+    names = [f"{part}.{name}" for part in ("weak", "large") for name in work]
+    names += ["weak.devices", "weak.model", *meshes]
+    runs.check_numbers(config, at_least=dict.fromkeys(names, 1))
 
 
 def weak_cases(config: ConfigDict) -> dict[str, Case]:

@@ -6,6 +6,7 @@ this is started again; `figures/` holds the figures of all, named after their st
 
 import importlib
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,11 @@ from maxpo import runs
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the studies and returns their summaries by study."""
     studies = {}
+    known = sorted(path.stem for path in Path(__file__).parent.glob("[a-z]*.py"))
     for spec in config.studies:
         name, _, variant = spec.partition(":")
+        if name not in known or name == "results":
+            raise ValueError(f"studies: expected some of {', '.join(known)}; got {spec!r}")
         study = importlib.import_module(f"experiments.{name}")
         studies[spec] = study, runs.load_config(f"configs/{name}.py{variant and ':' + variant}")
 
@@ -30,7 +34,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         print(f"\n{spec}")
         summaries[spec] = study.train_and_evaluate(study_config, folder)
         for figure in folder.glob("*.png"):
-            shutil.copy(figure, figures / f"{folder.name}-{figure.name}")
+            try:
+                shutil.copy(figure, figures / f"{folder.name}-{figure.name}")
+            except OSError as error:  # No figure may cost the studies that are left.
+                print(f"warning: {figure} is not in {figures}: {error}", file=sys.stderr)
     print(f"\n{figures}")
     return summaries
 

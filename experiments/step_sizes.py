@@ -17,10 +17,13 @@ from maxpo.studies import bandit, step_sizes
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, figures by "bandit estimator"."""
+    runs.check_numbers(config, above={"step_sizes": 0})
     if config.common not in config.step_sizes:
         raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}.")
-    if config.seeds < 4:
+    if not config.seeds >= 4:
         raise ValueError(f"seeds: expected at least 4, two halves, got {config.seeds}.")
+    if not config.bandits or len(set(config.bandits)) < len(config.bandits):
+        raise ValueError(f"bandits: expected different variants, got {config.bandits}.")
     studies = {}
     for variant in config.bandits:
         study = bandit_configs.get_config(variant)

@@ -196,6 +196,15 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError for what Tunix would only notice in the middle, or not at all."""
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "odds": 0,
+            **{f"model.{name}": 1 for name, size in config.model.items() if isinstance(size, int)},
+        },
+        above={"learning_rate": 0},
+    )
     letters = len(LetterTokenizer.LETTERS) - 1
     if not 1 <= len(config.odds) <= letters or abs(sum(config.odds) - 1) > 1e-6:
         raise ValueError(f"expected odds of 1 to {letters} letters with sum 1, got {config.odds}")

@@ -141,8 +141,17 @@ def powers_up_to(n: int) -> tuple[int, ...]:
 
 def _check_numbers(config: ConfigDict) -> None:
     least = {
+        "seed": 0,
         "seeds": 1,
-        "warm_start": {"steps": 0, "batch_size": 1, "warm_up": 0, "save_every": 1},
+        "model": {"vocab_size": 0, "context_length": 0},
+        "warm_start": {
+            "steps": 0,
+            "batch_size": 1,
+            "warm_up": 0,
+            "weight_decay": 0,
+            "log_every": 1,
+            "save_every": 1,
+        },
         "rl": {
             "steps": 1,
             "prompts": 1,
@@ -163,16 +172,18 @@ def _check_numbers(config: ConfigDict) -> None:
         "evaluation": {"samples": 1, "prompts": 1, "temperature": 0},
         "verification": {"workers": 1},
     }
-    for name, smallest in _flat(least):
-        if not _field(config, name) >= smallest:
-            raise ValueError(f"{name}: expected at least {smallest}, got {_field(config, name)}")
-    for name in (
+    positive = (
         *("warm_start.learning_rate", "warm_start.max_gradient_norm", "warm_start.final_rate"),
         *("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length"),
         "verification.time_limit",
-    ):
-        if not _field(config, name) > 0:
-            raise ValueError(f"{name}: expected more than 0, got {_field(config, name)}")
+    )
+    runs.check_numbers(
+        config,
+        at_least=dict(_flat(least)),
+        above=dict.fromkeys(positive, 0),
+        finite=("rl.clip_low", "rl.clip_high"),
+        or_infinite=("warm_start.max_gradient_norm", "rl.max_gradient_norm", "rl.clip_high"),
+    )
     rl = config.rl
     cut = rl.minibatches * rl.micro_batches
     for name, size in (
@@ -238,14 +249,34 @@ def _check_choices(config: ConfigDict) -> None:
             "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
             f"{rl.clip_low} and {rl.clip_high}"
         )
-    if not math.isfinite(config.task.success):
-        raise ValueError(f"task.success: expected a finite score, got {config.task.success}")
+    _check_success(config.task)
+
+
+def _check_success(task: ConfigDict) -> None:
+    """Raises ValueError if a wrong answer, whose score is 0, would count as correct."""
+    success = task.success
+    if not math.isfinite(success):
+        raise ValueError(f"task.success: expected a finite score, got {success}")
+    # The names of verifiers that come with the project; those of yours have a colon.
+    ours = ":" not in task.verifier
+    if success <= 0 and (task.binary or ours):
+        why = f"task.verifier={task.verifier}" if ours else "task.binary=True"
+        raise ValueError(
+            f"task.success: expected more than 0, the score of a wrong answer, for {why}; got "
+            f"{success}. Negative scores need a verifier of your own and task.binary=False"
+        )
+    if success > 1 and ours:
+        raise ValueError(
+            "task.success: expected at most 1, the largest score of "
+            f"task.verifier={task.verifier}, got {success}"
+        )
 
 
 def _make_task(task: ConfigDict) -> text.TextTask:
     if task.kind == "reasoning":
         from maxpo.tasks import reasoning
 
+        runs.check_numbers(task, at_least={"train_size": 1, "held_out_size": 1, "seed": 0})
         return reasoning.make_reasoning_task(
             task.dataset,
             train_size=task.train_size,
@@ -353,9 +384,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
         pairs += nested or [(prefix + name, value)]
     return pairs
-
-
-def _field(config: ConfigDict, name: str) -> Any:
-    for part in name.split("."):
-        config = config[part]
-    return config

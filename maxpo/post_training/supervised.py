@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
-from maxpo.post_training.optimizer import make_optimizer, warmed_up
+from maxpo.post_training.optimizer import make_optimizer, warm_start_rate
 from maxpo.prompts import Prompts
 from maxpo.token_log_probs import completion_log_probs
 
@@ -26,8 +26,7 @@ def make_update(
 
     Args:
       graph: The policy's structure.
-      settings: The `warm_start` of a config. After the warm-up the learning rate goes in a straight
-        line to `final_rate` times itself at the last step.
+      settings: The `warm_start` of a config; see `warm_start_rate`.
       layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
 
     Returns:
@@ -46,8 +45,7 @@ def make_update(
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
-        left = 1 - (1 - settings.final_rate) * state.step / max(settings.steps, 1)
-        rate = warmed_up(settings.learning_rate * left, state.step, settings.warm_up)
+        rate = warm_start_rate(settings, state.step)
         state = training.apply_gradients(state, gradients, make_optimizer(settings, rate))
         return parallel.keep(state, layout(state)), metrics
 

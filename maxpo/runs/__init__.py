@@ -44,7 +44,7 @@ On several processes (a pod) process 0 writes config, metrics, summary and figur
 part in the checkpoints; give every process the same workdir on a shared filesystem.
 """
 
-from maxpo.runs._config import UsageError, check_variant, load_config
+from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
 from maxpo.runs._main import main
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._progress import progress, steps
@@ -55,6 +55,7 @@ __all__ = [
     "Run",
     "UsageError",
     "check_finite",
+    "check_numbers",
     "check_variant",
     "format_table",
     "load_config",

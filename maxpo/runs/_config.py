@@ -4,6 +4,8 @@ import difflib
 import importlib.util
 import inspect
 import json
+import math
+import operator
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,42 @@ def check_variant(variant: str, known: Collection[str]) -> None:
     """
     if variant not in known:
         raise ValueError(f"expected one of the variants {', '.join(known)}; got {variant!r}.")
+
+
+def check_numbers(
+    config: ConfigDict,
+    *,
+    at_least: Mapping[str, float] | None = None,
+    above: Mapping[str, float] | None = None,
+    finite: Iterable[str] = (),
+    or_infinite: Collection[str] = (),
+) -> None:
+    """Raises ValueError unless fields hold finite numbers within their bounds, naming the first.
+
+    Args:
+      config: dotted names lead to its fields; of a tuple every element is checked.
+      at_least: name -> the least number that makes sense.
+      above: name -> a number that is already too small.
+      finite: names of fields that may hold any number.
+      or_infinite: names, among the others, for which infinity makes sense.
+
+    >>> check_numbers(ConfigDict({"rl": {"steps": 0}}), at_least={"rl.steps": 1})
+    Traceback (most recent call last):
+    ...
+    ValueError: rl.steps: expected at least 1, got 0
+    """
+    bounds = [(name, x, operator.ge, f"at least {x:g}") for name, x in (at_least or {}).items()]
+    bounds += [(name, x, operator.gt, f"more than {x:g}") for name, x in (above or {}).items()]
+    bounds += [(name, -math.inf, operator.ge, "a finite number") for name in finite]
+    for name, bound, fits, expected in bounds:
+        found: Any = config
+        for part in name.split("."):
+            found = found[part]
+        for value in found if isinstance(found, tuple | list) else (found,):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            in_reach = is_number and (math.isfinite(value) or name in or_infinite)
+            if not in_reach or not fits(value, bound):
+                raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from maxpo.runs._config import UsageError
 
 LOCK = ".lock"
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 TEMPORARY = ".maxpo-tmp"  # the end of the name of a file that is not written completely yet
 
 

@@ -9,9 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from maxpo.runs._files import errors_name, sync, to_json
-
-NOT_FINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+from maxpo.runs._files import NOT_FINITE, errors_name, sync, to_json
 
 
 class MetricsFile:

@@ -1,7 +1,10 @@
 """Rows of results as an aligned plain-text table."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from maxpo.runs._files import NOT_FINITE
 
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
@@ -12,8 +15,9 @@ def format_table(rows: Rows) -> str:
     Args:
       rows: a sequence of rows, each a mapping from column to value, or a mapping from the row's
         name to the row. Columns come in the order in which they are met; a value a row does not
-        have is shown as "-". Floats are shown with 4 significant digits. A column `x_sem` is no
-        column of its own but the standard error behind `x`.
+        have is shown as "-". Floats are shown with 4 significant digits; "NaN" and "Infinity", as
+        a summary has them, are floats. A column `x_sem` is no column of its own but the standard
+        error behind `x`, or "-" where there is none, as of the mean of one number.
 
     >>> print(format_table({"maxpo": {"max@4": 0.91234, "seeds": 32}, "grpo": {"max@4": 0.5}}))
             max@4  seeds
@@ -25,7 +29,7 @@ def format_table(rows: Rows) -> str:
     """
     if isinstance(rows, Mapping):
         rows = [{"": name, **row} for name, row in rows.items()]
-    records = [_with_errors(row) for row in rows]
+    records = [_with_errors({key: _to_float(x) for key, x in row.items()}) for row in rows]
     columns = list(dict.fromkeys(column for record in records for column in record))
     cells = [[_cell(record.get(column)) for column in columns] for record in records]
     is_number = [
@@ -49,9 +53,21 @@ def _with_errors(row: Mapping[str, Any]) -> dict[str, Any]:
     for column, value in row.items():
         if column.endswith("_sem") and column.removesuffix("_sem") in row:
             continue
-        error = row.get(f"{column}_sem")
-        merged[column] = value if error is None else f"{_cell(value)} ± {error:.2g}"
+        merged[column] = value
+        if f"{column}_sem" in row and value is not None:
+            merged[column] = f"{_cell(value)} ± {_error(row[f'{column}_sem'])}"
     return merged
+
+
+def _error(error: Any) -> str:
+    if error is None or (isinstance(error, float) and math.isnan(error)):
+        return "-"
+    return f"{error:.2g}" if isinstance(error, int | float) else str(error)
+
+
+def _to_float(value: Any) -> Any:
+    """The number that a string of a summary stands for."""
+    return NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
 def _cell(value: Any) -> str:

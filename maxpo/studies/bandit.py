@@ -16,7 +16,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, parallel, training
+from maxpo import estimators, losses, parallel, runs, training
 from maxpo.studies import moments
 from maxpo.studies.styles import draw_line, legend_below, styles
 from maxpo.tasks import bandit
@@ -62,15 +62,20 @@ def check_config(config: ConfigDict) -> None:
         estimators.get(name)
     if not config.estimators or len(set(config.estimators)) < len(config.estimators):
         raise ValueError(f"estimators: expected different names, got {config.estimators}.")
-    for field, least in (
-        ("group_size", 2),
-        ("seeds", 2),
-        ("updates", 1),
-        ("evaluate_every", 1),
-        ("variance_batches", 2),
-    ):
-        if config[field] < least:
-            raise ValueError(f"{field}: expected at least {least}, got {config[field]}.")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "group_size": 2,
+            "seeds": 2,
+            "updates": 1,
+            "evaluate_every": 1,
+            "variance_batches": 2,
+            "report_k": 1,
+            "k.updates": 0,
+        },
+        above={"learning_rate": 0},
+    )
     if config.updates % config.evaluate_every:
         raise ValueError(
             f"updates: expected a multiple of evaluate_every = {config.evaluate_every}, "
@@ -83,31 +88,45 @@ def check_config(config: ConfigDict) -> None:
             f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
             f"left out, got {largest}."
         )
-    if not config.learning_rate > 0:
-        raise ValueError(f"learning_rate: expected more than 0, got {config.learning_rate}.")
-    if config.report_k < 1:
-        raise ValueError(f"report_k: expected at least 1, got {config.report_k}.")
-    if not hasattr(optax, config.optimizer):
-        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
+    _check_optimizer(config)
     _check_task(config.task)
+
+
+def _check_optimizer(config: ConfigDict) -> None:
+    try:
+        optimizer = getattr(optax, config.optimizer)(config.learning_rate)
+    except (AttributeError, TypeError, ValueError):
+        optimizer = None
+    if not isinstance(optimizer, optax.GradientTransformation):
+        # Of an optimizer that takes a learning rate alone.
+        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
 
 
 def _check_task(task: ConfigDict) -> None:
     least = {"num_contexts": 1}
+    above, finite = {}, []
     if task.name == "contextual":
         least |= {"num_features": 0, "num_arms": 1}
+        above = {"law_parameter": 0}
         if task.law not in bandit.REWARD_LAWS:
             raise ValueError(
                 f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
             )
+        if task.law == "bernoulli" and task.law_parameter > 1:
+            raise ValueError(
+                "task.law_parameter: expected a success rate of at most 1, got "
+                f"{task.law_parameter}."
+            )
     elif task.name == "square":
-        if not task.std > 0:
-            raise ValueError(f"task.std: expected more than 0, got {task.std}.")
+        above, finite = {"std": 0}, ["mean"]
     else:
         raise ValueError(f"task.name: expected contextual or square, got {task.name!r}.")
-    for field, smallest in least.items():
-        if task[field] < smallest:
-            raise ValueError(f"task.{field}: expected at least {smallest}, got {task[field]}.")
+    runs.check_numbers(
+        ConfigDict({"task": task}),
+        at_least={f"task.{field}": bound for field, bound in least.items()},
+        above={f"task.{field}": bound for field, bound in above.items()},
+        finite=[f"task.{field}" for field in finite],
+    )
 
 
 def make_task(task: ConfigDict, key: jax.Array) -> Task:

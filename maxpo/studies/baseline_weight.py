@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import baseline_weight, estimators
+from maxpo import baseline_weight, estimators, runs
 from maxpo.studies import count_baselines, variance_points
 from maxpo.studies.binary_moments import exact_moments
 from maxpo.studies.gradient_variance import ks_for
@@ -82,25 +82,26 @@ def check_config(config: ConfigDict) -> None:
     for field in ("num_arms", "success_rates", "logit_noises", "group_sizes"):
         if not config[field]:
             raise ValueError(f"{field}: expected at least one value, got none.")
-    for field, values, least in (
-        ("num_arms", config.num_arms, 2),
-        ("group_sizes", config.group_sizes, 3),
-        ("logit_noises", config.logit_noises, 0),
-        ("bandits", (config.bandits,), 2),
-        ("rule.prompts", (config.rule.prompts,), 1),
-        ("rule.chains", (config.rule.chains,), 1),
-        ("rule.updates", (config.rule.updates,), 1),
-        ("rule.caution", (config.rule.caution,), 0),
-        ("map_group_size", (config.map_group_size,), 3),
-    ):
-        if not min(values) >= least:
-            raise ValueError(f"{field}: expected at least {least}, got {min(values)}.")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "num_arms": 2,
+            "group_sizes": 3,
+            "logit_noises": 0,
+            "bandits": 2,
+            "rule.prompts": 1,
+            "rule.chains": 1,
+            "rule.updates": 1,
+            "rule.caution": 0,
+            "map_group_size": 3,
+        },
+        above={"tail_exponent": 0},
+    )
     if config.groups < 2 or config.groups % 2:
         raise ValueError(f"groups: expected an even number, two halves, got {config.groups}.")
     if not 0 <= config.rule.decay < 1:
         raise ValueError(f"rule.decay: expected a number in [0, 1), got {config.rule.decay}.")
-    if not config.tail_exponent > 0:
-        raise ValueError(f"tail_exponent: expected more than 0, got {config.tail_exponent}.")
     for field in ("success_rates", "certificate.success_rates"):
         rates = config
         for part in field.split("."):

@@ -25,7 +25,7 @@ from jax import lax
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import estimators
+from maxpo import estimators, runs
 
 
 def sort_with_index(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -135,6 +135,33 @@ def pkpo_recurrence(rewards: np.ndarray, k: int) -> np.ndarray:
     result = np.empty(n)
     result[order] = s - k / n * baseline
     return result
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError if a value of the config makes no sense, naming it."""
+    if not config.groups or len(config.groups) != len(config.group_sizes):
+        raise ValueError(
+            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
+        )
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "groups": 1,
+            "group_sizes": 3,
+            "numpy_repeats": 1,
+            "numpy_limit": 0,
+            "quadratic_limit": 0,
+            "scaling_sizes": 3,
+            "scaling_rewards": max(config.scaling_sizes, default=0),
+        },
+    )
+    sizes = (*config.group_sizes, *config.scaling_sizes)
+    if not config.repeats >= 1 or not 2 <= config.k <= min(sizes) - 1:
+        raise ValueError(
+            f"expected repeats >= 1 and 2 <= k <= {min(sizes) - 1}, got repeats = "
+            f"{config.repeats} and k = {config.k}."
+        )
 
 
 class Timing(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses
+from maxpo import estimators, losses, runs
 from maxpo.studies import pkpo_toy, unbiasedness
 from maxpo.studies.binary_moments import exact_moments
 from maxpo.studies.jobs import Job, Row
@@ -58,15 +58,18 @@ def check_config(config: ConfigDict) -> None:
     ):
         if not values:
             raise ValueError(f"{field}: expected at least one value, got none.")
-    for field, value, least in (
-        ("bandits", config.bandits, 2),
-        ("batches", config.batches, 2),
-        ("toy.estimates", config.toy.estimates, 2),
-        ("map.group_size", config.map.group_size, 3),
-        *(("map.num_arms", arms, 2) for arms in config.map.num_arms),
-    ):
-        if value < least:
-            raise ValueError(f"{field}: expected at least {least}, got {value}.")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "bandits": 2,
+            "batches": 2,
+            "toy.estimates": 2,
+            "map.group_size": 3,
+            "map.num_arms": 2,
+        },
+        finite=("toy.theta", "toy.thetas"),
+    )
     for rate in config.map.success_rate:
         if not 0 < rate < 1:
             raise ValueError(f"map.success_rate: expected rates between 0 and 1, got {rate}.")

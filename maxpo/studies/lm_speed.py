@@ -27,6 +27,7 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
+from maxpo import runs
 from maxpo._extras import MissingExtraError
 from maxpo.generation import generate
 from maxpo.policies.pretrained import save_pretrained
@@ -80,11 +81,27 @@ def check_config(config: ConfigDict) -> None:
       MissingExtraError: if the comparison with transformers is asked for and packages are missing.
       ValueError: for sizes out of range, or for that comparison away from the CPU.
     """
-    for name in ("repeats", "prompts", "group_size", "prompt_length"):
-        if config[name] < 1:
-            raise ValueError(f"expected {name} of at least 1, got {config[name]}")
-    if config.new_tokens <= QUARTERS:
-        raise ValueError(f"expected new_tokens of at least {QUARTERS + 1}, got {config.new_tokens}")
+    least = {"repeats": 1, "prompts": 1, "group_size": 1, "prompt_length": 1}
+    for name, bound in {**least, "new_tokens": QUARTERS + 1}.items():
+        if not config[name] >= bound:
+            raise ValueError(f"expected {name} of at least {bound}, got {config[name]}")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "peak.flops": 0,
+            "peak.bandwidth": 0,
+            "long_vocabulary.prompts": 1,
+            "long_vocabulary.group_size": 1,
+            "long_vocabulary.prompt_length": 1,
+            "long_vocabulary.new_tokens": 1,
+        },
+    )
+    if (config.peak.flops == 0) != (config.peak.bandwidth == 0):
+        raise ValueError(
+            "peak.flops, peak.bandwidth: expected both, or 0 for both, got "
+            f"{config.peak.flops:g} and {config.peak.bandwidth:g}"
+        )
     model_config(config)
     model_config(config.long_vocabulary)
     if not config.huggingface:

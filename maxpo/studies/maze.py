@@ -19,7 +19,7 @@ from flax import nnx
 from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, max_at_k, parallel, pass_at_k, training
+from maxpo import estimators, losses, max_at_k, parallel, pass_at_k, runs, training
 from maxpo.policies import GridPolicy
 from maxpo.policies.grid import Kind
 from maxpo.studies import moments
@@ -93,22 +93,28 @@ def check_config(config: ConfigDict) -> None:
         estimators.get(name)
     if not names or len(set(config.methods)) < len(names):
         raise ValueError(f"methods: expected different names, got {config.methods}.")
-    for field, least in (
-        ("seeds", 2),
-        ("group_size", 2),
-        ("mazes", 1),
-        ("updates", 1),
-        ("evaluate_every", 1),
-        ("epochs", 1),
-        ("sweep.seeds", 1),
-        ("sweep.updates", 0),
-        ("evaluation.mazes", 1),
-        ("evaluation.samples", 2),
-        ("evaluation.curve_samples", 2),
-    ):
-        value = _field(config, field)
-        if value < least:
-            raise ValueError(f"{field}: expected at least {least}, got {value}.")
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "seeds": 2,
+            "group_size": 2,
+            "mazes": 1,
+            "updates": 1,
+            "evaluate_every": 1,
+            "epochs": 1,
+            "sweep.seeds": 1,
+            "sweep.updates": 0,
+            "evaluation.mazes": 1,
+            "evaluation.samples": 2,
+            "evaluation.curve_samples": 2,
+            "report_k": 1,
+            "k.updates": 0,
+            "policy.hidden": 1,
+        },
+        above={"max_gradient_norm": 0},
+        or_infinite=("max_gradient_norm",),
+    )
     for field in ("updates", "sweep.updates"):
         if _field(config, field) % config.evaluate_every:
             raise ValueError(
@@ -117,7 +123,7 @@ def check_config(config: ConfigDict) -> None:
             )
     for field in ("sweep.learning_rates", "sweep.entropy_coefficients"):
         values = _field(config, field)
-        if not values or not all(value > 0 for value in values):
+        if not values or not all(0 < value < float("inf") for value in values):
             raise ValueError(f"{field}: expected some above 0, got {values}.")
     choices = len(config.sweep.learning_rates) * max(
         len(_coefficients(config, name)) for name in config.methods
@@ -133,21 +139,18 @@ def check_config(config: ConfigDict) -> None:
             f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
             f"left out, got {largest}."
         )
-    if not 1 <= config.report_k <= config.evaluation.samples:
-        raise ValueError(
-            f"report_k: expected 1 to evaluation.samples = {config.evaluation.samples}, got "
-            f"{config.report_k}."
-        )
+    for field in ("samples", "curve_samples"):
+        if config.report_k > config.evaluation[field]:
+            raise ValueError(
+                f"report_k: expected 1 to evaluation.{field} = {config.evaluation[field]}, got "
+                f"{config.report_k}."
+            )
     if config.loss not in LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {config.loss!r}.")
     if config.loss == "score_function" and config.epochs > 1:
         raise ValueError(
             "epochs: expected 1 with loss=score_function, which is only right for the policy that "
             f"acted; got {config.epochs}."
-        )
-    if not config.max_gradient_norm > 0:
-        raise ValueError(
-            f"max_gradient_norm: expected more than 0, got {config.max_gradient_norm}."
         )
     if config.policy.kind not in get_args(Kind):
         raise ValueError(

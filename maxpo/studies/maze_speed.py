@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from maxpo import runs
 from maxpo.tasks.environment import Environment, Observation, rollout
 from maxpo.tasks.maze import MazeEnvironment
 from maxpo.tasks.xminigrid import XMiniGrid
@@ -48,9 +49,8 @@ class _OwnView(XMiniGrid):
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number makes no sense."""
-    for field in ("instances", "group_size", "repeats"):
-        if config[field] < 1:
-            raise ValueError(f"{field}: expected at least 1, got {config[field]}.")
+    least = {"instances": 1, "group_size": 1, "repeats": 1, "radius": 1, "seed": 0}
+    runs.check_numbers(config, at_least=least)
 
 
 def make_environments(config: ConfigDict) -> dict[str, Environment]:

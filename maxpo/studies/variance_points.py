@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from maxpo import runs
 from maxpo.studies.moments import Bandits
 
 
@@ -82,12 +83,19 @@ def _point(
         raise ValueError(f"{name}: law: expected one of {', '.join(LAWS)}; got {fields['law']!r}.")
     if fields["arms"] not in ("quantiles", "drawn"):
         raise ValueError(f"{name}: arms: expected quantiles or drawn; got {fields['arms']!r}.")
-    for field, least in (("num_arms", 2), ("group_size", 3), ("logit_noise", 0)):
-        if not fields[field] >= least:
-            raise ValueError(f"{name}: {field}: expected at least {least}, got {fields[field]}.")
-    if not fields["law_parameter"] > 0:
+    try:
+        runs.check_numbers(
+            ConfigDict(fields),
+            at_least={"num_arms": 2, "group_size": 3, "logit_noise": 0},
+            above={"law_parameter": 0},
+            finite=("logit_tilt",),
+        )
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
+    if fields["law"] == "bernoulli" and fields["law_parameter"] > 1:
         raise ValueError(
-            f"{name}: law_parameter: expected more than 0, got {fields['law_parameter']}."
+            f"{name}: law_parameter: expected a success rate of at most 1, got "
+            f"{fields['law_parameter']}."
         )
     if not 1 <= fields["k"] <= fields["group_size"] - 1:
         raise ValueError(
