@@ -14,6 +14,8 @@ from maxpo.policies.transformer import TransformerConfig, make_config
 from maxpo.studies import lm_scaling
 from maxpo.studies.lm_scaling import Case
 
+MESH = ("data", "model")
+
 
 MESH = ("data", "model")
 

@@ -69,7 +69,7 @@ def k_schedule(initial: float, final: float, updates: int) -> K:
     Raises:
       ValueError: If a k is below 1, or it changes over less than one update.
     """
-    if min(initial, final) < 1:
+    if not (initial >= 1 and final >= 1):
         raise ValueError(f"expected k >= 1, got k from {initial} to {final}.")
     if initial == final:
         return initial

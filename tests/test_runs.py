@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import runs
+from maxpo._extras import missing_extra
 from maxpo.runs import _checkpoints, _metrics, _progress
 
 CHILD = Path(__file__).with_name("runs_child.py")
@@ -912,6 +913,41 @@ def test_format_table_aligns_and_rounds() -> None:
     assert runs.format_table([]) == ""
 
 
+def test_format_table_shows_an_error_that_does_not_exist_as_a_dash(
+    tmp_path: Path, capsys: Any
+) -> None:
+    rows: list[dict[str, Any]] = [
+        {"": "one problem", "pass@1": 0.5, "pass@1_sem": float("nan")},
+        {"": "as stored", "pass@1": 0.5, "pass@1_sem": "NaN"},
+        {"": "none", "pass@1": 0.5, "pass@1_sem": None},
+        {"": "infinite", "pass@1": "-Infinity", "pass@1_sem": "Infinity"},
+        {"": "no value", "pass@1": None, "pass@1_sem": 0.1},
+        {"": "integers", "pass@1": 3, "pass@1_sem": 2},
+    ]
+    assert runs.format_table(rows).splitlines() == [
+        "             pass@1",
+        "one problem  0.5000 ± -",
+        "as stored    0.5000 ± -",
+        "none         0.5000 ± -",
+        "infinite     -inf ± inf",
+        "no value     -",
+        "integers     3 ± 2",
+    ]
+    # Through the file, and at every start after it.
+    with runs.Run({}, tmp_path) as run:
+        run.finish({}, table=rows)
+    first = capsys.readouterr().out
+    assert "one problem  0.5000 ± -" in first
+    with runs.Run({}, tmp_path) as run:
+        run.report()
+    assert capsys.readouterr().out == first
+
+
+def test_format_table_takes_stored_floats_for_numbers() -> None:
+    rows = [{"x": "NaN"}, {"x": 1.0}, {"x": "Infinity"}]
+    assert runs.format_table(rows).splitlines() == ["    x", "  nan", "1.000", "  inf"]
+
+
 # The command line
 
 CONFIG_FILE = """
@@ -1079,6 +1115,47 @@ def test_a_value_error_is_the_users_before_the_run_is_opened_only(
     assert not list(Path("runs").iterdir())
     with pytest.raises(ValueError, match="a bug"):
         call(bug)
+
+
+def test_a_missing_extra_is_one_sentence_and_leaves_no_folder(
+    experiment: Recorder, capsys: Any
+) -> None:
+    def needs_extra(config: ConfigDict, workdir: Path) -> None:
+        try:
+            import a_package_that_is_not_there  # type: ignore[import-not-found] # noqa: F401
+        except ImportError as error:
+            name = "a-package-that-is-not-there"
+            raise missing_extra("this task", name, "lm", error) from error
+
+    with pytest.raises(SystemExit) as end:
+        call(needs_extra)
+    assert end.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: this task needs the package a-package-that-is-not-there: pip install 'maxpo[lm]'\n"
+    )
+    assert not list(Path("runs").iterdir())
+
+
+def test_a_package_that_is_there_and_broken_says_so() -> None:
+    broken = ImportError("cannot import name 'x' from 'tokenizers'")
+    message = str(missing_extra("load_tokenizer", "tokenizers", "lm", broken))
+    assert message.endswith("(its import failed: cannot import name 'x' from 'tokenizers')")
+    other = ModuleNotFoundError("No module named 'numpy'", name="numpy")
+    assert "No module named 'numpy'" in str(missing_extra("load_tokenizer", "a", "lm", other))
+    absent = ModuleNotFoundError("...", name="reasoning_gym.factory")
+    assert "failed" not in str(missing_extra("reasoning", "reasoning-gym", "lm", absent))
+
+
+@pytest.mark.parametrize("error", [ImportError("a bug"), KeyboardInterrupt(), RuntimeError("x")])
+def test_other_failures_keep_their_traceback_and_leave_no_empty_folder(
+    experiment: Recorder, error: BaseException
+) -> None:
+    def fail(config: ConfigDict, workdir: Path) -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        call(fail)
+    assert not list(Path("runs").iterdir())
 
 
 def test_help_shows_the_flags_and_the_fields(experiment: Recorder, capsys: Any) -> None:

@@ -401,8 +401,8 @@ def _are_equal(tensors: Mapping[str, Any], one: str, other: str, rows: int) -> b
     views = [tensors[name].get_slice(name) for name in (one, other)]
     for start in range(0, rows, 4096):
         end = min(start + 4096, rows)
-        parts = (np.asarray(view[start:end], np.float32) for view in views)
-        if not np.array_equal(*parts):
+        first, second = (np.asarray(view[start:end], np.float32) for view in views)
+        if not np.array_equal(first, second):
             return False
     return True
 

@@ -44,7 +44,8 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
             low, high = curve.value - band, curve.value + band
             draw_line(axis, curve.k, curve.value, low, high, label, lines[label])
         axis.set_xscale("log", base=2)
-        axis.set_xticks(curve.k, [str(k) for k in curve.k])
+        ks = sorted({k for curve in curves.values() for k in curve.k})
+        axis.set_xticks(ks, [str(k) for k in ks])
         axis.minorticks_off()
         axis.set_xlabel("k")
         _finish(axis, title)

@@ -71,8 +71,6 @@ def check_config(config: ConfigDict) -> None:
             "evaluate_every": 1,
             "variance_batches": 2,
             "report_k": 1,
-            "k.initial": 1,
-            "k.final": 1,
             "k.updates": 0,
         },
         above={"learning_rate": 0},
@@ -103,10 +101,8 @@ def _check_optimizer(config: ConfigDict) -> None:
     except (AttributeError, TypeError, ValueError):
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):
-        raise ValueError(
-            "optimizer: expected the name of an optimizer of optax that takes a learning rate "
-            f"alone, got {config.optimizer!r}."
-        )
+        # Of an optimizer that takes a learning rate alone.
+        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
 
 
 def _check_task(task: ConfigDict) -> None:

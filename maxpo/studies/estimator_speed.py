@@ -143,23 +143,25 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
         )
+    runs.check_numbers(
+        config,
+        at_least={
+            "seed": 0,
+            "groups": 1,
+            "group_sizes": 3,
+            "numpy_repeats": 1,
+            "numpy_limit": 0,
+            "quadratic_limit": 0,
+            "scaling_sizes": 3,
+            "scaling_rewards": max(config.scaling_sizes, default=0),
+        },
+    )
     sizes = (*config.group_sizes, *config.scaling_sizes)
     if not config.repeats >= 1 or not 2 <= config.k <= min(sizes) - 1:
         raise ValueError(
             f"expected repeats >= 1 and 2 <= k <= {min(sizes) - 1}, got repeats = "
             f"{config.repeats} and k = {config.k}."
         )
-    runs.check_numbers(
-        config,
-        at_least={
-            "seed": 0,
-            "groups": 1,
-            "numpy_repeats": 1,
-            "numpy_limit": 0,
-            "quadratic_limit": 0,
-            "scaling_rewards": max(config.scaling_sizes, default=0),
-        },
-    )
 
 
 class Timing(NamedTuple):

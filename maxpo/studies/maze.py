@@ -108,8 +108,6 @@ def check_config(config: ConfigDict) -> None:
             "evaluation.samples": 2,
             "evaluation.curve_samples": 2,
             "report_k": 1,
-            "k.initial": 1,
-            "k.final": 1,
             "k.updates": 0,
             "policy.hidden": 1,
         },

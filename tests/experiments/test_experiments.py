@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import bandit, estimator_speed, results, step_sizes
 from maxpo import estimators, training
@@ -77,6 +78,45 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
             assert figure == "updates_per_second" or parts[name][figure] == value
     metrics = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "parts")]
     assert metrics[0] == metrics[1]
+
+
+def test_no_figure_costs_a_run(tmp_path, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    config = shrink(load_config("configs/bandit.py:quick"))
+    summary = bandit.train_and_evaluate(config, tmp_path / "bandit")
+    assert json.loads((tmp_path / "bandit" / "summary.json").read_text()) == summary
+    # Nor one that cannot even be laid out.
+    config = load_config("configs/estimator_speed.py:quick")
+    config.scaling_rewards, config.scaling_sizes = 2**10, (2**4, 2**6)
+    config.groups, config.group_sizes = (16,), (64,)
+    monkeypatch.setattr(estimator_speed.estimator_speed, "scaling_figure", fail)
+    assert estimator_speed.train_and_evaluate(config, tmp_path / "speed")
+    assert (tmp_path / "speed" / "summary.json").exists()
+    printed = capsys.readouterr().err
+    assert printed.count("RuntimeError: no fonts") == 2
+    assert printed.count("warning: the figure") == 2
+    steps = [row["step"] for row in read_metrics(tmp_path / "speed")]
+    assert sorted(set(steps)) == [1, 2]  # Shapes that are done.
+    assert steps == sorted(steps)
+
+
+def test_step_sizes_labels_each_bandit_with_its_own_k(tmp_path, monkeypatch):
+    config = load_config("configs/step_sizes.py:quick")
+    config.bandits = ("default", "anneal", "bernoulli")
+    monkeypatch.setattr(
+        step_sizes.step_sizes,
+        "final_objectives",
+        lambda study, rates: {name: np.ones((len(rates), 4)) for name in study.estimators},
+    )
+    given = []
+    monkeypatch.setattr(
+        step_sizes.step_sizes, "step_size_figure", lambda *arguments: given.append(arguments[2])
+    )
+    step_sizes.train_and_evaluate(config, tmp_path)
+    assert given == [{"default": 4.0, "anneal": 8.0, "bernoulli": 4.0}]
 
 
 def test_bandit_refuses_another_config_and_a_bad_one(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -335,9 +336,28 @@ def test_a_variant_is_a_study_that_can_begin(variant):
     assert settings.task.verifier(problem, problem.answer) >= config.task.success
 
 
-def test_the_gpu_variant_fits_its_own_context():
+def test_the_gpu_variant_is_what_its_text_says():
+    """The numbers are read from the text: whoever changes one has to change the other."""
+    text = " ".join(Path("configs/lm.py").read_text().split())
+    promise = r"gpu ([\d.]+)B parameters in (\w+), (\d+) samples of up to (\d+) tokens in a step"
+    billions, dtype, samples, tokens = re.search(promise, text).groups()
     config = load_config("configs/lm.py:gpu")
-    assert config.model.dtype == "bfloat16"
-    assert config.model.remat
-    assert config.rl.prompts * config.rl.group_size == 256
-    assert config.rl.max_new_tokens == 512
+    assert config.model.size == f"{billions}b"
+    assert config.model.dtype == dtype
+    assert config.rl.prompts * config.rl.group_size == int(samples)
+    assert config.rl.max_new_tokens == int(tokens)
+
+
+def test_the_gpu_variant_fits_its_own_context():
+    pytest.importorskip("reasoning_gym")
+    config = load_config("configs/lm.py:gpu")
+    config.task.update(train_size=20, held_out_size=10)
+    settings = make_settings(config)
+    prompt = max(map(len, (settings.tokenizer.encode(p.prompt) for p in settings.train.problems)))
+    assert prompt + config.rl.max_new_tokens <= settings.model.context_length
+    # No room that is never used, and one token less is refused before any work.
+    longest = settings.train.prompts.tokens.shape[1]
+    assert settings.model.context_length == longest + config.rl.max_new_tokens
+    config.model.context_length = settings.model.context_length - 1
+    with pytest.raises(ValueError, match=r"model\.context_length: expected at least"):
+        make_settings(config)

@@ -78,6 +78,17 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"rl.failures": "retry"}, "expected one of zero, mask; got 'retry'"),
         ({"task.kind": "web"}, "task.kind: expected one of reasoning, jsonl; got 'web'"),
         ({"task.success": float("inf")}, "expected a finite score, got inf"),
+        ({"task.success": float("nan")}, "expected a finite score, got nan"),
+        ({"task.success": 0.0}, r"more than 0, the score of a wrong answer, for .*=numeric; got 0"),
+        ({"task.success": -0.5, "task.binary": False}, r"for task.verifier=numeric; got -0\.5"),
+        ({"task.success": 0.0, "task.verifier": "lm_verifier:unreliable"}, "binary=True; got 0"),
+        ({"task.success": 1.5}, r"expected at most 1, the largest score of .*=numeric, got 1\.5"),
+        ({"warm_start.log_every": 0}, "warm_start.log_every: expected at least 1, got 0"),
+        ({"warm_start.weight_decay": -0.1}, "warm_start.weight_decay: expected at least 0"),
+        ({"rl.learning_rate": float("inf")}, "rl.learning_rate: expected more than 0, got inf"),
+        ({"rl.clip_high": float("nan")}, "rl.clip_high: expected a finite number, got nan"),
+        ({"model.vocab_size": -1}, "model.vocab_size: expected at least 0, got -1"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"task.train_path": ""}, "task.train_path: expected a JSON-lines file, got none"),
         ({"task.verifier": "nowhere:f"}, "'nowhere:f' cannot be imported"),
         ({"tokenizer": "nowhere.json"}, "no tokenizer at nowhere.json"),
@@ -103,6 +114,18 @@ def test_a_mistake_is_named(config, changes, message):
 def test_estimators_of_binary_rewards_are_for_binary_tasks(config):
     config.methods = ("max_rl", "pass_at_k_training:k=2")
     assert len(make_settings(config).methods) == 2
+
+
+def test_a_verifier_of_ones_own_may_score_below_0(config):
+    config.task.update(verifier="lm_verifier:unreliable", binary=False, success=-0.5)
+    settings = make_settings(config)
+    scores = np.array([-0.6, -0.5, -0.1, 0.0], np.float32)
+    assert settings.correct(scores).tolist() == [False, True, True, True]
+
+
+def test_a_gradient_need_not_be_clipped(config):
+    config.rl.max_gradient_norm = config.warm_start.max_gradient_norm = float("inf")
+    make_settings(config)
 
 
 def test_empty_and_malformed_files_are_named(config, tmp_path):

@@ -1,6 +1,5 @@
 """What the compiler says of an update on a mesh, beside the formulas."""
 
-import numpy as np
 import pytest
 
 from experiments import lm_scaling as experiment
@@ -56,16 +55,46 @@ def test_parameters_are_counted():
     assert lm_scaling.parameter_count(shape) == 11 * 6 + 2 * in_layer
 
 
+def sent_on_a_ring(size, devices, *, gathers):
+    """Bytes that one device passes on, chunk by chunk: reduce-scatter, then perhaps all-gather."""
+    reduced = [{device} for device in range(devices)]  # Of chunk c: whose parts are added up.
+    sent = 0
+    for turn in range(devices - 1):
+        for device in range(devices):
+            chunk = (device - turn) % devices
+            reduced[chunk] |= {(device + 1) % devices}
+            sent += size // devices if device == 0 else 0
+    assert all(len(parts) == devices for parts in reduced)
+    return sent * 2 if gathers else sent
+
+
 def test_what_is_sent():
-    case = make_case(8)._replace(data=4, model=2)
-    n = lm_scaling.parameter_count(TransformerConfig(**case.shape))
+    shape = {"vocab_size": 11, "context_length": 12, "hidden": 6, "layers": 2, "heads": 4}
+    shape |= {"kv_heads": 2, "mlp": 5, "head_dim": 2}
+    case = make_case(8)._replace(
+        shape=shape, data=4, model=2, prompts=3, prompt_length=5, group_size=2, new_tokens=7
+    )
+    # Embedding 11 * 6; of each layer qkv 6 * 8 * 2, the attention's output 8 * 6, three of 6 * 5.
+    matrices = 66 + 2 * (96 + 48 + 90)
+    assert matrices == 534
+    part = 4 * matrices // 2  # float32, half of them on each device of the axis `model`.
     sent = lm_scaling.communicated_bytes(case)
-    assert sent["gradients"] == 2 * 3 / 4 * 4 * n / 2
+    assert sent["gradients"] == sent_on_a_ring(part, 4, gathers=True) == 1602
     assert sent["parameters"] == 0
-    tokens = 4 * (16 + 4 * 32)
-    assert sent["activations"] == 4 * 4 * 2 * 1 / 2 * tokens * 128 * 4
+    # 3 prompts of 5 tokens and 6 samples of 7: 57 states of 6 numbers. Each of 2 layers reduces
+    # them behind attention and behind the MLP, forward and backward: 8 times, over 2 devices.
+    assert sent["activations"] == 8 * sent_on_a_ring(57 * 6 * 4, 2, gathers=True) == 10944
+    # Fully sharded a device keeps a part of the gradients; parameters are gathered twice, which is
+    # as many bytes each time.
     whole = lm_scaling.communicated_bytes(case._replace(fully_sharded=True))
-    assert np.isclose(whole["gradients"] + whole["parameters"], 1.5 * sent["gradients"])
+    assert whole["gradients"] == sent_on_a_ring(part, 4, gathers=False) == 801
+    assert whole["parameters"] == 2 * 801
+    assert whole["activations"] == sent["activations"]
+    # In bfloat16 half of the activations, but all of the gradients, which are float32.
+    half = lm_scaling.communicated_bytes(case._replace(shape={**shape, "dtype": "bfloat16"}))
+    assert (half["activations"], half["gradients"]) == (5472, 1602)
+    alone = lm_scaling.communicated_bytes(case._replace(data=1, model=1))
+    assert alone == {"gradients": 0, "parameters": 0, "activations": 0}
 
 
 def test_the_experiment(tmp_path):

@@ -19,6 +19,17 @@ def test_every_step_size_trains_as_on_its_own():
         np.testing.assert_allclose(row, expected, rtol=1e-5)
 
 
+def test_every_panel_has_the_k_of_its_own_law():
+    objectives = {law: {"maxpo": np.ones((2, 4))} for law in ("gaussian", "bernoulli")}
+    figure = step_sizes.step_size_figure(
+        objectives, (1.0, 2.0), {"gaussian": 4.0, "bernoulli": 8.0}
+    )
+    assert [axis.get_title(loc="left") for axis in figure.axes] == [
+        "gaussian: final max@4",
+        "bernoulli: final max@8",
+    ]
+
+
 def test_compare():
     rates = (1.0, 2.0, 4.0)
     objectives = {
