@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from maxpo.tasks.jsonl import make_jsonl_task, numeric_answer, numeric_verifier
+from maxpo.tasks.answers import numeric_answer, numeric_verifier
+from maxpo.tasks.jsonl import make_jsonl_task
 from maxpo.tasks.text import Problem
 
 GSM8K = {
@@ -202,8 +203,11 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"verifier": "numbers"}, "must be 'numeric' or 'module:function', got 'numbers'"),
-        ({"verifier": "json:"}, "must be 'numeric' or 'module:function'"),
+        (
+            {"verifier": "numbers"},
+            "must be 'numeric' or 'math' or 'module:function', got 'numbers'",
+        ),
+        ({"verifier": "json:"}, "must be 'numeric' or 'math' or 'module:function'"),
         ({"verifier": "no_such_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"verifier": "json:no_such_function"}, "cannot be imported: AttributeError"),
         ({"verifier": "math:pi"}, "must be a function, got 3.14"),
