@@ -43,7 +43,7 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 from maxpo.runs._config import UsageError, check_variant, load_config
 from maxpo.runs._main import main
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
-from maxpo.runs._progress import progress, steps
+from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run
 from maxpo.runs._table import format_table
 
@@ -58,5 +58,6 @@ __all__ = [
     "progress",
     "read_metrics",
     "read_timings",
+    "say",
     "steps",
 ]

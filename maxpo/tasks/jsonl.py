@@ -33,6 +33,8 @@ _GOLD: dict[Verifier, tuple[str, str, Callable[[str], bool]]] = {
     math_verifier: ("math", "mathematics, such as LaTeX", is_mathematics),
 }
 
+_OWN_LINE = "write each object on a line of its own"
+_GZIP = b"\x1f\x8b"
 # How files begin that are no JSON lines.
 _MAGIC = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -44,8 +46,8 @@ _MAGIC = {
     b"BZh": "a bzip2 file",
     b"\xfd7zXZ": "an xz file",
     b"\x28\xb5\x2f\xfd": "a zstd file",
+    _GZIP: "gzip within gzip",
 }
-_GZIP = b"\x1f\x8b"
 
 
 def make_jsonl_task(
@@ -116,12 +118,15 @@ def _read_objects(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         what = f"the folder {path}" if path.is_dir() else f"no file {path}"
         raise ValueError(f"{what}: expected JSON lines")
+    place = f"{path}:1"
     try:
         for number, line in enumerate(_lines(path), start=1):
+            place = f"{path}:{number}"
             if line.strip():
-                yield f"{path}:{number}", _object(f"{path}:{number}", line)
+                yield place, _object(place, line)
     except (OSError, EOFError, zlib.error) as error:  # Cannot be read, or is damaged gzip.
-        raise ValueError(f"{path}: expected JSON lines, plain or in gzip, got {error}") from error
+        after = f"{place}: expected JSON lines, plain or in gzip, from here on"
+        raise ValueError(f"{after}, got {error}") from error
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -134,7 +139,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         start = file.read(8)
         for magic, name in _MAGIC.items():
             if start.startswith(magic):
-                raise ValueError(f"{path}: expected JSON lines in UTF-8, got {name}")
+                raise ValueError(f"{path}:1: expected JSON lines in UTF-8, got {name}")
         file.seek(len(codecs.BOM_UTF8) if start.startswith(codecs.BOM_UTF8) else 0)
         yield from file
 
@@ -152,8 +157,6 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         byte = line[error.start]
         raise refuse(f"what is no utf-8: byte {byte:#x} in column {error.start + 1}") from error
-    if text[0] not in '{["-0123456789tfnNI':
-        raise refuse(f"the text {_shown(text)}")
     try:
         entry = json.loads(
             text,
@@ -166,7 +169,9 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
             json.dumps(entry, ensure_ascii=False).encode("utf-8")
     except json.JSONDecodeError as error:
         if text.startswith("["):
-            raise refuse("the start of an array; write each object on a line of its own") from error
+            raise refuse(f"the start of an array; {_OWN_LINE}") from error
+        if not text.startswith("{"):
+            raise refuse(f"the text {_shown(text)}") from error
         column = f"in column {error.colno} of {_shown(text)}"
         raise refuse(f"{error.msg} {column}; an object must be whole on its line") from error
     except UnicodeEncodeError as error:
@@ -178,7 +183,7 @@ def _object(place: str, line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise refuse(str(error)) from error
     if not isinstance(entry, dict):
-        raise refuse(_shown(entry))
+        raise refuse(_shown(entry) + (f", an array; {_OWN_LINE}" if text[0] == "[" else ""))
     return entry
 
 

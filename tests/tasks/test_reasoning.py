@@ -1,6 +1,10 @@
 """Problems of reasoning-gym: which they are, their prompts, and what their scorers say."""
 
+import contextlib
+import json
+import os
 import pickle
+import subprocess
 import sys
 from fractions import Fraction
 
@@ -8,6 +12,7 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
+from maxpo.tasks import reasoning
 from maxpo.tasks.reasoning import ReasoningVerifier, make_reasoning_task, reasoning_names
 
 COUNTDOWN = {
@@ -30,6 +35,14 @@ def countdown(**changes):
         "options": COUNTDOWN,
     }
     return make_reasoning_task("countdown", **(settings | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """Entries of all tests come from one process, whose start takes longer than most tests."""
+    with reasoning._Entries() as entries, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reasoning, "_Entries", lambda: contextlib.nullcontext(entries))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +215,66 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(ImportError, match=r"pip install 'maxpo\[lm\]'"):
         reasoning_names()
+
+
+# Those whose problems depended on PYTHONHASHSEED, on what had drawn from the generator that all of
+# Python shares (list_functions), and on the day (time_intervals).
+HARD_TO_REPEAT = (
+    *("ransom_note", "polynomial_multiplication", "isomorphic_strings", "word_ladder"),
+    *("knight_swap", "list_functions", "time_intervals"),
+)
+
+
+def test_problems_are_the_same_in_every_process():
+    program = """
+import datetime, json, random, sys
+
+class Tomorrow(datetime.date):
+    @classmethod
+    def today(cls):
+        return cls(2100, 1, 1)
+
+datetime.date = Tomorrow
+random.seed(int(sys.argv[1]))
+import contextlib
+from maxpo.tasks import reasoning
+from maxpo.tasks.text import digest
+with reasoning._Entries() as entries:
+    reasoning._Entries = lambda: contextlib.nullcontext(entries)
+    tasks = [
+        reasoning.make_reasoning_task(name, train_size=8, held_out_size=2, seed=3)
+        for name in sys.argv[2:]
+    ]
+print(json.dumps([digest([*task.train, *task.held_out]) for task in tasks]))
+"""
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, seed, *HARD_TO_REPEAT],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(sys.path)},
+            stdout=subprocess.PIPE,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (json.loads(child.communicate()[0]) for child in children)
+    assert dict(zip(HARD_TO_REPEAT, first, strict=True)) == dict(
+        zip(HARD_TO_REPEAT, second, strict=True)
+    )
+
+
+def test_this_process_keeps_its_random_state():
+    import random
+
+    random.seed(1)
+    expected = random.Random(1).random()
+    make_reasoning_task("list_functions", train_size=1, held_out_size=1, seed=0)
+    assert random.random() == expected
+
+
+def test_what_ends_the_other_process_is_told():
+    with reasoning._Entries() as entries:
+        with pytest.raises(RuntimeError, match=r"countdown cannot be made: (.|\n)*TypeError"):
+            next(entries.of("countdown", {"no": 1}, 0))
+        assert next(entries.of("countdown", {}, 0))["answer"]
+        entries._process.kill()
+        with pytest.raises(RuntimeError, match="countdown: its process ended: status -9"):
+            next(entries.of("countdown", {}, 0))
