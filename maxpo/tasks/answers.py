@@ -365,9 +365,10 @@ def _kind_of_word(
     if not _is_latin_or_greek(text):
         return "word"
     if len(text) > 1:
-        known = _SHORT_UNITS.fullmatch(text) or _TIMES_OF_DAY.fullmatch(text)
-        known = known or len(text) > 3 or text in _CURRENCIES
-        return "word" if known or not tight else "variable"
+        known = len(text) > 3 or text in _CURRENCIES
+        if known or not tight or _SHORT_UNITS.fullmatch(text) or _TIMES_OF_DAY.fullmatch(text):
+            return "word"
+        return "variable"
     if token.kind == "name" and not is_number:
         return "word"
     if is_number:

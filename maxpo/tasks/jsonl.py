@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from maxpo.tasks.answers import (
     LONGEST,
@@ -133,8 +133,9 @@ def _lines(path: Path) -> Iterator[bytes]:
     """Lines of a file, without a byte-order mark."""
     with contextlib.ExitStack() as stack:
         file: IO[bytes] = stack.enter_context(path.open("rb"))
-        if file.read(2) == _GZIP:
-            file = stack.enter_context(gzip.open(path))
+        if file.read(len(_GZIP)) == _GZIP:
+            stack.enter_context(unpacked := gzip.GzipFile(path))
+            file = cast(IO[bytes], unpacked)
         file.seek(0)
         start = file.read(8)
         for magic, name in _MAGIC.items():

@@ -11,6 +11,7 @@ import pickle
 import string
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ from maxpo.tasks.text import Problem, TextTask, load_verifier
 MAX_DRAWS_IN_VAIN = 1000
 # Entries that are asked for in one request.
 MOST_AT_A_TIME = 64
+SECONDS_OF_A_REQUEST = 0.1
 
 
 class Progress(Protocol):
@@ -180,10 +182,15 @@ class _Entries:
         self, dataset: str, options: Mapping[str, Any], seed: int
     ) -> Iterator[Mapping[str, Any] | None]:
         """Entries of a data set, None where its generator gives up."""
-        start, stop = 0, 1  # More and more at a time, so that a bad template is soon found.
+        start, size = 0, 1
         while True:
-            yield from self._request((dataset, dict(options), seed, start, stop))
-            start, stop = stop, stop + min(stop, MOST_AT_A_TIME)
+            began = time.monotonic()
+            found = self._request((dataset, dict(options), seed, start, start + size))
+            start += size
+            # Many at a time, but few where they take long: progress is shown, and some are unused.
+            is_fast = time.monotonic() - began < SECONDS_OF_A_REQUEST
+            size = min(2 * size, MOST_AT_A_TIME) if is_fast else max(1, size // 2)
+            yield from found
 
     def _request(self, request: tuple[Any, ...]) -> list[Mapping[str, Any] | None]:
         assert self._process.stdin is not None
@@ -191,12 +198,12 @@ class _Entries:
         try:
             pickle.dump(request, self._process.stdin)
             self._process.stdin.flush()
-            found, error = pickle.load(self._process.stdout)
+            found, message = pickle.load(self._process.stdout)
         except (EOFError, OSError) as error:
             status = self._process.wait()
             raise RuntimeError(f"{request[0]}: its process ended: status {status}") from error
-        if error:
-            raise RuntimeError(f"{request[0]} cannot be made: {error}")
+        if message:
+            raise RuntimeError(f"{request[0]} cannot be made: {message}")
         return list(found)
 
 
