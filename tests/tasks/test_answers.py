@@ -276,7 +276,7 @@ def test_no_text_takes_more_than_linear_time(monkeypatch):
         times = []
         for _ in range(2):  # The less, because a collection of garbage may take longer than all.
             start = time.process_time()
-            for around in ("{}", "{}#### 3", r"\boxed{{{}", r"\boxed{{{}}}"):
+            for around in ("{}", "{}#### 3", r"\boxed{{{}"):
                 numeric_answer(around.format(text))
             gold_number(text)
             times.append(time.process_time() - start)
