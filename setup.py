@@ -9,11 +9,13 @@ HERE = pathlib.Path(__file__).parent
 # What the tests of a part need is not needed to import it: they skip where it is missing.
 LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
 HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
+MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
     *LM,
+    *MATH,
     *MAZE,
     "hypothesis",
     "ipykernel",
@@ -51,6 +53,7 @@ setuptools.setup(
     extras_require={
         "lm": LM,
         "hf": HF,
+        "math": MATH,
         "maze": MAZE,
         "trl": TRL,
         "tunix": TUNIX,

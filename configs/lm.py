@@ -10,7 +10,7 @@ Variants, all but two of which need `pip install 'maxpo[lm]'` and nothing else:
              reward.
     quick    The default with two methods and one seed.
     jsonl    Your own problems: --config.task.train_path=A.jsonl --config.task.held_out_path=B.jsonl
-             (GSM8K's format as it is). Needs no extra with characters for tokens.
+             (GSM8K's format as it is, plain or .gz). Needs no extra with characters for tokens.
     gpu      0.5B parameters in bfloat16, 256 samples of up to 512 tokens in a step. For a
              checkpoint instead of random parameters: --config.model.pretrained=DIR
              --config.tokenizer=DIR/tokenizer.json --config.warm_start.steps=0, with the extra hf.
@@ -161,9 +161,10 @@ def get_config(variant: str = "default") -> ConfigDict:
                 "train_path": "",
                 "held_out_path": "",
                 "prompt_field": "question",
-                "answer_field": "answer",
+                "answer_field": "answer",  # "" or None: there is none.
                 "template": "{prompt}",
-                "verifier": "numeric",  # Or module:function, called with a Problem and a text.
+                # Or math, of LaTeX (extra math); or module:function, of a Problem and a text.
+                "verifier": "numeric",
                 "success": 1.0,
                 "binary": True,
             }

@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
 from maxpo.post_training import study
-from maxpo.post_training.settings import make_settings
+from maxpo.post_training.settings import digests, make_settings
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary.
 
     The warm start and every method's run of each seed are runs in folders of `workdir`: started
-    again, it takes up what is finished and goes on with what is not.
+    again, it takes up what is finished and goes on with what is not. The folder's config also has
+    digests of problems, tokenizer and checkpoint: with others, it is refused.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     # The mesh is left out: a run may be taken up on other devices.
@@ -27,6 +28,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.use(mesh))
         settings = make_settings(config)
+        identity["digests"] = digests(settings)
         run = stack.enter_context(runs.Run(identity, workdir))
         if run.finished:
             return run.report()

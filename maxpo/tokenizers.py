@@ -36,6 +36,9 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids before the first `eos_id`, without `pad_id`."""
 
+    def to_json(self) -> str:
+        """All that tells it from another tokenizer."""
+
 
 class CharTokenizer:
     """One token for each character; reversible.
@@ -141,6 +144,10 @@ class _HuggingFaceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode(_content(ids, self))
+
+    def to_json(self) -> str:
+        ids = {"eos_id": self.eos_id, "pad_id": self.pad_id}
+        return json.dumps({"tokenizer": self._tokenizer.to_str(), **ids})
 
 
 def load_tokenizer(
@@ -256,8 +263,10 @@ def _configured_tokens(file: Path) -> dict[str, str]:
         return {}
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # Not JSON, or not UTF-8.
         raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {_shortened(repr(config))}")
     tokens = {}
     for name in ("eos_token", "pad_token"):
         token = config.get(name)

@@ -2,7 +2,7 @@
 
 import time
 
-from maxpo.tasks.jsonl import numeric_verifier
+from maxpo.tasks.answers import numeric_verifier
 from maxpo.tasks.text import Problem
 
 

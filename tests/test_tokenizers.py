@@ -72,6 +72,21 @@ def test_json_of_something_else(text):
         CharTokenizer.from_json(text)
 
 
+def test_a_tokenizer_configuration_that_is_none(tmp_path):
+    save(tmp_path, ["</s>"])
+    for content in (b"[]", "{}".encode("utf-16")):
+        (tmp_path / "tokenizer_config.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"tokenizer_config\.json"):
+            load_tokenizer(tmp_path)
+
+
+def test_json_tells_tokenizers_apart(tmp_path):
+    first = load_tokenizer(save(tmp_path, ["</s>", "<pad>"])).to_json()
+    assert first == load_tokenizer(tmp_path).to_json()
+    assert first != load_tokenizer(tmp_path, pad_token="</s>").to_json()
+    assert first != load_tokenizer(save(tmp_path, ["</s>", "<pad>", "<other>"])).to_json()
+
+
 @pytest.mark.parametrize(
     ("side", "rows"), [("left", [[0, 0, 7], [0, 0, 0]]), ("right", [[7, 0, 0], [0, 0, 0]])]
 )

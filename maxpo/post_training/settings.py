@@ -1,7 +1,9 @@
 """A config becomes what training needs, or an error that says what is wrong with it."""
 
+import hashlib
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import jax
@@ -98,6 +100,11 @@ def make_settings(config: ConfigDict) -> Settings:
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
             raise ValueError(f"task: expected at least one {name} problem, got none")
+    if shared := _shared(task):
+        runs.say(
+            f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
+            "problem to train on: results on them tell how much is remembered"
+        )
     tokenizer = _make_tokenizer(config.tokenizer, task)
     prompts = [tokenizer.encode(problem.prompt) for problem in (*task.train, *task.held_out)]
     length = _prompt_length(config, prompts)
@@ -116,6 +123,30 @@ def make_settings(config: ConfigDict) -> Settings:
         _model_config(config, tokenizer, length),
         methods,
     )
+
+
+def digests(settings: Settings) -> dict[str, str]:
+    """What a config only names: problems, tokenizer and checkpoint, in a few words each.
+
+    Part of what tells a run from another: a file that was changed since, or a package that makes
+    other problems now, is refused as another config is.
+    """
+    task = settings.task
+    tokenizer = settings.tokenizer.to_json().encode()
+    held_out = f"{len(task.held_out)} problems, {_shared(task)} of them in train"
+    found = {
+        "train": f"{len(task.train)} problems, {text.digest(task.train)}",
+        "held_out": f"{held_out}, {text.digest(task.held_out)}",
+        "tokenizer": f"sha256:{hashlib.sha256(tokenizer).hexdigest()[:16]}",
+    }
+    if settings.config.model.pretrained:
+        folder = Path(settings.config.model.pretrained)
+        content = hashlib.sha256((folder / "config.json").read_bytes())
+        # Weights by their size: reading them all would take as long as loading them.
+        for file in sorted(folder.glob("*.safetensors")):
+            content.update(f"{file.name} {file.stat().st_size}\n".encode())
+        found["pretrained"] = f"sha256:{content.hexdigest()[:16]}"
+    return found
 
 
 def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
@@ -317,10 +348,17 @@ def _make_task(task: ConfigDict) -> text.TextTask:
         task.train_path,
         task.held_out_path,
         prompt_field=task.prompt_field,
-        answer_field=task.answer_field,
+        # A flag of the command line cannot be None.
+        answer_field=None if task.answer_field in (None, "", "None") else task.answer_field,
         template=task.template,
         verifier=task.verifier,
     )
+
+
+def _shared(task: text.TextTask) -> int:
+    """How many held-out problems have the prompt of a problem to train on."""
+    train = {problem.prompt for problem in task.train}
+    return sum(problem.prompt in train for problem in task.held_out)
 
 
 def _make_tokenizer(name: str, task: text.TextTask) -> tokenizers.Tokenizer:
@@ -385,6 +423,13 @@ def _model_config(
             vocab_size=config.model.vocab_size or tokenizer.vocab_size,
             context_length=context_length,
             **{**_model_options(config), **config.model.overrides.to_dict()},
+        )
+    if model.vocab_size < tokenizer.vocab_size and config.model.pretrained:
+        raise ValueError(
+            f"tokenizer: expected at most the {model.vocab_size} tokens of the checkpoint "
+            f"{config.model.pretrained}, such as its own "
+            f"{Path(config.model.pretrained, 'tokenizer.json')}, got {config.tokenizer!r} with "
+            f"{tokenizer.vocab_size}"
         )
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(

@@ -6,8 +6,14 @@ See "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verif
 
 import dataclasses
 import difflib
+import os
+import pickle
 import string
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +23,9 @@ from maxpo.tasks.text import Problem, TextTask, load_verifier
 
 # Draws without a new problem until a data set counts as exhausted.
 MAX_DRAWS_IN_VAIN = 1000
+# Entries that are asked for in one request.
+MOST_AT_A_TIME = 64
+SECONDS_OF_A_REQUEST = 0.1
 
 
 class Progress(Protocol):
@@ -68,7 +77,8 @@ def make_reasoning_task(
     """Problems of a data set of `reasoning-gym`. Needs `pip install 'maxpo[lm]'`.
 
     All prompts differ, within and across the two sets, which come from seeds of their own. The
-    held-out problems do not depend on `train_size`.
+    held-out problems do not depend on `train_size`. Nor do problems depend on the process: they are
+    made in one of its own, with a fixed PYTHONHASHSEED, generator and date.
 
     Templates are those of `str.format`, over the fields of an entry: `question`, `answer` and
     `metadata`. The format of a list is what joins its items: `{metadata[numbers]:,}` is "3,5,8".
@@ -113,9 +123,9 @@ def make_reasoning_task(
     # Problem i of a data set's seed s is problem 0 of seed s + i, so neighbouring seeds overlap.
     held_out_seed, train_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
 
-    def draw(size: int, seed: int, unit: str) -> tuple[Problem, ...]:
+    def draw(size: int, seed: int, unit: str, entries: _Entries) -> tuple[Problem, ...]:
         found = _new_problems(
-            _make_dataset(dataset, options, seed), template, answer_template, prompts
+            entries.of(dataset, options, seed), template, answer_template, prompts
         )
         problems: list[Problem] = []
         for _ in progress(range(size), unit=unit):
@@ -129,8 +139,9 @@ def make_reasoning_task(
             problems.append(problem)
         return tuple(problems)
 
-    held_out = draw(held_out_size, held_out_seed, "held-out problems")
-    train = draw(train_size, train_seed, "problems")
+    with _Entries() as entries:
+        held_out = draw(held_out_size, held_out_seed, "held-out problems", entries)
+        train = draw(train_size, train_seed, "problems", entries)
     return TextTask(dataset, train, held_out, verify)
 
 
@@ -139,14 +150,74 @@ def reasoning_names() -> tuple[str, ...]:
     return tuple(sorted(_registry()))
 
 
+class _Entries:
+    """A process that makes entries of data sets. A context manager.
+
+    Not this process: the order of sets depends on its PYTHONHASHSEED, which cannot be changed, and
+    seeding the generators that data sets share would change what else draws from them.
+    """
+
+    def __init__(self) -> None:
+        program = Path(__file__).with_name("_reasoning_entries.py")
+        self._process = subprocess.Popen(
+            # Not the program's folder but ours on the path.
+            [sys.executable, "-P", "-W", "ignore", str(program)],
+            env={
+                **os.environ,
+                "PYTHONPATH": os.pathsep.join(path or str(Path.cwd()) for path in sys.path),
+                "PYTHONHASHSEED": "0",
+            },
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C is for this process, which ends that one.
+        )
+
+    def __enter__(self) -> "_Entries":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def of(
+        self, dataset: str, options: Mapping[str, Any], seed: int
+    ) -> Iterator[Mapping[str, Any] | None]:
+        """Entries of a data set, None where its generator gives up."""
+        start, size = 0, 1
+        while True:
+            began = time.monotonic()
+            found = self._request((dataset, dict(options), seed, start, start + size))
+            start += size
+            # Many at a time, but few where they take long: progress is shown, and some are unused.
+            is_fast = time.monotonic() - began < SECONDS_OF_A_REQUEST
+            size = min(2 * size, MOST_AT_A_TIME) if is_fast else max(1, size // 2)
+            yield from found
+
+    def _request(self, request: tuple[Any, ...]) -> list[Mapping[str, Any] | None]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            pickle.dump(request, self._process.stdin)
+            self._process.stdin.flush()
+            found, message = pickle.load(self._process.stdout)
+        except (EOFError, OSError) as error:
+            status = self._process.wait()
+            raise RuntimeError(f"{request[0]}: its process ended: status {status}") from error
+        if message:
+            raise RuntimeError(f"{request[0]} cannot be made: {message}")
+        return list(found)
+
+
 def _new_problems(
-    dataset: Any, template: str, answer_template: str, prompts: set[str]
+    entries: Iterator[Mapping[str, Any] | None],
+    template: str,
+    answer_template: str,
+    prompts: set[str],
 ) -> Iterator[Problem]:
     """Problems whose prompts are not in the set, which takes them in; until too many are."""
-    index = in_vain = 0
+    in_vain = 0
     while in_vain < MAX_DRAWS_IN_VAIN:
-        entry = _generate(dataset, index)
-        index += 1
+        entry = next(entries)
         in_vain += 1
         if entry is None:
             continue
@@ -155,14 +226,6 @@ def _new_problems(
             prompts.add(prompt)
             yield Problem(prompt, _fill("answer_template", answer_template, entry), entry)
             in_vain = 0
-
-
-def _generate(dataset: Any, index: int) -> dict[str, Any] | None:
-    """An entry of a data set, or None where its generator gives up, as some do now and then."""
-    try:
-        return dataset[index]
-    except (ValueError, IndexError):
-        return None
 
 
 def _registry() -> dict[str, tuple[Callable[..., Any], type]]:

@@ -1,5 +1,6 @@
 """Tasks whose problems and answers are texts: what a task of a language model is made of."""
 
+import hashlib
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -49,6 +50,37 @@ class TextTask(NamedTuple):
     train: Sequence[Problem]
     held_out: Sequence[Problem]
     verifier: Verifier
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """A short name of some problems, the same in every process and another for other problems.
+
+    >>> digest([Problem("1+1=", "2", {"level": 1})])
+    'sha256:8b7fc9b1cb04ee6e'
+    """
+    found = hashlib.sha256()
+    # No recursion: entries may be nested as deeply as their file wants.
+    left: list[Any] = [[tuple(problem) for problem in problems]]
+    while left:
+        value = left.pop()
+        if isinstance(value, Mapping):
+            # By their texts, because keys of several types have no order.
+            items = sorted(value.items(), key=lambda item: repr(item[0]))
+            found.update(f"mapping {len(items)}\n".encode())
+            left += [part for item in items for part in item]
+        elif isinstance(value, (list, tuple)):
+            found.update(f"sequence {len(value)}\n".encode())
+            left += value
+        elif isinstance(value, (set, frozenset)):
+            left.append(sorted(map(repr, value)))
+        elif hasattr(value, "tolist"):  # Of NumPy, which shortens the text of a long array.
+            left.append(value.tolist())
+        elif hasattr(value, "__dict__"):
+            left.append([type(value).__qualname__, vars(value)])
+        else:
+            text = repr(value)
+            found.update(f"{len(text)} {text}\n".encode())
+    return f"sha256:{found.hexdigest()[:16]}"
 
 
 def load_verifier(name: str, **built_in: Verifier) -> Verifier:

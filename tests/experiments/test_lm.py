@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -320,6 +321,21 @@ def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):
     with pytest.raises(ValueError, match="N - 1 = 3"):
         lm.train_and_evaluate(other, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_problems_that_were_changed_since_are_refused(config, whole, tmp_path):
+    other = config.copy_and_resolve_references()
+    other.task.train_path = str(tmp_path / "train.jsonl")
+    shutil.copy(config.task.train_path, other.task.train_path)
+    folder = shutil.copytree(whole, tmp_path / "run")
+    stored = json.loads((folder / "config.json").read_text())
+    stored["task"]["train_path"] = other.task.train_path
+    (folder / "config.json").write_text(json.dumps(stored))
+    assert lm.train_and_evaluate(other, folder)
+    with Path(other.task.train_path).open("a") as file:
+        file.write('\n{"question": "0+11=", "answer": "11"}')
+    with pytest.raises(UsageError, match=r"digests.train: \"50 problems, .* -> \"51 problems, "):
+        lm.train_and_evaluate(other, folder)
 
 
 @pytest.mark.parametrize("variant", ["default", "graded", "quick"])

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from maxpo.post_training.settings import make_settings
+from maxpo.post_training.settings import digests, make_settings
 from maxpo.runs import load_config
 
 
@@ -159,3 +159,68 @@ def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", missing)
     with pytest.raises(ImportError, match=r"pip install 'maxpo\[lm\]'"):
         make_settings(load_config("configs/lm.py:quick"))
+
+
+@pytest.mark.parametrize("none", ["", "None"])
+def test_answers_that_are_not_there(config, none):
+    config.task.answer_field = none
+    with pytest.raises(ValueError, match="the numeric verifier needs answer_field, got None"):
+        make_settings(config)
+    config.task.verifier = "lm_verifier:unreliable"
+    config.warm_start.steps = 0
+    assert {problem.answer for problem in make_settings(config).train.problems} == {""}
+
+
+def test_held_out_problems_that_are_trained_on_are_counted(config, tmp_path, capsys):
+    settings = make_settings(config)
+    assert "warning" not in capsys.readouterr().err
+    assert digests(settings)["held_out"].startswith("12 problems, 0 of them in train, sha256:")
+    lines = (tmp_path / "train.jsonl").read_text().splitlines()
+    with (tmp_path / "held_out.jsonl").open("a") as file:
+        file.write("\n" + "\n".join(lines[:3]))
+    settings = make_settings(config)
+    assert "warning: 3 of the 15 held-out problems" in capsys.readouterr().err
+    assert digests(settings)["held_out"].startswith("15 problems, 3 of them in train, sha256:")
+    config.task.held_out_path = config.task.train_path
+    make_settings(config)
+    assert "warning: 12 of the 12 held-out problems" in capsys.readouterr().err
+
+
+def test_digests_tell_what_the_config_only_names(config, tmp_path):
+    before = digests(make_settings(config))
+    assert before == digests(make_settings(config))
+    path = tmp_path / "train.jsonl"
+    path.write_text(path.read_text().replace('"answer": "11"', '"answer": "99"'))
+    after = digests(make_settings(config))
+    assert {name for name in before if before[name] != after[name]} == {"train"}
+    path.write_text(path.read_text().replace("t=", "\N{GREEK SMALL LETTER TAU}="))
+    after = digests(make_settings(config))
+    assert {name for name in before if before[name] != after[name]} == {"train", "tokenizer"}
+
+
+def test_a_tokenizer_larger_than_the_checkpoint_names_what_can_be_changed(config, tmp_path):
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    fields = {
+        "model_type": "llama",
+        "vocab_size": 5,
+        "max_position_embeddings": 64,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "num_key_value_heads": 1,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 10000.0,
+    }
+    (folder / "config.json").write_text(json.dumps(fields))
+    config.model.pretrained = str(folder)
+    message = "tokenizer: expected at most the 5 tokens of the checkpoint .*tokenizer.json, got"
+    with pytest.raises(ValueError, match=message) as error:
+        make_settings(config)
+    assert "vocab_size" not in str(error.value)
+    (folder / "config.json").write_text(json.dumps({**fields, "vocab_size": 64}))
+    before = digests(make_settings(config))
+    (folder / "config.json").write_text(json.dumps({**fields, "vocab_size": 128}))
+    after = digests(make_settings(config))
+    assert {name for name in before if before[name] != after[name]} == {"pretrained"}

@@ -1,13 +1,14 @@
-"""The user's own problems: numbers in texts, and what may be wrong in a file."""
+"""The user's own problems: what is read, and what may be wrong in a file."""
 
+import gzip
 import json
-import math
-from fractions import Fraction
+import sys
 
 import pytest
 
-from maxpo.tasks.jsonl import make_jsonl_task, numeric_answer, numeric_verifier
-from maxpo.tasks.text import Problem
+from maxpo.tasks.answers import _math_verify, math_verifier
+from maxpo.tasks.jsonl import make_jsonl_task
+from maxpo.tasks.text import Problem, digest
 
 GSM8K = {
     "question": "Natalia sold 48 clips in April and half as many in May. How many altogether?",
@@ -26,85 +27,6 @@ def write(path, *lines):
 @pytest.fixture
 def good(tmp_path):
     return write(tmp_path / "good.jsonl", GSM8K)
-
-
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [
-        ("72", 72),
-        ("#### 72", 72),
-        ("1 + 1 = 3\n#### 72", 72),
-        ("#### 1\n#### 2", 2),
-        ("####72 apples, of 100", 72),
-        ("The answer is 72.", 72),
-        ("first 5, then 6, so 7!", 7),
-        (r"\boxed{8} and then 9", 8),
-        (r"\boxed{1} or \boxed{x = 2}", 2),
-        (r"$\boxed{-\frac{3}{4}}$", Fraction(-3, 4)),
-        (r"\dfrac{1}{3}", Fraction(1, 3)),
-        ("3/4", Fraction(3, 4)),
-        ("-3 / 4", Fraction(-3, 4)),
-        ("1,234,567", 1234567),
-        (r"1{,}234", 1234),
-        ("1,234.50", Fraction(2469, 2)),
-        ("it takes 1,2", 2),
-        ("it takes 1,2345", 2345),
-        ("$5", 5),
-        (r"\$5.25", Fraction(21, 4)),
-        ("-$5", -5),
-        ("$-5", -5),
-        ("€ 5", 5),
-        ("50%", 50),
-        ("12.5 %", Fraction(25, 2)),
-        ("-7", -7),
-        ("\N{MINUS SIGN}7", -7),
-        ("+7", 7),
-        ("10-5", 5),
-        ("10 - 5", -5),
-        ("x=-5", -5),
-        ("(2)-5", 5),
-        (".5", Fraction(1, 2)),
-        ("-.5", Fraction(-1, 2)),
-        ("0.1", Fraction(1, 10)),
-        ("007", 7),
-        ("72.0", 72),
-        ("72.", 72),
-        ("6e3", 6000),
-        ("1.5e-3", Fraction(3, 2000)),
-        ("2 eggs", 2),
-        ("", None),
-        ("no number", None),
-        ("####", None),
-        ("5 #### none", None),
-        (r"5 \boxed{}", None),
-        ("1/0", None),
-        ("9" * 5000, None),
-    ],
-)
-def test_numeric_answer(text, number):
-    assert numeric_answer(text) == number
-
-
-@pytest.mark.parametrize("number", [0.1, -2.5, 1234.0, 3e-7, 12345678.75])
-def test_numeric_answer_reads_what_python_writes(number):
-    for text in (repr(number), f"{number:,.10f}", f"{number:e}"):
-        assert math.isclose(numeric_answer(text), number, rel_tol=1e-6, abs_tol=1e-9)
-
-
-@pytest.mark.parametrize(
-    ("completion", "reward"),
-    [
-        ("#### 72", 1.0),
-        ("so it is 72.00", 1.0),
-        ("144/2", 1.0),
-        ("71.9999999999999999999", 0.0),
-        ("72 or 73", 0.0),
-        ("1e999999999", 0.0),
-        ("", 0.0),
-    ],
-)
-def test_numeric_verifier(completion, reward):
-    assert numeric_verifier(Problem("", GSM8K["answer"], {}), completion) == reward
 
 
 def test_gsm8k_as_it_is(good, tmp_path):
@@ -202,8 +124,11 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"verifier": "numbers"}, "must be 'numeric' or 'module:function', got 'numbers'"),
-        ({"verifier": "json:"}, "must be 'numeric' or 'module:function'"),
+        (
+            {"verifier": "numbers"},
+            "must be 'numeric' or 'math' or 'module:function', got 'numbers'",
+        ),
+        ({"verifier": "json:"}, "must be 'numeric' or 'math' or 'module:function'"),
         ({"verifier": "no_such_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"verifier": "json:no_such_function"}, "cannot be imported: AttributeError"),
         ({"verifier": "math:pi"}, "must be a function, got 3.14"),
@@ -219,3 +144,116 @@ def test_bad_settings(good, settings, message):
 def test_missing_file(good, tmp_path):
     with pytest.raises(ValueError, match=r"no file .*missing\.jsonl"):
         make_jsonl_task(good, tmp_path / "missing.jsonl")
+
+
+LINE = json.dumps({"question": "1", "answer": "1"}).encode() + b"\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "size"),
+    [
+        (gzip.compress(LINE * 3), 3),
+        (gzip.compress(LINE) + gzip.compress(LINE), 2),
+        (b"\xef\xbb\xbf" + LINE, 1),
+        (gzip.compress(b"\xef\xbb\xbf" + LINE), 1),
+        (b'{"question": "\\ud83d\\ude00", "answer": 1}', 1),  # Both halves of an emoji.
+        (LINE.replace(b"}", b', "x": ' + b"[" * 500 + b"]" * 500 + b"}"), 1),
+    ],
+)
+def test_what_can_be_read_by_its_content(tmp_path, content, size):
+    path = tmp_path / "whatever"
+    path.write_bytes(content)
+    task = make_jsonl_task(path, path)
+    assert len(task.train) == size
+    assert digest(task.train) == digest(task.held_out)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (LINE.decode().encode("utf-16"), ":1: expected JSON lines in UTF-8, got UTF-16"),
+        (LINE.decode().encode("utf-16-be"), ":1: expected a JSON object, got NUL bytes, as of UT"),
+        (LINE.decode().encode("utf-32"), ":1: expected JSON lines in UTF-8, got UTF-32"),
+        (b"PAR1" + bytes(20), ":1: expected JSON lines in UTF-8, got a Parquet file"),
+        (b"PK\x03\x04" + bytes(20), ":1: expected JSON lines in UTF-8, got a zip archive"),
+        (gzip.compress(gzip.compress(LINE)), "expected JSON lines in UTF-8, got gzip within gzip"),
+        (gzip.compress(LINE * 9)[:-9], "expected JSON lines, .*ended before the end-of-stream"),
+        (gzip.compress(LINE)[:-8] + bytes(8), "expected JSON lines, plain or in gzip, .*CRC"),
+        (LINE + b"\0\0\n", ":2: expected a JSON object, got NUL bytes"),
+        (b"[" + LINE.strip() + b"]", r":1: .*, got \[.*, an array; write each object on a line"),
+        (b"[\n" + LINE + b"]", ":1: .*, got the start of an array; write each object on a line"),
+        (b'{\n"question": "1"}', ":1: .* in column 2 of '{'; an object must be whole on its line"),
+        (LINE.strip() + b",\n", ":1: expected a JSON object, got Extra data in column 33 of '{"),
+        (b'{"question": "1", "answer": "1",}', ":1: expected a JSON object, got .* of '{"),
+        (b"question,answer\n1,1\n", ":1: expected a JSON object, got the text 'question,answer'"),
+        (b"1,1\n", ":1: expected a JSON object, got the text '1,1'"),
+        (LINE + b'{"question": "1", "answer": NaN}', ":2: expected a JSON object, got NaN, which"),
+        (b'{"x": -Infinity}', ":1: expected a JSON object, got -Infinity, which is no JSON"),
+        (b'{"x": 1, "y": {"a": 1, "a": 2}}', ":1: expected a JSON object, got the field 'a' twice"),
+        (b"[" * 10**5, ":1: expected a JSON object, got brackets that are nested too deeply"),
+        (b'{"x": ' + b"7" * 5000 + b"}", "got an integer of 5000 digits, more than 4000"),
+        (
+            b'{"question": "a \\ud83d", "answer": "1"}',
+            r":1: .* half a character, \\ud83d, after '.*a '",
+        ),
+        (b'{"x": {"\\uDE00": 1}}', r":1: expected a JSON object, got half a character, \\ude00"),
+        ("{'é': 1}".encode("latin-1"), ":1: expected a JSON object, got .*utf-8: byte 0xe9"),
+    ],
+)
+def test_what_is_no_json_lines_is_named(tmp_path, content, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"bad\.jsonl.*{message}") as error:
+        make_jsonl_task(path, path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"the folder .*: expected JSON lines"):
+        make_jsonl_task(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "answer", [r"2\sqrt{3}", "(3, 5)", "10:30", "Option 2: no", "So she pays $5.", "3 to 5", "x"]
+)
+def test_a_gold_answer_must_be_one_number(good, tmp_path, answer):
+    path = write(tmp_path / "bad.jsonl", GSM8K, {"question": "?", "answer": answer})
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2: the numeric verifier expected a number"):
+        make_jsonl_task(good, path)
+
+
+def test_math_reads_what_numeric_does_not(good, tmp_path):
+    pytest.importorskip("math_verify")
+    path = write(tmp_path / "math.jsonl", {"question": "?", "answer": r"2\sqrt{3}"})
+    task = make_jsonl_task(good, path, verifier="math")
+    assert task.verifier is math_verifier
+    assert task.verifier(task.held_out[0], r"so \boxed{\sqrt{12}}") == 1.0
+    write(path, {"question": "?", "answer": "Option 2: no"})
+    with pytest.raises(ValueError, match=r"math\.jsonl:1: the math verifier expected mathematics"):
+        make_jsonl_task(good, path, verifier="math")
+    with pytest.raises(ValueError, match="the math verifier needs answer_field"):
+        make_jsonl_task(good, path, verifier="math", answer_field=None)
+
+
+def test_math_without_its_package_names_the_extra(good, monkeypatch):
+    monkeypatch.setitem(sys.modules, "math_verify", None)
+    _math_verify.cache_clear()
+    with pytest.raises(ImportError, match=r"pip install 'maxpo\[math\]'"):
+        make_jsonl_task(good, good, verifier="math")
+
+
+def test_a_digest_tells_problems_apart():
+    entries = [
+        {"a": 1, "b": [2, {"c"}]},
+        {"b": [2, {"c"}], "a": 1},  # The same.
+        {"a": True, "b": [2, {"c"}]},
+        {"a": 1, "b": [[2], {"c"}]},
+        {"a": 1, "b": [2, {"d"}]},
+        {"a": "1", "b": [2, {"c"}]},
+        {"a": 1, "b": 2, "c": {"c"}},
+    ]
+    found = [digest([Problem("1", "2", entry)]) for entry in entries]
+    assert found[0] == found[1]
+    assert len(set(found)) == len(found) - 1
+    one, other = Problem("1", "2", {}), Problem("12", "", {})
+    assert len({digest(of) for of in ([one], [other], [one, other], [other, one])}) == 4

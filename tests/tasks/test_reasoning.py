@@ -1,6 +1,8 @@
 """Problems of reasoning-gym: which they are, their prompts, and what their scorers say."""
 
+import contextlib
 import pickle
+import random
 import sys
 from fractions import Fraction
 
@@ -8,6 +10,7 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
+from maxpo.tasks import reasoning
 from maxpo.tasks.reasoning import ReasoningVerifier, make_reasoning_task, reasoning_names
 
 COUNTDOWN = {
@@ -18,6 +21,7 @@ COUNTDOWN = {
     "min_target": 1,
     "max_target": 99,
 }
+START = reasoning._Entries
 SHORT = "{metadata[numbers]:,}={metadata[target]}:"
 
 
@@ -30,6 +34,14 @@ def countdown(**changes):
         "options": COUNTDOWN,
     }
     return make_reasoning_task("countdown", **(settings | changes))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process():
+    """Entries of all tests come from one process, whose start takes longer than most tests."""
+    with START() as entries, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reasoning, "_Entries", lambda: contextlib.nullcontext(entries))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +214,51 @@ def test_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym.factory", None)
     with pytest.raises(ImportError, match=r"pip install 'maxpo\[lm\]'"):
         reasoning_names()
+
+
+# Those whose problems depended on PYTHONHASHSEED, on what had drawn from the generator that all of
+# Python shares (list_functions), and on the day (time_intervals).
+HARD_TO_REPEAT = (
+    *("ransom_note", "polynomial_multiplication", "isomorphic_strings", "word_ladder"),
+    *("knight_swap", "list_functions", "time_intervals"),
+)
+
+
+def test_problems_are_the_same_in_every_process(monkeypatch):
+    def entries_of(entries):
+        return {
+            # knight_swap takes seconds for each.
+            name: [next(found) for _ in range(1 if name == "knight_swap" else 8)]
+            for name in HARD_TO_REPEAT
+            for found in [entries.of(name, {}, 3)]
+        }
+
+    with reasoning._Entries() as one:  # That of this module, which has made many others.
+        before = entries_of(one)
+    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    with START() as new:
+        after = entries_of(new)
+    assert before == after
+    days = {
+        entry["metadata"]["start_time"][:10]
+        for entry in after["time_intervals"]
+        if entry["metadata"]["task_type"] == "time_seconds"
+    }
+    assert days == {"2000-01-01"}
+
+
+def test_this_process_keeps_its_random_state():
+    random.seed(1)
+    expected = random.Random(1).random()
+    make_reasoning_task("list_functions", train_size=1, held_out_size=1, seed=0)
+    assert random.random() == expected
+
+
+def test_what_ends_the_other_process_is_told():
+    with START() as entries:
+        with pytest.raises(RuntimeError, match=r"countdown cannot be made: (.|\n)*TypeError"):
+            next(entries.of("countdown", {"no": 1}, 0))
+        assert next(entries.of("countdown", {}, 0))["answer"]
+        entries._process.kill()
+        with pytest.raises(RuntimeError, match="countdown: its process ended: status -9"):
+            next(entries.of("countdown", {}, 0))
