@@ -399,7 +399,7 @@ class Transformer(nnx.Module):
         config = self.config
         lengths = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
         rotation = self._rotation(lengths[:, None] + step)
-        exist = jnp.arange(own[0].keys.shape[-1]) <= step
+        exist = jnp.arange(own[0].keys.shape[-1], dtype=step.dtype) <= step
         states = self._embed(tokens, None)
         written = []
         for weights, of_prompt, before in zip(layers, prompt.layers, own, strict=True):
