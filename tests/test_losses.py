@@ -476,7 +476,7 @@ def test_the_dual_clip_bounds_the_ratio_of_negative_advantages(ratio, advantage,
     )
     np.testing.assert_allclose(of_tokens, term, rtol=1e-5)
     found = losses.ratio_diagnostics(log_probs, behavior, advantages, clip_dual=3.0)
-    assert found.clip_fraction == (slope == 0)
+    assert found.clip_fraction == float(slope == 0)
 
 
 def test_ratio_diagnostics_equal_loops_at_both_levels():
