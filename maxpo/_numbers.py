@@ -7,6 +7,7 @@ negative. What is not on a device yet is therefore converted on the host.
 import decimal
 import math
 import numbers
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -32,7 +33,7 @@ def as_floats(values: ArrayLike, expected: str) -> jax.Array:
     if isinstance(values, (list, tuple)) and any(
         isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(values)
     ):
-        return jnp.stack([as_floats(value, expected) for value in values])
+        return jnp.stack(same_width([as_floats(value, expected) for value in values]))
     if not isinstance(values, jax.Array):
         if hasattr(values, "__jax_array__"):
             return as_floats(values.__jax_array__(), expected)
@@ -42,6 +43,12 @@ def as_floats(values: ArrayLike, expected: str) -> jax.Array:
     if not _is_real(values.dtype):
         raise TypeError(f"{expected} of a real dtype, got {values.dtype}.")
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
+
+
+def same_width(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    """Casts results of `as_floats` to the widest of them, which JAX's strict mode does not do."""
+    wide = any(array.dtype == jnp.float64 for array in arrays)
+    return [array.astype(jnp.float64 if wide else jnp.float32) for array in arrays]
 
 
 def host_floats(values: Any, expected: str) -> np.ndarray:

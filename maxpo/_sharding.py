@@ -97,9 +97,8 @@ def _where_groups_are(
 ) -> tuple[Any, PartitionSpec]:
     """The mesh and the sharding of rank `rank` of the first whole argument that has one."""
     for name, shape in shapes.items():
-        value = arguments.get(name)
-        sharding = _explicit_sharding(value)
-        if sharding is not None and value.shape == shape:
+        sharding = _explicit_sharding(arguments.get(name))
+        if sharding is not None and arguments[name].shape == shape:
             return sharding.mesh, PartitionSpec(*sharding.spec, *[None] * (rank - len(shape)))
     return None, PartitionSpec()
 

@@ -89,6 +89,7 @@ def work(descriptor: int) -> None:
         try:
             verifier, time_limit, memory_limit = pickle.loads(channel.receive())
             verifier = pickle.loads(verifier)
+            getattr(verifier, "preload", lambda: None)()
         except (EOFError, ConnectionError):
             raise
         except BaseException:

@@ -40,6 +40,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from maxpo._numbers import as_floats, same_width
+
 
 class WeightState(NamedTuple):
     """Exponential moving averages over updates, not yet corrected for their start at 0.
@@ -100,7 +102,9 @@ def add_products(
       ValueError: If decay is not in [0, 1).
     """
     _check_decay(decay)
-    d, h = jnp.asarray(cross), jnp.asarray(square)
+    d, h = (
+        as_floats(x, "expected inner products").astype(state.moments.dtype) for x in (cross, square)
+    )
     new = jnp.stack([d, h, d * d, d * h, h * h])
     return WeightState(decay * state.moments + (1 - decay) * new, state.updates + 1)
 
@@ -138,7 +142,8 @@ def weight_of(
     _check_decay(decay)
     if not caution >= 0:
         raise ValueError(f"caution: expected at least 0, got {caution!r}.")
-    power = jnp.asarray(decay, state.moments.dtype) ** state.updates
+    updates = state.updates.astype(state.moments.dtype)
+    power = jnp.asarray(decay, updates.dtype) ** updates
     d, h, dd, dh, hh = state.moments / jnp.where(state.updates == 0, 1, 1 - power)
     felt = h > 0
     h = jnp.where(felt, h, 1)
@@ -163,7 +168,8 @@ def _inner(x: Any, y: Any) -> jax.Array:
     """Inner product of two pytrees, summed in float32 or wider."""
 
     def product(a: ArrayLike, b: ArrayLike) -> jax.Array:
-        dtype = jnp.result_type(a, b, jnp.float32)
-        return jnp.sum(jnp.asarray(a, dtype) * jnp.asarray(b, dtype))
+        a, b = same_width([as_floats(x, "expected gradients") for x in (a, b)])
+        return jnp.sum(a * b)
 
-    return sum(jax.tree.leaves(jax.tree.map(product, x, y)), jnp.zeros(()))
+    products = jax.tree.leaves(jax.tree.map(product, x, y))
+    return sum(same_width([jnp.zeros((), jnp.float32), *products]))

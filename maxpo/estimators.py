@@ -685,10 +685,10 @@ def _hypergeometric_mean(alpha: np.ndarray | jax.Array, groups: Groups, total: S
     drawn, row = alpha.shape[0], (1,) * (groups.rewards.ndim - 1) + (groups.size,)
 
     if isinstance(alpha, np.ndarray) and isinstance(total, int):
-        marked, mean = np.arange(groups.size), np.zeros(groups.size)
+        mean = np.zeros(groups.size)
         mean[: drawn + 1] = np.append(0.0, alpha * np.arange(1, drawn + 1))
         for size in range(drawn + 1, total + 1):
-            hit = np.minimum(marked / size, 1.0)
+            hit = np.minimum(np.arange(groups.size) / size, 1.0)
             mean = hit * np.roll(mean, 1) + (1 - hit) * mean
         return mean.reshape(row)
 

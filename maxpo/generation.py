@@ -186,7 +186,9 @@ def _generate(
     loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~jnp.all(loop.done), turn, loop)
     ends = (loop.tokens == eos_id).astype(jnp.int32)
     # Up to the first end, and nothing of what was never drawn.
-    mask = (jnp.cumsum(ends, axis=-1) == ends) & (jnp.arange(T) < loop.step)[None, None]
+    mask = (jnp.cumsum(ends, axis=-1) == ends) & (jnp.arange(T, dtype=jnp.int32) < loop.step)[
+        None, None
+    ]
     return Completions(loop.tokens, loop.log_probs, mask)
 
 

@@ -28,7 +28,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from maxpo._numbers import as_floats
+from maxpo._numbers import as_floats, same_width
 
 Normalization = Literal["constant", "sequence", "token"]
 KLEstimator = Literal["k1", "k2", "k3"]
@@ -612,7 +612,7 @@ def _clean(where: ArrayLike | None, log_probs: ArrayLike, **constants: ArrayLike
     """
     log_probs = as_floats(log_probs, "expected log_probs")
     mask = _mask(where, log_probs.shape)
-    cleaned = [mask, jnp.where(mask, log_probs, 0)]
+    cleaned = [jnp.where(mask, log_probs, 0)]
     for name, values in constants.items():
         constant = as_floats(values, f"expected {name}")
         if constant.shape != log_probs.shape:
@@ -620,7 +620,7 @@ def _clean(where: ArrayLike | None, log_probs: ArrayLike, **constants: ArrayLike
                 f"expected {name} of the shape of log_probs {log_probs.shape}, got {constant.shape}"
             )
         cleaned.append(jax.lax.stop_gradient(jnp.where(mask, constant, 0)))
-    return cleaned
+    return [mask, *same_width(cleaned)]
 
 
 def _per_token(advantages: ArrayLike, log_probs: ArrayLike, where: ArrayLike | None) -> Array:

@@ -169,7 +169,7 @@ def gap_sums(groups: Groups, weights: Weights, *, needed: Scalar, base: Scalar =
       `[..., N]`, in the dtype of the rewards.
     """
     dtype = groups.rewards.dtype
-    above, below = weights(gap_numbers(groups, needed, base), groups.valid)
+    above, below = weights(gap_numbers(groups, needed), groups.valid)
     above, below, factor = (jnp.asarray(x, dtype) for x in (above, below, base))
     return _gap_sums(groups, above, below, needed, factor)
 
@@ -185,13 +185,13 @@ def centered_weights(upper: Array, m: Array, n: Scalar) -> tuple[Array, Array]:
     return upper, -upper * (n - 1 - m) / (m + 1)
 
 
-def gap_numbers(groups: Groups, *scalars: Scalar) -> Array:
+def gap_numbers(groups: Groups, k: Scalar) -> Array:
     """The numbers m = 0..N-2 of the gaps, on the last axis and of the rank of the rewards.
 
-    They are float64 on the host if the scalars and the number of valid samples are known while
-    tracing, else an array in the dtype of the rewards.
+    They are float64 on the host if k and the number of valid samples are known while tracing, else
+    an array in the dtype of the rewards.
     """
-    traced = any(isinstance(x, jax.Array) for x in (groups.valid, *scalars))
+    traced = isinstance(k, jax.Array) or isinstance(groups.valid, jax.Array)
     shape = (1,) * (groups.rewards.ndim - 1) + (groups.size - 1,)
     if traced:
         return jnp.arange(groups.size - 1, dtype=groups.rewards.dtype).reshape(shape)
@@ -252,7 +252,7 @@ def _gaps(groups: Groups, ranked: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _inside(groups: Groups) -> Array:
     """True at gaps between two valid samples."""
-    return gap_numbers(groups) < groups.valid - 1
+    return gap_numbers(groups, groups.valid) < groups.valid - 1
 
 
 def _look_up(ranked: jax.Array, keys: jax.Array) -> jax.Array:

@@ -15,36 +15,37 @@ from maxpo import estimators, max_at_k, pass_at_k, rank_warp
 COLLECTIVES = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 
 
+def blended(rewards, k, where=None):
+    weight = rewards[..., 0] if where is None else 0.5
+    return estimators.blended(weight=weight, k=k, rewards=rewards, where=where)
+
+
 def functions():
     for name in estimators.names():
-        yield name, estimators.get(name)
+        yield name, blended if name == "blended" else estimators.get(name)
     yield "leave_two_out_baseline", estimators.leave_two_out_baseline
-    yield (
-        "blended",
-        lambda r, k, where=None: estimators.blended(
-            r, k, r[..., 0] if where is None else 0.5, where=where
-        ),
-    )
     yield "max_at_k", max_at_k
     yield "pass_at_k", pass_at_k
     yield "rank_warp", rank_warp
 
 
 def cases(function, rewards, where):
-    """Yields (label, function of arrays, arrays)."""
+    """Yields (label, function of arrays, arrays); arguments go by place, and all by name."""
     parameters = inspect.signature(function).parameters
+    first = next(iter(parameters))
     if "k" in parameters:
+        k = jnp.float32(2.5)
         yield "static", lambda r: function(r, 3), (rewards,)
-        yield "traced", lambda r, k: function(r, k), (rewards, jnp.float32(2.5))
-        yield (
-            "masked",
-            lambda r, k, w: function(r, k, where=w),
-            (rewards, jnp.float32(2.5), where),
-        )
+        yield "traced", lambda r, k: function(**{first: r}, k=k), (rewards, k)
+        yield "masked", lambda r, k, w: function(where=w, k=k, **{first: r}), (rewards, k, where)
     else:
         options = {"rank_weights": (0.0, 1.0)} if "rank_weights" in parameters else {}
         yield "static", lambda r: function(r, **options), (rewards,)
-        yield "masked", lambda r, w: function(r, where=w, **options), (rewards, where)
+        yield "masked", lambda r, w: function(where=w, **{first: r}, **options), (rewards, where)
+    if function is estimators.maxpo:
+        # Whichever argument lies on the mesh says where the groups are; the rewards need not.
+        known = np.arange(where.size).reshape(where.shape) % 7
+        yield "mask alone", lambda w: function(known, 3, where=w), (where,)
 
 
 def main(kind, size):

@@ -347,7 +347,9 @@ def test_wide_numbers_count_by_value(name):
     """What JAX itself would cut to 32 bits, or has no type for."""
     expected = np.asarray(bind(name)(np.float32(BILLIONS)))
     for kind, rewards in WIDE.items():
-        np.testing.assert_allclose(bind(name)(rewards), expected, rtol=1e-6, err_msg=kind)
+        np.testing.assert_allclose(
+            bind(name)(rewards), expected, rtol=1e-6, atol=1e-6 * abs(expected).max(), err_msg=kind
+        )
 
 
 @pytest.mark.parametrize(
@@ -373,7 +375,8 @@ def test_wide_numbers_in_numbers():
 def test_what_no_float32_holds_is_infinite(huge):
     """Of a group, as an infinite reward."""
     rewards = [[0.0, 1.0, 2.0], [0.0, huge, 1.0]]
-    advantages = np.asarray(estimators.maxpo(rewards, 2))
+    with jax.enable_x64(False):
+        advantages = np.asarray(estimators.maxpo(rewards, 2))
     assert np.isnan(advantages).tolist() == [[False] * 3, [True] * 3]
 
 

@@ -33,7 +33,7 @@ def test_groups_sharded_over_devices(kind, size):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     results = [row for row in rows if row["name"] != "error"]
-    assert len(results) == (3 if size == 8 else 45)
+    assert len(results) == (4 if size == 8 else 46)
     for row in results:
         assert not row["collectives"], row
         assert row["spec"] == "('data',)", row

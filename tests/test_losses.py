@@ -394,15 +394,15 @@ OVERFLOWS = {
     ("advantages", "options", "value", "gradient"), OVERFLOWS.values(), ids=OVERFLOWS
 )
 def test_ratios_that_overflow(advantages, options, value, gradient):
-    log_probs, behavior = jnp.array([-2.0, -1.0]), jnp.array([-102.0, -1.0])
-    advantages = jnp.array(advantages, jnp.float32)
+    log_probs, behavior = jnp.float32([-2.0, -1.0]), jnp.float32([-102.0, -1.0])
+    advantages = jnp.float32(advantages)
     found = jax.value_and_grad(losses.clipped_ratio_loss)(
         log_probs, behavior, advantages, **options
     )
     np.testing.assert_allclose(found[0], value, rtol=1e-6)
     np.testing.assert_allclose(found[1], gradient, rtol=1e-6)
     # As tokens of two sequences, each with a masked token whose ratio overflows, too.
-    garbage = jnp.array([[0.0, -INF], [0.0, 500.0]])
+    garbage = jnp.float32([[0.0, -INF], [0.0, 500.0]])
     found = jax.value_and_grad(losses.token_clipped_ratio_loss)(
         garbage.at[:, 0].set(log_probs),
         (-garbage).at[:, 0].set(behavior),
@@ -431,7 +431,7 @@ def test_ratios_of_sequences_that_overflow():
 @pytest.mark.parametrize("size", [200.0, 3e38])
 @pytest.mark.parametrize("advantages", [[0, 0], [1, -1], [-1, 1]])
 def test_diagnostics_and_penalties_of_finite_numbers_are_never_nan(size, advantages):
-    far = jnp.array([size, -size])
+    far = jnp.float32([size, -size])
     for log_probs, other in ((far, -far), (far, 0 * far), (0 * far, far)):
         diagnostics = losses.ratio_diagnostics(log_probs, other, jnp.array(advantages))
         assert not np.isnan(diagnostics).any()
@@ -445,7 +445,9 @@ def test_diagnostics_and_penalties_of_finite_numbers_are_never_nan(size, advanta
 
 
 def test_infinite_diagnostics():
-    found = losses.ratio_diagnostics([-2.0, -1.0], [-102.0, -1.0], [1.0, -1.0])
+    found = losses.ratio_diagnostics(
+        np.float32([-2, -1]), np.float32([-102, -1]), np.float32([1, -1])
+    )
     assert found == (0.5, INF, INF)
 
 
@@ -474,7 +476,7 @@ def test_the_dual_clip_bounds_the_ratio_of_negative_advantages(ratio, advantage,
     )
     np.testing.assert_allclose(of_tokens, term, rtol=1e-5)
     found = losses.ratio_diagnostics(log_probs, behavior, advantages, clip_dual=3.0)
-    assert found.clip_fraction == (slope == 0)
+    assert found.clip_fraction == float(slope == 0)
 
 
 def test_ratio_diagnostics_equal_loops_at_both_levels():
@@ -779,7 +781,7 @@ def test_kl_of_sequences(estimator):
 
 def test_k3_keeps_its_digits_for_close_policies():
     difference = np.float32(1e-4)
-    value = losses.kl_penalty(jnp.array([difference]), jnp.array([0.0]), estimator="k3")
+    value = losses.kl_penalty(jnp.array([difference]), jnp.zeros(1, jnp.float32), estimator="k3")
     np.testing.assert_allclose(value, [np.float64(difference) ** 2 / 2], rtol=1e-2)
 
 
@@ -920,7 +922,7 @@ MISTAKES = {
     ),
     "integer token mask": (
         lambda: losses.token_clipped_ratio_loss(
-            TOKENS, TOKENS, GROUP, where=jnp.ones_like(TOKENS, int)
+            TOKENS, TOKENS, GROUP, where=jnp.ones_like(TOKENS, jnp.int32)
         ),
         TypeError,
         "expected a boolean where, got dtype int32",
@@ -991,7 +993,7 @@ MISTAKES = {
         "expected clip_dual > 1 or None, got nan",
     ),
     "complex log-probs": (
-        lambda: losses.score_function_loss(GROUP + 1j, GROUP),
+        lambda: losses.score_function_loss(GROUP.astype(jnp.complex64), GROUP),
         TypeError,
         "expected log_probs of a real dtype, got complex64",
     ),

@@ -65,6 +65,12 @@ def causal_mask(mask: jax.Array) -> jax.Array:
     return ((before & mask[:, None, :]) | jnp.eye(length, dtype=bool)[None])[:, None]
 
 
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array) -> jax.Array:
+    """`jax.nn.dot_product_attention`, which mixes dtypes that JAX's own strict mode refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.nn.dot_product_attention(query, key, value, mask=mask)
+
+
 class KeysAndValues(NamedTuple):
     """Keys and values in the order in which the products of decoding read them.
 

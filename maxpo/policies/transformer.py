@@ -323,16 +323,14 @@ class Transformer(nnx.Module):
             query, prompt_key, prompt_value = _layer.project(
                 config, weights, prompt, prompt_rotation
             )
-            attended = jax.nn.dot_product_attention(
-                query, prompt_key, prompt_value, mask=prompt_mask
-            )
+            attended = _attention.attention(query, prompt_key, prompt_value, prompt_mask)
             prompt = _layer.finish(config, weights, prompt, attended)
             # Two attentions merged by their log-sum-exps would not need the copies, but JAX lets
             # no gradient through those. The copies live for one layer and are small next to it.
             query, key, value = _layer.project(config, weights, own, rotation)
             key = jnp.concatenate([jnp.repeat(prompt_key, N, axis=0), key], axis=1)
             value = jnp.concatenate([jnp.repeat(prompt_value, N, axis=0), value], axis=1)
-            attended = jax.nn.dot_product_attention(query, key, value, mask=seen)
+            attended = _attention.attention(query, key, value, seen)
             return (prompt, _layer.finish(config, weights, own, attended)), None
 
         start = (self._embed(prompts.tokens, prompts.mask), self._embed(inputs, None))
@@ -406,7 +404,7 @@ class Transformer(nnx.Module):
         config = self.config
         lengths = jnp.sum(prompt.mask, axis=1, dtype=jnp.int32)
         rotation = self._rotation(lengths[:, None] + step)
-        exist = jnp.arange(own[0].keys.shape[-1]) <= step
+        exist = jnp.arange(own[0].keys.shape[-1], dtype=step.dtype) <= step
         states = self._embed(tokens, None)
         written = []
         for weights, of_prompt, before in zip(layers, prompt.layers, own, strict=True):
@@ -445,7 +443,7 @@ class Transformer(nnx.Module):
             states: jax.Array, weights: LayerWeights
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
             query, key, value = _layer.project(config, weights, states, rotation)
-            attended = jax.nn.dot_product_attention(query, key, value, mask=seen)
+            attended = _attention.attention(query, key, value, seen)
             return _layer.finish(config, weights, states, attended), (key, value) if keep else None
 
         return jax.lax.scan(

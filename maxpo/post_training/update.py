@@ -144,14 +144,15 @@ def accumulated_gradient(
         total: tuple[nnx.State, Metrics], micro: Batch
     ) -> tuple[tuple[nnx.State, Metrics], None]:
         found = gradient(params, parallel.over_data(micro), counts)
-        return jax.tree.map(jnp.add, total, found), None
+        return jax.tree.map(lambda x, y: x + y.astype(x.dtype), total, found), None
 
     cut = jax.tree.map(lambda x: _cut(x, micro_batches), batch)
     like = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], cut), counts)
     # In float32 at least: many small bfloat16 terms would be lost in their sum.
-    zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like
-    )
+    with jax.numpy_dtype_promotion("standard"):
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), like
+        )
     total, _ = jax.lax.scan(add, zeros, cut)
     return jax.tree.map(lambda x, y: x.astype(y.dtype), total, like)
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
-from maxpo.tasks.text import Problem
+from maxpo.tasks.text import Problem, preloads, text_only
 
 LONGEST = 4000  # Digits of a number; Python itself refuses a little more.
 DEEPEST = 20  # Brackets and fractions within each other.
@@ -59,12 +59,14 @@ def gold_number(text: str) -> Fraction | None:
     return _whole(_tokens(part)) if len(part) <= _FARTHEST else None
 
 
+@text_only
 def numeric_verifier(problem: Problem, completion: str) -> float:
     """1 where a completion answers with the number that the problem's answer is, else 0."""
     answer = numeric_answer(completion)
     return float(answer is not None and answer == gold_number(problem.answer))
 
 
+@preloads(lambda: is_mathematics(r"$\frac{1}{2} + \sqrt{x}$"))
 def math_verifier(problem: Problem, completion: str) -> float:
     """1 where a completion answers with what equals the problem's answer, else 0. Needs `math`.
 

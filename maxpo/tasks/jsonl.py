@@ -19,9 +19,12 @@ from maxpo.tasks.answers import (
     gold_number,
     is_mathematics,
     math_verifier,
+    numeric_answer,
     numeric_verifier,
 )
 from maxpo.tasks.text import Problem, TextTask, Verifier, load_verifier
+
+__all__ = ["make_jsonl_task", "math_verifier", "numeric_answer", "numeric_verifier"]
 
 # What the answers of problems must be for the verifiers that are built in.
 _GOLD: dict[Verifier, tuple[str, str, Callable[[str], bool]]] = {

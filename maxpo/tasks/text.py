@@ -38,6 +38,19 @@ def text_only(verifier: AVerifier) -> AVerifier:
     return verifier
 
 
+def preloads(load: Callable[[], object]) -> Callable[[Verifier], Verifier]:
+    """Marks a function that imports when it is called: each worker calls `load` once, before that.
+
+    Every sample is scored in a process of its own, in which an import would be done again.
+    """
+
+    def mark(verifier: Verifier) -> Verifier:
+        verifier.preload = load  # type: ignore[attr-defined]
+        return verifier
+
+    return mark
+
+
 def is_text_only(verifier: Verifier) -> bool:
     """Whether it is marked by `text_only`."""
     return getattr(verifier, "text_only", None) is verifier

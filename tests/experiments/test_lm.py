@@ -270,7 +270,9 @@ def test_a_diagnostic_that_is_not_finite_is_logged_and_stops_nothing(
 def test_a_verifier_that_always_raises_stops_the_first_step(config, tmp_path, capfd):
     config = config.copy_and_resolve_references()
     config.task.verifier = "lm_verifier:broken"
-    with pytest.raises(RuntimeError, match=r"step 1: the verifier raised on all 32 samples") as error:
+    with pytest.raises(
+        RuntimeError, match=r"step 1: the verifier raised on all 32 samples"
+    ) as error:
         lm.train_and_evaluate(config, tmp_path)
     assert "the table of answers is missing" in str(error.value)
     assert not read_metrics(tmp_path / "rloo-seed0")

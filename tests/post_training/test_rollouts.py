@@ -239,7 +239,9 @@ def test_the_first_failure_is_said_once_and_a_step_without_a_score_stops(capsys)
         "warning: step 4: the verification of all 4 samples failed "
         "(3 raised, 1 timed out, 0 not finite)\n"
     )
-    with pytest.raises(RuntimeError, match=r"step 6: the verifier raised on all 4 samples.*no idea"):
+    with pytest.raises(
+        RuntimeError, match=r"step 6: the verifier raised on all 4 samples.*no idea"
+    ):
         log.note_step(6, scores_of(4, 0, 0))
     log.note("evaluation of rloo", scores_of(4, 0, 0))  # Which has no step to stop.
     assert "evaluation of rloo: the verification of all 4" in capsys.readouterr().err
