@@ -126,8 +126,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     # change the objective: prompts that are solved or hopeless weigh nothing.
     config.rl.dead_groups = "keep"
     config.rl.oversampling = 1
-    # A sample whose verification fails: zero, its reward is 0, or the lowest of its group if that is
-    # less; or mask, nothing is learned from it. See docs/samples.md.
+    # A sample whose verification fails: zero, its reward is 0, or the lowest of its group if that
+    # is less; or mask, nothing is learned from it. See docs/samples.md.
     config.rl.failures = "zero"
     config.rl.learning_rate = 1e-4
     config.rl.warm_up = 5  # Optimizer steps.

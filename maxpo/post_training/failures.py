@@ -14,7 +14,7 @@ def marked(scores: Scores) -> np.ndarray:
     return np.where(scores.valid, scores.rewards, np.float32(np.nan))
 
 
-def as_lowest(scores: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+def as_lowest(scores: np.ndarray) -> np.ndarray:
     """Scores with a number for failures: the lowest of the group, but at most 0.
 
     So a failure never beats a sample that was scored. A group in which all failed gets the lowest
@@ -22,14 +22,13 @@ def as_lowest(scores: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
 
     Args:
       scores: `[..., n]`, NaN where the verification failed.
-      seen: All scores to be compared with, of any shape; `scores` themselves by default.
 
     >>> as_lowest(np.array([[-0.1, -0.2, np.nan, -0.4], [0.5, 0.7, np.nan, np.nan]]))
     array([[-0.1, -0.2, -0.4, -0.4],
            [ 0.5,  0.7,  0. ,  0. ]])
     """
     lowest = np.fmin.reduce(scores, axis=-1, keepdims=True)
-    of_all = np.fmin.reduce(scores if seen is None else seen, axis=None)
+    of_all = np.fmin.reduce(scores, axis=None)
     lowest = np.where(np.isnan(lowest), of_all, lowest)
     return np.where(np.isnan(scores), np.fmin(lowest, np.float32(0)), scores)
 

@@ -47,28 +47,7 @@ def warm_start_rate(settings: ConfigDict, done: jax.Array) -> jax.Array:
     """
     whole = max(settings.warm_up, 1) - 1  # The update with the whole rate, and how many follow it.
     left = max(settings.steps - 1 - whole, 1)
-    part = jnp.clip((jnp.asarray(done) - whole) / left, 0, 1)
-    rate = settings.learning_rate * (1 - (1 - settings.final_rate) * part)
-    return warmed_up(rate, done, settings.warm_up)
-
-
-def warm_start_rate(settings: ConfigDict, done: jax.Array) -> jax.Array:
-    """The learning rate of the warm start after `done` updates.
-
-    A warm-up, as `warmed_up`, then a straight line from its last update, which has the whole rate,
-    to the last of all, which has `final_rate` times it.
-
-    Args:
-      settings: The `warm_start` of a config.
-      done: From 0 to `settings.steps - 1`.
-
-    >>> settings = ConfigDict({"learning_rate": 1.0, "steps": 6, "warm_up": 2, "final_rate": 0.2})
-    >>> [round(float(warm_start_rate(settings, done)), 3) for done in range(6)]
-    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
-    """
-    whole = max(settings.warm_up, 1) - 1  # The update with the whole rate, and how many follow it.
-    left = max(settings.steps - 1 - whole, 1)
-    part = jnp.clip((jnp.asarray(done) - whole) / left, 0, 1)
+    part = jnp.clip((jnp.asarray(done, jnp.float32) - whole) / left, 0, 1)
     rate = settings.learning_rate * (1 - (1 - settings.final_rate) * part)
     return warmed_up(rate, done, settings.warm_up)
 

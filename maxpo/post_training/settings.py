@@ -65,17 +65,16 @@ class Settings(NamedTuple):
     model: transformer.TransformerConfig
     methods: list[Method]
 
-    def rewards(self, scores: np.ndarray, seen: np.ndarray | None = None) -> np.ndarray:
+    def rewards(self, scores: np.ndarray) -> np.ndarray:
         """What is maximised: the verifier's scores, or with `task.binary` whether they succeed.
 
         Args:
           scores: `[..., n]`, NaN where the verification failed. Such a sample gets a reward that is
             never above that of a scored one: 0, or with graded scores that of `as_lowest`.
-          seen: As in `as_lowest`.
         """
         if self.config.task.binary:
             return self.correct(scores).astype(np.float32)
-        return as_lowest(scores, seen)
+        return as_lowest(scores)
 
     def correct(self, scores: np.ndarray) -> np.ndarray:
         """Which samples count for pass@k: those that were scored, from `task.success` on."""
@@ -416,7 +415,6 @@ def _model_config(
         model = pretrained.load_config(
             config.model.pretrained, context_length=context_length, **_model_options(config)
         )
-        pretrained.check_pretrained(config.model.pretrained, model)
     else:
         model = transformer.make_config(
             config.model.size,
@@ -436,6 +434,8 @@ def _model_config(
             f"model.vocab_size: expected at least the {tokenizer.vocab_size} tokens of the "
             f"tokenizer, got {model.vocab_size}"
         )
+    if config.model.pretrained:
+        pretrained.check_pretrained(config.model.pretrained, model)
     return model
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from maxpo import parallel, runs, training
 from maxpo.post_training import rollouts, supervised, update
 from maxpo.post_training.batches import batch_of_step
-from maxpo.post_training.evaluation import held_out_scores
+from maxpo.post_training.evaluation import curve, held_out_scores
 from maxpo.post_training.failures import FailureLog, marked
 from maxpo.post_training.methods import Method
 from maxpo.post_training.optimizer import make_optimizer
@@ -212,11 +212,12 @@ def _evaluate(
     found = held_out_scores(settings, programs.sample_held_out, pool, params, key, rollouts.Clock())
     failures.note(f"evaluation of {run.folder.name}", found)
     scores = marked(found)
-    rewards = settings.rewards(scores)
+    binary = settings.config.task.binary
+    best = curve((settings.correct(scores) if binary else scores)[None], binary=binary).value
     row = {
         "run": run.folder.name,
-        "mean reward": rewards.mean(),
-        f"best of {rewards.shape[1]}": rewards.max(axis=-1).mean(),
+        "mean reward": best[0],
+        f"best of {scores.shape[1]}": best[-1],
         "correct": settings.correct(scores).mean(),
         "failed": np.isnan(scores).mean(),
     }

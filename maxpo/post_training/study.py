@@ -65,8 +65,8 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
 def compare(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
     """Curves of each quantity: pass@k, and max@k where rewards are graded; by label.
 
-    A sample whose verification failed is one of the k that were drawn, and never the best of them:
-    it is not correct, and its reward is the lowest; see `Settings.rewards`.
+    A sample whose verification failed is one of the k that were drawn, and never the best of them;
+    see `best_of_k`.
     """
     return {
         name: {label: curve(values, binary=name == "pass") for label, values in by_label.items()}
@@ -136,12 +136,10 @@ def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
 
 
 def _quantities(settings: Settings, scores: Scores) -> dict[str, Scores]:
-    """What the best of k is taken of: name to label to values `[S, P, n]`, without NaN."""
+    """What the best of k is taken of: name to label to values `[S, P, n]`."""
     found = {"pass": {label: settings.correct(x) for label, x in scores.items()}}
     if not settings.config.task.binary:
-        # Of all models: where one only fails, it is no better than what another one scored.
-        seen = np.concatenate([x.ravel() for x in scores.values()])
-        found["max"] = {label: settings.rewards(x, seen) for label, x in scores.items()}
+        found["max"] = scores
     return found
 
 

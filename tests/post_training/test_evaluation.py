@@ -52,10 +52,6 @@ def test_a_failure_counts_as_the_lowest_of_its_group_but_at_most_0():
     np.testing.assert_array_equal(found, np.float32(expected))
     assert found.dtype == np.float32
     assert as_lowest(scores[3]).tolist() == [0, 0, 0, 0]
-    assert as_lowest(scores[3], seen=np.array([nan, -7.0, 2.0])).tolist() == [-7] * 4
-    # All subsets of k: of four -0.1, of pairs -0.1 in 3 of 6, -0.2 in 2 and -0.4 in 1.
-    best = evaluation.best_of_k(found[0], binary=False)
-    np.testing.assert_allclose(best, [-1.1 / 4, -1.1 / 6, -0.1], rtol=1e-6)
 
 
 def test_errors_are_the_spread_of_repeated_studies():
@@ -92,3 +88,35 @@ def test_what_is_hard_for_both_cancels_in_a_difference():
     np.testing.assert_allclose(gain.value, 0.125, rtol=1e-5)
     np.testing.assert_allclose(gain.error, 0, atol=1e-7)
     assert evaluation.curve(after, binary=False).error[0] > 0.02
+
+
+def test_a_failed_sample_is_a_try_without_a_reward():
+    nan = np.nan
+    scores = np.array([[-0.1, -0.2, nan, -0.4, nan], [nan, nan, nan, nan, 2.0], [nan] * 5])
+    found = evaluation.best_of_k(scores, binary=False)
+    for row, number in itertools.product(range(2), range(4)):
+        subsets = itertools.combinations(scores[row], (1, 2, 4, 5)[number])
+        best = [np.nanmax(subset) for subset in subsets if not np.isnan(subset).all()]
+        np.testing.assert_allclose(found[row, number], np.mean(best), rtol=1e-6)
+    assert np.isnan(found[2]).all()
+    np.testing.assert_allclose(evaluation.best_of_k(scores[0, :4], binary=False)[-1], -0.1)
+    # As rewards of 0 and 1: no failure is correct.
+    found = evaluation.best_of_k(scores >= -0.5, binary=True)
+    np.testing.assert_allclose(found[:, 0], [3 / 5, 1 / 5, 0], rtol=1e-6)
+
+
+def test_a_problem_whose_samples_all_fail_has_no_value_and_no_share_in_a_curve():
+    scores = np.random.default_rng(4).random((2, 5, 4)).astype(np.float32)
+    broken = scores.copy()
+    broken[1, 3] = np.nan
+    curve = evaluation.curve(broken, binary=False)
+    rest = evaluation.curve(np.delete(scores, 3, axis=1), binary=False)
+    assert (curve.problems, evaluation.curve(scores, binary=False).problems) == (4, 5)
+    np.testing.assert_array_equal(curve.value, rest.value)
+    np.testing.assert_array_equal(curve.error, rest.error)
+    gain = evaluation.curve(scores, binary=False, minus=broken[1])
+    assert gain.problems == 4
+    nothing = evaluation.curve(np.full((1, 2, 4), np.nan), binary=False)
+    assert nothing.problems == 0
+    assert np.isnan(nothing.value).all()
+    assert np.isnan(nothing.error).all()

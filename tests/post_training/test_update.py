@@ -272,8 +272,8 @@ def test_the_dual_clip_bounds_what_an_overflowing_ratio_costs():
     assert metrics["kl_to_sampling_policy"] == np.inf  # A diagnostic, and true.
     # The term of that token is 3 instead of infinite.
     batch.completions.log_probs[p, n, 0] = np.log(1e-30)
-    larger, more = found(0.0)
-    smaller, less = found(2.0)
+    _, more = found(0.0)
+    _, less = found(2.0)
     assert np.isfinite(more["loss"])
     np.testing.assert_allclose(metrics["loss"] - less["loss"], 1 / batch.where.sum(), rtol=1e-4)
 
