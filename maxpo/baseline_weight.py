@@ -171,5 +171,6 @@ def _inner(x: Any, y: Any) -> jax.Array:
         a, b = same_width([as_floats(x, "expected gradients") for x in (a, b)])
         return jnp.sum(a * b)
 
-    products = jax.tree.leaves(jax.tree.map(product, x, y))
-    return sum(same_width([jnp.zeros((), jnp.float32), *products]))
+    nothing = jnp.zeros((), jnp.float32)
+    first, *others = same_width([nothing, *jax.tree.leaves(jax.tree.map(product, x, y))])
+    return sum(others, first)

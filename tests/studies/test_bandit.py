@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from maxpo import estimators
 from maxpo.runs import load_config
 from maxpo.studies import bandit
 
@@ -35,7 +36,7 @@ def test_gradient_variance_equals_enumeration():
             for rewards in np.asarray(task.rewards):
                 batches = np.array(list(itertools.product(range(arms), repeat=n)))
                 if name == "maxpo":
-                    advantages = np.asarray(bandit.estimators.maxpo(rewards[batches], 2))
+                    advantages = np.asarray(estimators.maxpo(rewards[batches], 2))
                 else:
                     advantages = rewards[batches]
                 scores = np.eye(arms)[batches] - 1 / arms
