@@ -49,6 +49,7 @@ def test_bandit(variant, tmp_path, capsys):
 def test_bandit_takes_every_estimator(tmp_path):
     config = shrink(load_config("configs/bandit.py:quick"))
     config.estimators = tuple(filter(training.needs_only_k, estimators.names()))
+    config.task.update(law="bernoulli", law_parameter=0.3)  # For those of 0/1 rewards.
     assert tuple(bandit.train_and_evaluate(config, tmp_path)) == config.estimators
 
 
