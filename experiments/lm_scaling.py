@@ -17,9 +17,6 @@ from maxpo.studies.lm_scaling import Case
 MESH = ("data", "model")
 
 
-MESH = ("data", "model")
-
-
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)

@@ -235,11 +235,7 @@ def from_first_process(text: str) -> str:
     """What process 0 says, everywhere; at most 4,000 bytes of it."""
     if jax.process_count() == 1:
         return text
-    content = text.encode()[:4000]
-    padded = np.zeros(4000, np.uint8)
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    found = np.asarray(multihost_utils.broadcast_one_to_all(padded))
-    return found.tobytes().rstrip(b"\0").decode(errors="ignore")
+    return _as_text(multihost_utils.broadcast_one_to_all(_as_bytes(text)))
 
 
 def first_text(text: str) -> str:
@@ -249,12 +245,8 @@ def first_text(text: str) -> str:
     """
     if jax.process_count() == 1:
         return text
-    padded = np.zeros(4000, np.uint8)
-    content = text.encode()[:4000]
-    padded[: len(content)] = np.frombuffer(content, np.uint8)
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    found = (row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in texts)
-    return next(filter(None, found), "")
+    texts = map(_as_text, multihost_utils.process_allgather(_as_bytes(text)))
+    return next(filter(None, texts), "")
 
 
 def is_same_everywhere(text: str) -> bool:
@@ -277,6 +269,18 @@ def spread_runs(keys: jax.Array) -> jax.Array:
     axis_types = (jax.sharding.AxisType.Auto,)
     mesh = jax.make_mesh((count,), (DATA,), axis_types=axis_types, devices=jax.devices()[:count])
     return jax.device_put(keys, NamedSharding(mesh, PartitionSpec(DATA)))
+
+
+def _as_bytes(text: str) -> np.ndarray:
+    """The first 4,000 bytes of a text, in an array of one size for all."""
+    padded = np.zeros(4000, np.uint8)
+    content = text.encode()[: len(padded)]
+    padded[: len(content)] = np.frombuffer(content, np.uint8)
+    return padded
+
+
+def _as_text(padded: Any) -> str:
+    return np.asarray(padded).tobytes().rstrip(b"\0").decode(errors="ignore")
 
 
 def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
