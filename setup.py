@@ -58,7 +58,7 @@ setuptools.setup(
         "trl": TRL,
         "tunix": TUNIX,
         "test": TEST,
-        "dev": [*TEST, "build", "mypy", "ruff"],
+        "dev": [*TEST, "build", "codespell", "import-linter", "mypy", "ruff"],
     },
     classifiers=[
         "Intended Audience :: Science/Research",

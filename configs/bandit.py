@@ -45,7 +45,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.learning_rate = 4.0
 
     config.k = ConfigDict({"initial": 4.0, "final": 4.0, "updates": 0})  # Linear over `updates`.
-    config.report_k = 4.0  # The k of the reported J_k.
+    config.eval_k = 4.0  # The k of the reported J_k.
 
     config.task = ConfigDict()
     config.task.name = "contextual"
@@ -63,7 +63,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.task.num_features = 0
     elif variant == "anneal":
         config.k = ConfigDict({"initial": 8.0, "final": 1.0, "updates": 800})
-        config.report_k = 8.0
+        config.eval_k = 8.0
     elif variant == "square":
         config.task = ConfigDict({"name": "square", "num_contexts": 1, "mean": 0.5, "std": 0.1})
         config.learning_rate = 0.001

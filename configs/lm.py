@@ -13,7 +13,7 @@ Variants, all but two of which need `pip install 'maxpo[lm]'` and nothing else:
              (GSM8K's format as it is, plain or .gz). Needs no extra with characters for tokens.
     gpu      0.5B parameters in bfloat16, 256 samples of up to 512 tokens in a step. For a
              checkpoint instead of random parameters: --config.model.pretrained=DIR
-             --config.tokenizer=DIR/tokenizer.json --config.warm_start.steps=0, with the extra hf.
+             --config.tokenizer=DIR/tokenizer.json --config.sft.steps=0, with the extra hf.
 
 A method is `ESTIMATOR[:NAME=VALUE,...]`: `maxpo:k=8`, `maxpo:k=8->1` (annealed in a straight line
 over the run), `grpo:learning_rate=1e-4`. All methods see the same prompts and use one learning
@@ -66,14 +66,14 @@ def get_config(variant: str = "default") -> ConfigDict:
         }
     )
     # Module:function; or scorer, the data set's own, for which each answer gets its own process.
-    config.task.verifier = "maxpo.tasks.countdown:exact_score"
+    config.task.verifier = "maxpo.lm.tasks.countdown:exact_score"
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
 
     config.tokenizer = "characters"  # Of the task's texts; or the path of a tokenizer.json.
 
     config.model = ConfigDict()
-    config.model.size = "nano"  # One of maxpo.policies.transformer.SIZES.
+    config.model.size = "nano"  # One of maxpo.lm.model.config.SIZES.
     config.model.overrides = ConfigDict()  # Other fields of TransformerConfig.
     config.model.pretrained = ""  # A checkpoint's folder (Llama, Qwen2, Qwen3) in place of a size.
     config.model.vocab_size = 0  # 0: the tokenizer's.
@@ -89,16 +89,16 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.mesh.fully_sharded = False  # Cut matrices over `data`, too.
 
     # Cross-entropy on the answers of the training problems.
-    config.warm_start = ConfigDict()
-    config.warm_start.steps = 500  # 0: none.
-    config.warm_start.batch_size = 128
-    config.warm_start.learning_rate = 3e-3
-    config.warm_start.final_rate = 0.1  # The last learning rate, as a part of the first.
-    config.warm_start.warm_up = 20  # Steps over which the learning rate grows.
-    config.warm_start.max_gradient_norm = 1.0
-    config.warm_start.weight_decay = 0.0
-    config.warm_start.log_every = 20
-    config.warm_start.save_every = 100
+    config.sft = ConfigDict()
+    config.sft.steps = 500  # 0: none.
+    config.sft.batch_size = 128
+    config.sft.learning_rate = 3e-3
+    config.sft.final_rate = 0.1  # The last learning rate, as a part of the first.
+    config.sft.warmup_steps = 20  # Steps over which the learning rate grows.
+    config.sft.max_gradient_norm = 1.0
+    config.sft.weight_decay = 0.0
+    config.sft.log_every = 20
+    config.sft.save_every = 100
 
     config.rl = ConfigDict()
     config.rl.steps = 200
@@ -109,9 +109,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.sampling_batches = 2  # One is verified while the next one is sampled.
     # clipped_ratio allows several epochs and minibatches; score_function is unbiased.
     config.rl.loss = "score_function"
-    config.rl.level = "token"  # Or sequence: one ratio for each sample.
-    config.rl.normalization = "constant"  # See maxpo.losses.reduce_tokens: also sequence, token.
-    config.rl.length = 1.0  # The divisor of normalization=constant.
+    config.rl.importance_level = "token"  # Or sequence: one ratio for each sample.
+    config.rl.loss_aggregation = "constant"  # See maxpo.losses.reduce_tokens: also sequence, token.
+    config.rl.length = 1.0  # The divisor of loss_aggregation=constant.
     config.rl.clip_low = 0.2
     config.rl.clip_high = 0.2
     config.rl.clip_dual = 0.0  # The ratio beyond which a negative advantage stops counting; 0: off.
@@ -124,16 +124,16 @@ def get_config(variant: str = "default") -> ConfigDict:
     # Groups whose rewards are all equal: keep; drop: they count in no mean; oversample: draw up to
     # `oversampling` times as many prompts, in rounds, until there are enough others. The last two
     # change the objective: prompts that are solved or hopeless weigh nothing.
-    config.rl.dead_groups = "keep"
+    config.rl.zero_variance_groups = "keep"
     config.rl.oversampling = 1
     # A sample whose verification fails: zero, its reward is 0, or the lowest of its group if that
     # is less; or mask, nothing is learned from it. See docs/samples.md.
     config.rl.failures = "zero"
     config.rl.learning_rate = 1e-4
-    config.rl.warm_up = 5  # Optimizer steps.
+    config.rl.warmup_steps = 5  # Optimizer steps.
     config.rl.max_gradient_norm = 1.0
     config.rl.weight_decay = 0.0
-    config.rl.report_k = 8  # The k of logged metrics and of the table.
+    config.rl.eval_k = 8  # The k of logged metrics and of the table.
     config.rl.save_every = 50
 
     config.evaluation = ConfigDict()
@@ -148,7 +148,7 @@ def get_config(variant: str = "default") -> ConfigDict:
 
     if variant == "graded":
         config.task.options.update(min_value=2, max_value=25, min_target=100, max_target=500)
-        config.task.verifier = "maxpo.tasks.countdown:television_score"
+        config.task.verifier = "maxpo.lm.tasks.countdown:television_score"
         config.task.binary = False
         config.rl.max_new_tokens = 20
     elif variant == "quick":
@@ -178,7 +178,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.model.size = "0.5b"
         config.model.dtype = "bfloat16"
         config.model.remat = True
-        config.warm_start.learning_rate = 1e-4
+        config.sft.learning_rate = 1e-4
         config.rl.prompts = 16
         config.rl.max_new_tokens = 512
         config.rl.micro_batches = 4

@@ -38,9 +38,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.epochs = 1  # Optimizer steps on each batch.
     config.max_gradient_norm = 1.0
     config.k = ConfigDict({"initial": 8.0, "final": 8.0, "updates": 0})  # Linear over `updates`.
-    config.report_k = 8  # The k of the learning curves, and the criterion of the sweep.
+    config.eval_k = 8  # The k of the learning curves, and the criterion of the sweep.
 
-    # For each method the setting with the best max@report_k on validation mazes.
+    # For each method the setting with the best max@eval_k on validation mazes.
     config.sweep = ConfigDict()
     config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's.
     config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # A nat and step; of "+entropy" alone.

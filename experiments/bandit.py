@@ -29,7 +29,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         def evaluate(step: int) -> None:
             for name, number in numbers.items():
                 metrics = trainer.evaluate(number, trainer.keys, state[name])
-                figures = bandit.summarise(metrics)
+                figures = bandit.summarize(metrics)
                 runs.check_finite(step, {f"parameters of {name}": state[name].params})
                 run.log(step, {"estimator": name, **figures})
 
@@ -56,7 +56,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             | {"updates_per_second": updates / seconds[name] if updates else None}
             for name in numbers
         }
-        run.figure("learning_curves", lambda: bandit.learning_curves(history, config.report_k))
+        run.figure("learning_curves", lambda: bandit.learning_curves(history, config.eval_k))
         return run.finish(summary)
 
 

@@ -11,7 +11,8 @@ import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import baseline_weight, jobs
+from maxpo.studies import jobs
+from maxpo.studies.variance import baseline_weight
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import estimator_speed
+from maxpo.studies.speed import estimator_speed
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

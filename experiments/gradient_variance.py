@@ -11,7 +11,9 @@ import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import gradient_variance, jobs, pkpo_toy, unbiasedness, variance_figures
+from maxpo.studies import jobs
+from maxpo.studies.variance import figures as variance_figures
+from maxpo.studies.variance import gradient_variance, pkpo_toy, unbiasedness
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
-from maxpo.post_training import study
-from maxpo.post_training.settings import digests, make_settings
+from maxpo.lm.training.settings import digests, make_settings
+from maxpo.studies import lm as study
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.policies.transformer import TransformerConfig, make_config
-from maxpo.studies import lm_scaling
-from maxpo.studies.lm_scaling import Case
+from maxpo.lm.model.config import TransformerConfig, make_config
+from maxpo.studies.speed import lm_scaling
+from maxpo.studies.speed.lm_scaling import Case
 
 MESH = ("data", "model")
 

@@ -13,8 +13,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.policies.transformer import Transformer
-from maxpo.studies import lm_speed
+from maxpo.lm.model.transformer import Transformer
+from maxpo.studies.speed import lm_speed
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

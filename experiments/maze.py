@@ -50,7 +50,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 for name in study.methods
             }
             for name, by_seed in metrics.items():
-                figures = maze.summarise(by_seed)
+                figures = maze.summarize(by_seed)
                 runs.check_finite(step, {f"parameters of {name}": state["train"][name].params})
                 row = {"phase": "train", "update": step - swept, "method": name, **figures}
                 run.log(step, row)
@@ -106,10 +106,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         optimum = None if optimal is None else float(jnp.mean(optimal))
         history = runs.read_metrics(run.folder)
         training = [row for row in history if row["phase"] == "train"]
-        run.figure("curves", lambda: maze_figures.curves(figures, ks, config.report_k, optimum))
-        run.figure(
-            "learning_curves", lambda: maze_figures.learning_curves(training, config.report_k)
-        )
+        run.figure("curves", lambda: maze_figures.curves(figures, ks, config.eval_k, optimum))
+        run.figure("learning_curves", lambda: maze_figures.learning_curves(training, config.eval_k))
         if config.task.name == "maze":
             run.figure(
                 "trajectories", lambda: maze_figures.trajectories(study, state["train"], keys)

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies import maze_speed
+from maxpo.studies.speed import maze_speed
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:

@@ -44,10 +44,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 run.log(number, {"bandit": variant, "estimator": name, "max_at_k": values})
             for name, row in step_sizes.compare(found, config.step_sizes, config.common).items():
                 summary[f"{variant} {name}"] = row
-        report_ks = {variant: study.report_k for variant, study in studies.items()}
+        eval_ks = {variant: study.eval_k for variant, study in studies.items()}
         run.figure(
             "step_sizes",
-            lambda: step_sizes.step_size_figure(objectives, config.step_sizes, report_ks),
+            lambda: step_sizes.step_size_figure(objectives, config.step_sizes, eval_ks),
         )
         return run.finish(summary)
 

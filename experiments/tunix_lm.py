@@ -16,7 +16,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.integrations import numpy as host
+from maxpo.integrations import host
 from maxpo.integrations import tunix as integration
 
 Report = Callable[[np.ndarray, np.ndarray], None]

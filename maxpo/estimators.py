@@ -153,7 +153,7 @@ def grpo(
     ddof: int = 1,
     where: ArrayLike | None = None,
 ) -> jax.Array:
-    """Rewards standardised within the group.
+    """Rewards standardized within the group.
 
         A_i = (r_i - mean(r)) / (std(r) + epsilon)
 
@@ -218,7 +218,7 @@ def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
 def pass_at_k_training(
     rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
 ) -> jax.Array:
-    """Pass@k training: the value of the k-subsets that contain a sample, standardised.
+    """Pass@k training: the value of the k-subsets that contain a sample, standardized.
 
         A_i = (q_i - v_k) / sqrt(v_k (1 - v_k)), and 0 where v_k is 0 or 1;  rewards in {0, 1}
 
@@ -336,7 +336,7 @@ def pkpo_loo_minus_one(
     Unbiased for the gradient of max@k and never negative for k >= 2, hence not centered:
     sum_i A_i = N k (v_k - v_{k-1}). The best of no samples counts as 0, so k = 1 is `reinforce`,
     and from there a straight line leads to k = 2; at a k between integers it is not unbiased.
-    A trainer that subtracts the batch mean from it optimises something else (`docs/theory.md`).
+    A trainer that subtracts the batch mean from it optimizes something else (`docs/theory.md`).
 
     See "Pass@K Policy Optimization" (https://arxiv.org/abs/2505.15201), where
     s_i^(loo-1) = A_i / N.

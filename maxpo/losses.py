@@ -4,7 +4,7 @@ Conventions, shared by every function of this module:
 
 * An advantage `A_i` is scaled such that `1/N sum_i A_i grad log pi(y_i)` estimates the gradient of
   the objective. A loss is therefore a plain mean over samples and needs no further factor. It is a
-  scalar to be *minimised*.
+  scalar to be *minimized*.
 * The last axis (the last but one at token level) is the group; all leading axes are batch. Means
   are pooled over all kept samples of the call, so groups with fewer kept samples weigh less. Use
   `jax.vmap` to get one loss for each group instead.
@@ -12,7 +12,7 @@ Conventions, shared by every function of this module:
   may hold anything, NaN included: the value does not depend on it and the gradient with respect to
   it is exactly 0. Where nothing is kept, the loss and its gradient are 0. A NaN at a position that
   is *kept* is never hidden.
-* Advantages, behaviour and reference log-probabilities are constants: no gradient flows into them.
+* Advantages, behavior and reference log-probabilities are constants: no gradient flows into them.
 * bfloat16, float16, integers and booleans are cast to float32 first; float64 stays float64.
 * From finite numbers no result is NaN, with one exception: see `clipped_ratio_loss`. A ratio beyond
   the range of the dtype is infinite, and so is what honestly depends on it.
@@ -30,7 +30,7 @@ from jax.typing import ArrayLike
 
 from maxpo._numbers import as_floats, same_width
 
-Normalization = Literal["constant", "sequence", "token"]
+LossAggregation = Literal["constant", "sequence", "token"]
 KLEstimator = Literal["k1", "k2", "k3"]
 
 
@@ -69,11 +69,11 @@ def masked_mean(values: ArrayLike, *, where: ArrayLike | None = None) -> Array:
 def reduce_tokens(
     values: ArrayLike,
     *,
-    normalization: Normalization = "constant",
+    loss_aggregation: LossAggregation = "constant",
     length: float = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Reduces one value for each token to one scalar, under a named length normalisation.
+    """Reduces one value for each token to one scalar, under a named length normalization.
 
     With `|y_i|` the number of kept tokens of sequence `i` and `n` the number of sequences that keep
     at least one token:
@@ -101,46 +101,47 @@ def reduce_tokens(
 
     Args:
       values: `[..., N, T]`.
-      normalization: `"constant"`, `"sequence"` or `"token"`.
-      length: the divisor of `"constant"`; not to be given with another normalisation.
+      loss_aggregation: `"constant"`, `"sequence"` or `"token"`.
+      length: the divisor of `"constant"`; not to be given with another normalization.
       where: boolean, True = keep; of the rank of `values`, axes of size 1 broadcast. None keeps
         everything. The rank is not padded: a mask of samples is `where[..., None]`.
 
     Returns:
-      A scalar, on the scale of a sum over tokens divided by the length of the normalisation.
+      A scalar, on the scale of a sum over tokens divided by the length of the normalization.
 
     Raises:
       TypeError: if `where` is not boolean.
-      ValueError: for an unknown normalisation, a length that is not positive and finite or not
+      ValueError: for an unknown normalization, a length that is not positive and finite or not
         used, or shapes that do not match.
 
     >>> mask = jnp.array([[True, True, True], [True, False, False]])
     >>> values = jnp.array([[1.0, 1.0, 1.0], [5.0, 9.0, 9.0]])
     >>> for name in ("constant", "sequence", "token"):
-    ...     print(reduce_tokens(values, normalization=name, where=mask))
+    ...     print(reduce_tokens(values, loss_aggregation=name, where=mask))
     4.0
     3.0
     2.0
     """
     values = as_floats(values, "expected values")
     _check_tokens("values", values, where)
-    if normalization not in get_args(Normalization):
+    if loss_aggregation not in get_args(LossAggregation):
         raise ValueError(
-            f"expected normalization to be one of {get_args(Normalization)}, got {normalization!r}"
+            f"expected loss_aggregation to be one of {get_args(LossAggregation)}, "
+            f"got {loss_aggregation!r}"
         )
     if not 0 < length < math.inf:
         raise ValueError(f"expected a positive, finite length, got {length!r}")
-    if normalization != "constant" and length != 1:
+    if loss_aggregation != "constant" and length != 1:
         raise ValueError(
-            f'expected length only with normalization="constant", got length={length!r} with '
-            f"normalization={normalization!r}"
+            f'expected length only with loss_aggregation="constant", got length={length!r} with '
+            f"loss_aggregation={loss_aggregation!r}"
         )
 
     mask = _mask(where, values.shape)
-    if normalization == "token":
+    if loss_aggregation == "token":
         return masked_mean(values, where=mask)
     totals = jnp.sum(jnp.where(mask, values, 0), axis=-1)
-    divisor = _count(mask, totals.dtype, axis=-1) if normalization == "sequence" else length
+    divisor = _count(mask, totals.dtype, axis=-1) if loss_aggregation == "sequence" else length
     return masked_mean(totals / divisor, where=jnp.any(mask, axis=-1))
 
 
@@ -216,7 +217,7 @@ def token_score_function_loss(
     log_probs: ArrayLike,
     advantages: ArrayLike,
     *,
-    normalization: Normalization = "constant",
+    loss_aggregation: LossAggregation = "constant",
     length: float = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -233,7 +234,7 @@ def token_score_function_loss(
     Args:
       log_probs: `[..., N, T]`, of each sampled token.
       advantages: `[..., N]`, one for each sequence.
-      normalization: `"constant"`, `"sequence"` or `"token"`.
+      loss_aggregation: `"constant"`, `"sequence"` or `"token"`.
       length: the divisor of `"constant"`.
       where: boolean, True = keep; of the rank of `log_probs`, axes of size 1 broadcast. None keeps
         everything.
@@ -253,7 +254,7 @@ def token_score_function_loss(
     advantages = _per_token(advantages, log_probs, where)
     mask, log_probs, advantages = _clean(where, log_probs, advantages=advantages)
     return reduce_tokens(
-        -advantages * log_probs, normalization=normalization, length=length, where=mask
+        -advantages * log_probs, loss_aggregation=loss_aggregation, length=length, where=mask
     )
 
 
@@ -283,7 +284,7 @@ def clipped_ratio_loss(
     Special cases. At `rho = 1` the gradient is that of `score_function_loss`, for any clip.
     `clip_low=1` and `clip_high=inf` switch the two sides off. With both off the loss is the plain
     importance-sampled one: unbiased off-policy for K = 1; for K > 1 it estimates the gradient with
-    respect to one of the K samples while the other K - 1 still come from the behaviour policy
+    respect to one of the K samples while the other K - 1 still come from the behavior policy
     (times K), because the advantages compare with samples of that policy.
 
     See "Proximal Policy Optimization Algorithms" (https://arxiv.org/abs/1707.06347); for the
@@ -330,7 +331,7 @@ def token_clipped_ratio_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     clip_dual: float | None = None,
-    normalization: Normalization = "constant",
+    loss_aggregation: LossAggregation = "constant",
     length: float = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
@@ -341,7 +342,7 @@ def token_clipped_ratio_loss(
     clip, and for ratios that overflow, see `clipped_ratio_loss`.
 
     Special cases. At `rho = 1` the gradient is that of `token_score_function_loss`. GRPO is
-    `normalization="sequence"`; DAPO `"token"` with `clip_high=0.28`; Dr. GRPO `"constant"` with
+    `loss_aggregation="sequence"`; DAPO `"token"` with `clip_high=0.28`; Dr. GRPO `"constant"` with
     `length` the token budget. The ratio of one token does not correct for the prefix it was
     sampled after: off-policy the gradient is right to first order only, even without a clip. For
     one ratio for each sequence see `sequence_log_probs`.
@@ -358,7 +359,7 @@ def token_clipped_ratio_loss(
       clip_high: how far the ratio may rise above 1, in `[0, inf]`.
       clip_dual: the ratio above which a negative advantage stops counting, more than 1; None
         switches it off.
-      normalization: `"constant"`, `"sequence"` or `"token"`.
+      loss_aggregation: `"constant"`, `"sequence"` or `"token"`.
       length: the divisor of `"constant"`.
       where: boolean, True = keep; of the rank of `log_probs`, axes of size 1 broadcast. None keeps
         everything.
@@ -381,7 +382,7 @@ def token_clipped_ratio_loss(
         where, log_probs, behavior_log_probs=behavior_log_probs, advantages=advantages
     )
     surrogate = clip.surrogate(log_probs - behavior, advantages)
-    return reduce_tokens(-surrogate, normalization=normalization, length=length, where=mask)
+    return reduce_tokens(-surrogate, loss_aggregation=loss_aggregation, length=length, where=mask)
 
 
 def ratio_diagnostics(
@@ -394,7 +395,7 @@ def ratio_diagnostics(
     clip_dual: float | None = None,
     where: ArrayLike | None = None,
 ) -> RatioDiagnostics:
-    """How far the policy has moved from the behaviour policy, for either clipped-ratio loss.
+    """How far the policy has moved from the behavior policy, for either clipped-ratio loss.
 
     Means over all kept samples (tokens) of
 
@@ -467,11 +468,11 @@ def kl_penalty(
 
     | estimator | value                   | expected direct gradient          |
     |-----------|-------------------------|-----------------------------------|
-    | `k1`      | unbiased                | 0: pure noise, never minimise it  |
+    | `k1`      | unbiased                | 0: pure noise, never minimize it  |
     | `k2`      | biased, to third order  | `grad KL(pi || reference)`, exact |
     | `k3`      | unbiased, not negative  | `grad KL(reference || pi)`        |
 
-    So log `k1` or `k3` and minimise `k2`; `k3`, which GRPO minimises, pulls towards the *forward*
+    So log `k1` or `k3` and minimize `k2`; `k3`, which GRPO minimizes, pulls towards the *forward*
     KL and overflows where the reference finds a sample far more likely. All of this is for samples
     of `pi` itself.
 
@@ -528,7 +529,7 @@ def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
     (https://doi.org/10.1080/09540099108946587).
 
     Args:
-      logits: `[..., A]`, not necessarily normalised.
+      logits: `[..., A]`, not necessarily normalized.
       where: boolean, broadcastable to `[..., A]`; True = keep. None keeps everything. It masks
         actions; a mask of positions is `where[..., None]`.
 

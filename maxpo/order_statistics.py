@@ -126,7 +126,7 @@ def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
         r~_i = sum_{m < rank(i)} d_m w_m ,   w_m = (N - 1) / (m + 1) C(m + 1, k) / C(N - 1, k)
 
     `estimators.rloo(rank_warp(r, k)) == estimators.maxpo(r, k) / k`, so any trainer that subtracts
-    the mean reward of the group optimises max@k when it is fed these instead of the rewards. One
+    the mean reward of the group optimizes max@k when it is fed these instead of the rewards. One
     that subtracts the mean over all N samples, as Dr. GRPO does, gets (1 - 1/N) / k times `maxpo`.
 
     See "On Advantage Estimates for Max@K Policy Gradients" (https://arxiv.org/abs/2606.06080) for

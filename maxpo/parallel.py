@@ -5,7 +5,7 @@ an estimator needs no communication. Matrices are cut over `model` (tensor paral
 `fully_sharded`, also over `data`. The compiler puts in the communication that follows from that.
 
     with parallel.use(parallel.make_mesh(model=4)):
-        params = parallel.place(params, parallel.layout(params, fully_sharded=True))
+        params = parallel.shard(params, parallel.layout(params, fully_sharded=True))
         ...
 
 Without a mesh all functions here leave their arguments as they are. See "GSPMD: General and
@@ -33,7 +33,7 @@ _WHERE_SHARDED = "data, with fully_sharded"
 # which have the same names. Heads and the width of the MLP are cut over `model`, so that a layer
 # communicates twice: behind `attention_out` and behind `down`. What is not here is on every device.
 MATRICES: dict[str, tuple[str | None, ...]] = {
-    # name           axes as in maxpo.policies.transformer
+    # name           axes as in maxpo.lm.model.transformer
     "embedding": (MODEL, _WHERE_SHARDED),  # vocabulary, hidden
     "output": (MODEL, _WHERE_SHARDED),
     "qkv": (None, _WHERE_SHARDED, MODEL, None, None),  # layer, hidden, kv head, query, head_dim
@@ -147,7 +147,7 @@ def layout(tree: Any, *, fully_sharded: bool) -> Any:
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 
 
-def place(tree: T, specs: Any) -> T:
+def shard(tree: T, specs: Any) -> T:
     """Puts arrays, which every process holds whole, where `layout` says."""
     if specs is None:
         return tree
@@ -155,7 +155,7 @@ def place(tree: T, specs: Any) -> T:
     return jax.tree.map(lambda x, spec: _put(x, NamedSharding(mesh, spec)), tree, specs)
 
 
-def place_batch(tree: T) -> T:
+def shard_batch(tree: T) -> T:
     """Spreads the first axis of arrays, which every process holds whole, over `data`.
 
     Raises:
@@ -191,7 +191,7 @@ def data_size() -> int:
     return 1 if mesh is None else mesh.shape[DATA]
 
 
-def over_data(tree: T) -> T:
+def constrain_batch(tree: T) -> T:
     """Inside `jit`: the first axis of each array is spread over `data`, where it divides."""
     mesh = _mesh()
     if mesh is None:
@@ -203,7 +203,7 @@ def over_data(tree: T) -> T:
     return jax.tree.map(spread, tree)
 
 
-def keep(tree: T, specs: Any) -> T:
+def constrain_to(tree: T, specs: Any) -> T:
     """Inside `jit`: each array stays where `layout` says."""
     return tree if specs is None else jax.lax.with_sharding_constraint(tree, specs)
 

@@ -2,8 +2,8 @@
 
 import time
 
-from maxpo.tasks.answers import numeric_verifier
-from maxpo.tasks.text import Problem
+from maxpo.lm.tasks.answers import numeric_verifier
+from maxpo.lm.tasks.text import Problem
 
 
 def unreliable(problem: Problem, completion: str) -> float:

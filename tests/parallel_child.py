@@ -17,10 +17,10 @@ from flax import nnx
 
 from experiments import bandit, lm, maze
 from maxpo import parallel, runs, training
-from maxpo.post_training import stages, update
-from maxpo.post_training.optimizer import make_optimizer
-from maxpo.post_training.settings import make_settings
-from maxpo.prompts import Completions, Prompts
+from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.training import stages, update
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.settings import make_settings
 from maxpo.runs import load_config
 
 MESHES = {
@@ -49,8 +49,8 @@ def make_lm_config(folder, **mesh):
     config.model.overrides.update(hidden=16, layers=2, heads=8, kv_heads=4, mlp=24)
     config.model.vocab_size = 24
     config.mesh.update(mesh)
-    config.warm_start.update(steps=STEPS, batch_size=8, log_every=2, save_every=2)
-    config.rl.update(steps=STEPS, prompts=32, group_size=4, max_new_tokens=3, report_k=2)
+    config.sft.update(steps=STEPS, batch_size=8, log_every=2, save_every=2)
+    config.rl.update(steps=STEPS, prompts=32, group_size=4, max_new_tokens=3, eval_k=2)
     config.rl.update(save_every=1, loss="clipped_ratio", minibatches=2, micro_batches=2)
     config.rl.update(entropy_coefficient=0.01, sampling_batches=2)
     config.evaluation.update(samples=4, prompts=16)
@@ -69,7 +69,7 @@ def last_state(config, folder, name=METHOD):
     with parallel.use(parallel.make_mesh(config.mesh.data, config.mesh.model)):
         params = stages.make_programs(make_settings(config)).params
         state = training.init_state(params, make_optimizer(config.rl, 1.0))
-        like = parallel.place(state, stages._layout(config, state))
+        like = parallel.shard(state, stages._layout(config, state))
         stored = json.loads((folder / name / "config.json").read_text())
         with runs.Run(stored, folder / name) as run:
             found, step = run.last_state(like)
@@ -132,7 +132,7 @@ def check_layouts(folder):
         programs = stages.make_programs(make_settings(config))
         batch = update.Batch(*_batch(config))
         after, _ = programs.update(
-            state, parallel.place_batch(batch), np.float32(1e-3), jax.random.key(0)
+            state, parallel.shard_batch(batch), np.float32(1e-3), jax.random.key(0)
         )
         for (expected, ndim), x in zip(before, jax.tree.leaves(after), strict=True):
             assert x.sharding.is_equivalent_to(expected, ndim), (x.sharding, expected)

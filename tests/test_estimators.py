@@ -17,7 +17,7 @@ import oracles
 import pytest
 
 from maxpo import estimators, max_at_k, pass_at_k, rank_warp
-from maxpo.integrations import numpy as host
+from maxpo.integrations import host
 
 RNG = np.random.default_rng(0)
 N = 6

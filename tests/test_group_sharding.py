@@ -37,7 +37,7 @@ def test_groups_sharded_over_devices(kind, size):
     for row in results:
         assert not row["collectives"], row
         assert row["spec"] == "('data',)", row
-        # Another batch shape vectorises sums in another order.
+        # Another batch shape vectorizes sums in another order.
         assert row["error"] < 1e-5, row
     messages = [row["message"] for row in rows if row["name"] == "error"]
     if kind == "Explicit":

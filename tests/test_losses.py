@@ -102,7 +102,7 @@ def test_score_function_gradient_is_exactly_that_of_max_at_k(rewards, n, k):
 
 @pytest.mark.parametrize("k", [1, 2])
 def test_unclipped_ratio_gradient_off_policy(k):
-    """Exact for K = 1; for K > 1 that of one draw of pi among K - 1 of the behaviour policy."""
+    """Exact for K = 1; for K > 1 that of one draw of pi among K - 1 of the behavior policy."""
     behavior = np.array([0.5, 0.3, 0.2])
     batches, weights, advantages = all_batches(behavior, REWARDS, 4, k)
 
@@ -180,16 +180,18 @@ def test_which_normalizations_keep_the_token_level_gradient_unbiased():
 
     assert np.abs(exact).max() > 0.05
     np.testing.assert_allclose(gradient(), exact, atol=1e-12)
-    np.testing.assert_allclose(gradient(normalization="constant", length=2), exact / 2, atol=1e-12)
+    np.testing.assert_allclose(
+        gradient(loss_aggregation="constant", length=2), exact / 2, atol=1e-12
+    )
     # "token" is the exact estimate of each batch, divided by the mean length of that batch ...
     np.testing.assert_allclose(
-        gradient(weights * mean_lengths, normalization="token"), exact, atol=1e-12
+        gradient(weights * mean_lengths, loss_aggregation="token"), exact, atol=1e-12
     )
     # ... and so neither it nor "sequence" is a multiple of the exact gradient in expectation.
-    for normalization in ("token", "sequence"):
-        biased = gradient(normalization=normalization)
+    for loss_aggregation in ("token", "sequence"):
+        biased = gradient(loss_aggregation=loss_aggregation)
         cosine = np.vdot(biased, exact) / np.linalg.norm(biased) / np.linalg.norm(exact)
-        assert cosine < 1 - 1e-4, normalization
+        assert cosine < 1 - 1e-4, loss_aggregation
 
 
 # --------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_which_normalizations_keep_the_token_level_gradient_unbiased():
 
 
 def random_tokens(seed=0, shape=(3, 4, 5)):
-    """Ragged sequences: token log-probs, behaviour log-probs, advantages, mask of tokens."""
+    """Ragged sequences: token log-probs, behavior log-probs, advantages, mask of tokens."""
     rng = np.random.default_rng(seed)
     log_probs = rng.uniform(-3, -0.1, shape).astype(np.float32)
     behavior = log_probs + rng.normal(0, 0.4, shape).astype(np.float32)
@@ -214,7 +216,7 @@ def ppo_term(ratio, advantage, clip_low, clip_high):
     return -min(ratio * advantage, clipped * advantage)
 
 
-def reduce_by_loop(values, mask, normalization, length):
+def reduce_by_loop(values, mask, loss_aggregation, length):
     """values, mask: [..., N, T]."""
     sequences = [
         [float(v) for v, keep in zip(row, kept, strict=True) if keep]
@@ -223,20 +225,20 @@ def reduce_by_loop(values, mask, normalization, length):
         )
     ]
     sequences = [s for s in sequences if s]
-    if normalization == "token":
+    if loss_aggregation == "token":
         return sum(sum(s) for s in sequences) / sum(len(s) for s in sequences)
-    if normalization == "sequence":
+    if loss_aggregation == "sequence":
         return sum(sum(s) / len(s) for s in sequences) / len(sequences)
     return sum(sum(s) / length for s in sequences) / len(sequences)
 
 
-NORMALIZATIONS = [("constant", 1.0), ("constant", 7), ("sequence", 1.0), ("token", 1.0)]
+LOSS_AGGREGATIONS = [("constant", 1.0), ("constant", 7), ("sequence", 1.0), ("token", 1.0)]
 
 
-@pytest.mark.parametrize(("normalization", "length"), NORMALIZATIONS)
-def test_token_losses_equal_loops(normalization, length):
+@pytest.mark.parametrize(("loss_aggregation", "length"), LOSS_AGGREGATIONS)
+def test_token_losses_equal_loops(loss_aggregation, length):
     log_probs, behavior, advantages, mask = random_tokens()
-    kwargs = {"normalization": normalization, "length": length}
+    kwargs = {"loss_aggregation": loss_aggregation, "length": length}
 
     np.testing.assert_allclose(
         losses.reduce_tokens(log_probs, **kwargs, where=mask),
@@ -346,7 +348,7 @@ def test_clip_stops_the_gradient_on_the_proper_side(ratio, advantage, flows):
 @pytest.mark.parametrize("clip", [{}, {"clip_low": 0.0, "clip_high": 0.0}])
 def test_gradient_at_ratio_one_is_that_of_the_score_function_loss(clip):
     log_probs, _, advantages, mask = random_tokens()
-    # `log_probs` as its own behaviour policy: no gradient may flow through that argument.
+    # `log_probs` as its own behavior policy: no gradient may flow through that argument.
     actual = jax.grad(lambda x: losses.clipped_ratio_loss(x, x, advantages, **clip))(
         log_probs[..., 0]
     )
@@ -355,7 +357,7 @@ def test_gradient_at_ratio_one_is_that_of_the_score_function_loss(clip):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
 
     for name in ("constant", "sequence", "token"):
-        kwargs = {"normalization": name, "where": mask}
+        kwargs = {"loss_aggregation": name, "where": mask}
         actual = jax.grad(
             lambda x, kwargs=kwargs: losses.token_clipped_ratio_loss(
                 x, x, advantages, **clip, **kwargs
@@ -540,10 +542,10 @@ LOSSES = {
 }
 for _name in ("constant", "sequence", "token"):
     LOSSES[f"token_score_function_{_name}"] = lambda x, b, a, w, name=_name: (
-        losses.token_score_function_loss(x, a, normalization=name, where=w)
+        losses.token_score_function_loss(x, a, loss_aggregation=name, where=w)
     )
     LOSSES[f"token_clipped_ratio_{_name}"] = lambda x, b, a, w, name=_name: (
-        losses.token_clipped_ratio_loss(x, b, a, normalization=name, where=w)
+        losses.token_clipped_ratio_loss(x, b, a, loss_aggregation=name, where=w)
     )
 for _name in ("k1", "k2", "k3"):
     LOSSES[_name] = lambda x, b, a, w, name=_name: losses.reduce_tokens(
@@ -674,7 +676,7 @@ def test_no_nan_arises_on_the_way():
     mask = np.array([[True, True], [False, False]])
     with jax.debug_nans(True):
         for name in ("constant", "sequence", "token"):
-            losses.reduce_tokens(np.ones((2, 2)), normalization=name, where=mask)
+            losses.reduce_tokens(np.ones((2, 2)), loss_aggregation=name, where=mask)
         losses.sequence_log_probs(np.ones((2, 2)), length_normalized=True, where=mask)
         losses.entropy(np.array([[0.0, -INF], [-INF, -INF]]), where=mask)
 
@@ -689,7 +691,7 @@ def test_mask_of_samples_broadcasts_over_groups_and_tokens():
     )
     np.testing.assert_allclose(
         losses.token_score_function_loss(
-            log_probs, advantages, normalization="token", where=keep[None, :, None]
+            log_probs, advantages, loss_aggregation="token", where=keep[None, :, None]
         ),
         np.mean(-(advantages[..., None] * log_probs)[:, keep]),
         rtol=1e-5,
@@ -885,7 +887,7 @@ MISTAKES = {
         ValueError,
         r"expected log_probs \[..., N\], got a scalar",
     ),
-    "behaviour of another shape": (
+    "behavior of another shape": (
         lambda: losses.clipped_ratio_loss(GROUP, GROUP[0], GROUP),
         ValueError,
         r"expected behavior_log_probs of the shape of log_probs \(2, 4\), got \(4,\)",
@@ -947,15 +949,15 @@ MISTAKES = {
         ValueError,
         r"expected where of the rank of log_probs \(2, 4, 3\), got shape \(2, 4\)",
     ),
-    "unknown normalization": (
-        lambda: losses.reduce_tokens(TOKENS, normalization="mean"),
+    "unknown loss_aggregation": (
+        lambda: losses.reduce_tokens(TOKENS, loss_aggregation="mean"),
         ValueError,
-        r"expected normalization .* \('constant', 'sequence', 'token'\), got 'mean'",
+        r"expected loss_aggregation .* \('constant', 'sequence', 'token'\), got 'mean'",
     ),
     "length without a use": (
-        lambda: losses.reduce_tokens(TOKENS, normalization="token", length=8),
+        lambda: losses.reduce_tokens(TOKENS, loss_aggregation="token", length=8),
         ValueError,
-        "expected length only with .* got length=8 with normalization='token'",
+        "expected length only with .* got length=8 with loss_aggregation='token'",
     ),
     "length zero": (
         lambda: losses.reduce_tokens(TOKENS, length=0),

@@ -11,7 +11,7 @@ import parallel_child
 import pytest
 
 from maxpo import parallel
-from maxpo.post_training.settings import make_settings
+from maxpo.lm.training.settings import make_settings
 
 CHILD = Path(parallel_child.__file__)
 
@@ -97,10 +97,10 @@ def test_a_mesh_of_other_devices(data, model):
 def test_without_a_mesh_nothing_changes():
     tree = {"qkv": np.zeros((2, 3)), "b": np.arange(3)}
     assert parallel.layout(tree, fully_sharded=True) is None
-    assert parallel.place(tree, None) is tree
-    assert parallel.place_batch(tree) is tree
+    assert parallel.shard(tree, None) is tree
+    assert parallel.shard_batch(tree) is tree
     with parallel.use(parallel.make_mesh()):
-        assert parallel.over_data(tree) is tree
+        assert parallel.constrain_batch(tree) is tree
         assert parallel.layout(tree, fully_sharded=True) is None
     assert parallel.my_share(3).tolist() == [0, 1, 2]
 

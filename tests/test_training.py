@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from maxpo import estimators, training
-from maxpo.studies.unbiasedness import VARIANTS
+from maxpo.studies.variance.unbiasedness import VARIANTS
 
 REWARDS = jax.random.normal(jax.random.key(0), (2, 6))
 

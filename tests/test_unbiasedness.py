@@ -122,7 +122,7 @@ def test_max_rl_is_the_truncated_log_likelihood():
 
 @pytest.mark.parametrize("k", [2, 3])
 def test_recentering_the_expected_improvement_is_biased(k):
-    """The trap: a trainer that subtracts the batch mean optimises a mixture with k - 1."""
+    """The trap: a trainer that subtracts the batch mean optimizes a mixture with k - 1."""
 
     def recentered(rewards):
         advantages = estimators.pkpo_loo_minus_one(rewards, k)

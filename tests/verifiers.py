@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from maxpo.tasks.text import Problem, text_only
+from maxpo.lm.tasks.text import Problem, text_only
 
 
 def _raise() -> None:

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from maxpo.integrations import numpy as host
+from maxpo.integrations import host
 
 RewardFunction = Callable[..., Sequence[float | None]]
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from maxpo.integrations import numpy as host
+from maxpo.integrations import host
 
 if TYPE_CHECKING:
     import torch

@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, runs, training
-from maxpo.studies import moments
-from maxpo.studies.styles import draw_line, legend_below, styles
-from maxpo.tasks import bandit
+from maxpo.bandits import task as bandit
+from maxpo.plotting import draw_line, legend_below, styles
+from maxpo.studies.variance import moments
 
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
 Metrics = dict[str, jax.Array]
@@ -70,7 +70,7 @@ def check_config(config: ConfigDict) -> None:
             "updates": 1,
             "evaluate_every": 1,
             "variance_batches": 2,
-            "report_k": 1,
+            "eval_k": 1,
             "k.updates": 0,
         },
         above={"learning_rate": 0},
@@ -199,7 +199,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
     def objective(key: jax.Array, state: training.TrainState) -> jax.Array:
         task, graph, _ = make(key)
-        return task.expected_max(nnx.merge(graph, state.params), config.report_k)
+        return task.expected_max(nnx.merge(graph, state.params), config.eval_k)
 
     def evaluate(estimator: jax.Array, seed_key: jax.Array, state: training.TrainState) -> Metrics:
         task, graph, _ = make(seed_key)
@@ -225,7 +225,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
     )
 
 
-def summarise(metrics: Metrics) -> dict[str, float]:
+def summarize(metrics: Metrics) -> dict[str, float]:
     """Means of `METRICS` over seeds and their standard errors, as `name` and `name_sem`."""
     figures: dict[str, float] = {}
     for name in METRICS:
@@ -240,7 +240,7 @@ def final_figures(history: Sequence[Mapping[str, Any]], estimator: str) -> dict[
     return {key: value for key, value in row.items() if key not in ("step", "estimator")}
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]], eval_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
@@ -255,7 +255,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
             if metric == "gradient_variance" and np.any(mean > 0):  # Below 0 there is no logarithm.
                 low = np.maximum(low, np.min(mean[mean > 0]) / 10)
             draw_line(axis, steps, mean, low, mean + error, name, style)
-        axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
+        axis.set_title(title.format(k=eval_k), loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
         if metric == "gradient_variance" and all(row[metric] > 0 for row in history):

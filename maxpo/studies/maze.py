@@ -20,10 +20,9 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo import losses, max_at_k, parallel, pass_at_k, runs, training
-from maxpo.policies import GridPolicy
-from maxpo.policies.grid import Kind
-from maxpo.studies import moments
-from maxpo.tasks.environment import Environment, Observation, Trajectory, rollout
+from maxpo.mazes.environment import Environment, Observation, Trajectory, rollout
+from maxpo.mazes.policy import GridPolicy, Kind
+from maxpo.studies.variance import moments
 
 Metrics = dict[str, jax.Array]
 
@@ -107,7 +106,7 @@ def check_config(config: ConfigDict) -> None:
             "evaluation.mazes": 1,
             "evaluation.samples": 2,
             "evaluation.curve_samples": 2,
-            "report_k": 1,
+            "eval_k": 1,
             "k.updates": 0,
             "policy.hidden": 1,
         },
@@ -139,10 +138,10 @@ def check_config(config: ConfigDict) -> None:
             f"left out, got {largest}."
         )
     for field in ("samples", "curve_samples"):
-        if config.report_k > config.evaluation[field]:
+        if config.eval_k > config.evaluation[field]:
             raise ValueError(
-                f"report_k: expected 1 to evaluation.{field} = {config.evaluation[field]}, got "
-                f"{config.report_k}."
+                f"eval_k: expected 1 to evaluation.{field} = {config.evaluation[field]}, got "
+                f"{config.eval_k}."
             )
     if config.loss not in LOSSES:
         raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {config.loss!r}.")
@@ -172,11 +171,11 @@ def make_environment(task: ConfigDict) -> Environment:
     """
     options = {name: value for name, value in task.items() if name != "name"}
     if task.name == "maze":
-        from maxpo.tasks.maze import MazeEnvironment
+        from maxpo.mazes.maze import MazeEnvironment
 
         return MazeEnvironment(**options)
     if task.name == "xminigrid":
-        from maxpo.tasks.xminigrid import XMiniGrid
+        from maxpo.mazes.xminigrid import XMiniGrid
 
         return XMiniGrid(**options)
     raise ValueError(f"task.name: expected maze or xminigrid, got {task.name!r}.")
@@ -185,7 +184,7 @@ def make_environment(task: ConfigDict) -> Environment:
 def curve_ks(config: ConfigDict) -> tuple[int, ...]:
     """The k of the curves: powers of two up to the number of samples, and the reported one."""
     powers = {2**i for i in range(config.evaluation.curve_samples.bit_length())}
-    return tuple(sorted(powers | {config.report_k}))
+    return tuple(sorted(powers | {config.eval_k}))
 
 
 def make_study(config: ConfigDict) -> Study:
@@ -270,7 +269,7 @@ def make_study(config: ConfigDict) -> Study:
         episodes = run(state.params, instances, key, config.evaluation.samples)
         returns = episodes.returns
         return {
-            "max_at_k": jnp.mean(max_at_k(returns, config.report_k)),
+            "max_at_k": jnp.mean(max_at_k(returns, config.eval_k)),
             "mean_return": jnp.mean(returns),
             "success": jnp.mean(solved(returns, instances)),
             "entropy": losses.masked_mean(episodes.extras[1], where=episodes.mask),
@@ -338,21 +337,21 @@ def episode_loss(
       kind: One of `LOSSES`.
 
     Returns:
-      A scalar to be minimised.
+      A scalar to be minimized.
     """
     logits = policy.logits(episodes.observations)
     chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), episodes.actions[..., None], axis=-1)[
         ..., 0
     ]
     # Steps last: an episode is a sequence of actions.
-    log_probs, behaviour, entropies, mask = (
+    log_probs, behavior, entropies, mask = (
         jnp.moveaxis(x, 0, -1)
         for x in (chosen, episodes.extras[0], losses.entropy(logits), episodes.mask)
     )
     if kind == "score_function":
         value = losses.token_score_function_loss(log_probs, advantages, where=mask)
     else:
-        value = losses.token_clipped_ratio_loss(log_probs, behaviour, advantages, where=mask)
+        value = losses.token_clipped_ratio_loss(log_probs, behavior, advantages, where=mask)
     return value - entropy * losses.reduce_tokens(entropies, where=mask)
 
 
@@ -425,7 +424,7 @@ def _coefficients(config: ConfigDict, name: str) -> tuple[float, ...]:
     return config.sweep.entropy_coefficients if name.endswith(BONUS) else (0.0,)
 
 
-def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
+def summarize(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     """Means over seeds and their standard errors, as `name` and `name_sem`."""
     figures: dict[str, float] = {}
     for name, values in metrics.items():
@@ -435,11 +434,11 @@ def summarise(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
 
 
 def summarise_curves(curves: Metrics, ks: Sequence[int]) -> dict[str, float]:
-    """As `summarise`, with a figure `max@k` and `pass@k` for each k."""
+    """As `summarize`, with a figure `max@k` and `pass@k` for each k."""
     flat: Metrics = {}
     for name, label in (("max_at_k", "max"), ("pass_at_k", "pass")):
         flat |= {f"{label}@{k}": curves[name][:, i] for i, k in enumerate(ks)}
-    return summarise(flat)
+    return summarize(flat)
 
 
 def make_table(
@@ -461,14 +460,14 @@ def make_table(
       seed: they share their start and their mazes, so it is known better than either.
     """
     ks = curve_ks(config)
-    at_k = {name: curve["max_at_k"][:, ks.index(config.report_k)] for name, curve in curves.items()}
-    minus = f"max@{config.report_k} minus maxpo"
+    at_k = {name: curve["max_at_k"][:, ks.index(config.eval_k)] for name, curve in curves.items()}
+    minus = f"max@{config.eval_k} minus maxpo"
     last = {row["method"]: row for row in history}
     table: dict[str, dict[str, Any]] = {}
     for name, curve in curves.items():
         figures = summarise_curves(curve, ks)
         if "maxpo" in curves:
-            figures |= summarise({minus: at_k[name] - at_k["maxpo"]})
+            figures |= summarize({minus: at_k[name] - at_k["maxpo"]})
         if name in last:
             figures |= {key: last[name][key] for key in ("entropy", "entropy_sem")}
         columns = [f"{label}@{k}" for label in ("max", "pass") for k in _ends(config)]
@@ -486,7 +485,7 @@ def make_table(
 def _ends(config: ConfigDict) -> list[int]:
     """The k of a table: 1, the reported one and the last."""
     ks = curve_ks(config)
-    return sorted({ks[0], config.report_k, ks[-1]})
+    return sorted({ks[0], config.eval_k, ks[-1]})
 
 
 def _over_seeds(function: Callable[..., Metrics]) -> Callable[..., Metrics]:

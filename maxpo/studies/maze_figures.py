@@ -11,9 +11,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from maxpo.mazes.maze import MOVES, Maze
+from maxpo.plotting import Style, draw_line, legend_below, styles
 from maxpo.studies import maze
-from maxpo.studies.styles import Style, draw_line, legend_below, styles
-from maxpo.tasks.maze import MOVES, Maze
 
 BEFORE = "before training"
 _BEFORE_STYLE: Style = {"color": "#9a9a9a", "linestyle": (0, (1, 2)), "linewidth": 1.5}
@@ -22,7 +22,7 @@ _BEFORE_STYLE: Style = {"color": "#9a9a9a", "linestyle": (0, (1, 2)), "linewidth
 def curves(
     figures: Mapping[str, Mapping[str, float]],
     ks: Sequence[int],
-    report_k: float,
+    eval_k: float,
     optimum: float | None,
 ) -> Figure:
     """max@k and pass@k over k, with bands of two standard errors.
@@ -30,7 +30,7 @@ def curves(
     Args:
       figures: By method, as `maze.summarise_curves` makes them.
       ks: The k of the figures.
-      report_k: The k that was trained for, marked.
+      eval_k: The k that was trained for, marked.
       optimum: Mean of the best returns that can be had, drawn as a line; None where unknown.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
@@ -42,7 +42,7 @@ def curves(
             mean = np.array([values[f"{label}@{k}"] for k in ks])
             error = np.array([values[f"{label}@{k}_sem"] for k in ks])
             draw_line(axis, ks, mean, mean - 2 * error, mean + 2 * error, name, lines[name])
-        axis.axvline(report_k, color="#cccccc", linewidth=1, zorder=0)
+        axis.axvline(eval_k, color="#cccccc", linewidth=1, zorder=0)
         axis.set_title(title, loc="left", fontsize=11)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
@@ -55,7 +55,7 @@ def curves(
     return figure
 
 
-def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Figure:
+def learning_curves(history: Sequence[Mapping[str, Any]], eval_k: float) -> Figure:
     """`maze.METRICS` over updates, with bands of two standard errors over seeds."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
@@ -67,7 +67,7 @@ def learning_curves(history: Sequence[Mapping[str, Any]], report_k: float) -> Fi
             error = np.array([row[f"{metric}_sem"] for row in rows])
             updates = [row["update"] for row in rows]
             draw_line(axis, updates, mean, mean - 2 * error, mean + 2 * error, name, style)
-        axis.set_title(title.format(k=report_k), loc="left", fontsize=11)
+        axis.set_title(title.format(k=eval_k), loc="left", fontsize=11)
         _plain(axis)
     for axis in axes[-1]:
         axis.set_xlabel("updates")
@@ -150,15 +150,15 @@ def draw_maze(axis: Axes, instance: Maze) -> None:
 def draw_paths(
     axis: Axes, paths: Sequence[np.ndarray], returns: np.ndarray, *, best: float
 ) -> None:
-    """Paths side by side within their cells, coloured by what they were paid; grey for nothing."""
+    """Paths side by side within their cells, colored by what they were paid; gray for nothing."""
     offsets = np.linspace(-0.28, 0.28, len(paths))
     for path, value, offset in sorted(
         zip(paths, returns, offsets, strict=True), key=lambda item: item[1]
     ):
-        colour = _shade(value, best)
+        color = _shade(value, best)
         line = path + offset
-        axis.plot(line[:, 1], line[:, 0], color=colour, linewidth=1.1, alpha=0.85, zorder=3)
-        axis.plot(line[-1, 1], line[-1, 0], ".", color=colour, markersize=4, zorder=4)
+        axis.plot(line[:, 1], line[:, 0], color=color, linewidth=1.1, alpha=0.85, zorder=3)
+        axis.plot(line[-1, 1], line[-1, 0], ".", color=color, markersize=4, zorder=4)
 
 
 def _shade(value: float, best: float) -> Any:

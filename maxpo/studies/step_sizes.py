@@ -15,8 +15,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo.studies import bandit, moments
-from maxpo.studies.styles import draw_line, legend_below, styles
+from maxpo.plotting import draw_line, legend_below, styles
+from maxpo.studies import bandit
+from maxpo.studies.variance import moments
 
 
 def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dict[str, np.ndarray]:
@@ -82,14 +83,14 @@ def compare(
 def step_size_figure(
     objectives: Mapping[str, Mapping[str, np.ndarray]],
     learning_rates: Sequence[float],
-    report_ks: Mapping[str, float],
+    eval_ks: Mapping[str, float],
 ) -> Figure:
     """Final J_k over the step size, one panel for each reward law, bands of two standard errors.
 
     Args:
       objectives: By law, what `final_objectives` returned.
       learning_rates: Its step sizes.
-      report_ks: The k of each law's J_k.
+      eval_ks: The k of each law's J_k.
     """
     figure = Figure(figsize=(4.2 * len(objectives), 4.2), layout="constrained")
     axes = figure.subplots(1, len(objectives), squeeze=False)[0]
@@ -101,7 +102,7 @@ def step_size_figure(
             draw_line(axis, learning_rates, mean, mean - error, mean + error, name, lines[name])
         axis.set_xscale("log", base=2)
         axis.set_xlabel("step size")
-        axis.set_title(f"{law}: final max@{report_ks[law]:g}", loc="left", fontsize=11)
+        axis.set_title(f"{law}: final max@{eval_ks[law]:g}", loc="left", fontsize=11)
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0)
     legend_below(figure, axes[0])

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, training
+from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies import bandit
-from maxpo.studies.gradient_variance import exact_map_row
-from maxpo.studies.styles import draw_line, legend_below, styles
+from maxpo.studies.variance.gradient_variance import exact_map_row
 
 Row = dict[str, Any]
 
@@ -52,7 +52,7 @@ def shares_over_k(name: str, rewards: ArrayLike, ks: ArrayLike) -> jax.Array:
 def advantages_over_k(rewards: ArrayLike, names: Sequence[str], *, columns: int = 3) -> Figure:
     """What each estimator gives to each sample of one group as k grows, a panel for each.
 
-    Samples can be told apart in grey: the lighter, the higher the reward, and each has a marker.
+    Samples can be told apart in gray: the lighter, the higher the reward, and each has a marker.
 
     Args:
       rewards: `[N]`, 2 to 8 of them.
@@ -70,7 +70,7 @@ def advantages_over_k(rewards: ArrayLike, names: Sequence[str], *, columns: int 
     group = np.sort(group)
     most = len(group) - 1
     ks = np.linspace(1, most, 12 * (most - 1) + 1)
-    colours = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(group)))
+    colors = mpl.colormaps["cividis"](np.linspace(0, 0.9, len(group)))
     lines = -(-len(names) // columns)
     figure = Figure(figsize=(3.7 * columns, 2.9 * lines + 0.7), layout="constrained")
     axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
@@ -83,7 +83,7 @@ def advantages_over_k(rewards: ArrayLike, names: Sequence[str], *, columns: int 
             axis.plot(
                 ks,
                 shares[:, index],
-                color=colours[index],
+                color=colors[index],
                 marker=_MARKERS[index],
                 markevery=12,
                 markersize=5,
@@ -184,5 +184,5 @@ def train(config: ConfigDict) -> Iterator[list[Mapping[str, Any]]]:
                     number, config.learning_rate, trainer.keys, states[name]
                 )
             metrics = trainer.evaluate(number, trainer.keys, states[name])
-            history.append({"step": step, "estimator": name, **bandit.summarise(metrics)})
+            history.append({"step": step, "estimator": name, **bandit.summarize(metrics)})
         yield history

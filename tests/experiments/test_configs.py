@@ -8,18 +8,12 @@ from ml_collections import ConfigDict
 
 from experiments import lm_scaling, results, step_sizes, tunix_lm
 from maxpo import parallel
-from maxpo.post_training.settings import make_settings
+from maxpo.lm.training.settings import make_settings
 from maxpo.runs import load_config
 from maxpo.runs._config import flatten
-from maxpo.studies import (
-    bandit,
-    baseline_weight,
-    estimator_speed,
-    gradient_variance,
-    lm_speed,
-    maze,
-    maze_speed,
-)
+from maxpo.studies import bandit, maze
+from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed
+from maxpo.studies.variance import baseline_weight, gradient_variance
 
 
 def check_maze_speed(config):
@@ -122,7 +116,7 @@ def test_every_number_is_checked_before_any_work(spec, data):
 @pytest.mark.parametrize(
     ("spec", "fields", "message"),
     [
-        ("maze", {"report_k": 16, "evaluation.curve_samples": 8}, "evaluation.curve_samples = 8"),
+        ("maze", {"eval_k": 16, "evaluation.curve_samples": 8}, "evaluation.curve_samples = 8"),
         ("lm_speed:quick", {"peak.flops": 1e12}, r"expected both, or 0 for both, got 1e\+12 and 0"),
         ("lm_speed:quick", {"peak.bandwidth": 1e12}, "expected both, or 0 for both"),
         ("bandit", {"optimizer": "linear_schedule"}, "expected a name of optax"),

@@ -17,14 +17,14 @@ import pytest
 
 from experiments import lm
 from maxpo import runs
-from maxpo.post_training import stages
-from maxpo.post_training.methods import parse_method
-from maxpo.post_training.optimizer import make_optimizer
-from maxpo.post_training.settings import make_settings
+from maxpo.lm.training import stages
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.settings import make_settings
+from maxpo.methods import parse_method
 from maxpo.runs import UsageError, load_config, read_metrics, read_timings
 from maxpo.training import init_state
 
-FOLDERS = ["warm_start", "rloo-seed0", "maxpo_k2-1-seed0", "rloo-seed1", "maxpo_k2-1-seed1"]
+FOLDERS = ["sft", "rloo-seed0", "maxpo_k2-1-seed0", "rloo-seed1", "maxpo_k2-1-seed1"]
 METHODS = ("rloo", "maxpo:k=2->1,learning_rate=2e-3")
 
 
@@ -43,11 +43,11 @@ def shrink(config, folder):
     config.task.held_out_path = str(folder / "held_out.jsonl")
     config.task.verifier = "lm_verifier:unreliable"
     config.model.overrides.update(hidden=16, layers=1, heads=2, kv_heads=1, mlp=16)
-    config.warm_start.update(steps=4, batch_size=8, log_every=2, save_every=2)
-    config.rl.update(steps=4, prompts=4, group_size=4, max_new_tokens=3, report_k=2, save_every=2)
+    config.sft.update(steps=4, batch_size=8, log_every=2, save_every=2)
+    config.rl.update(steps=4, prompts=4, group_size=4, max_new_tokens=3, eval_k=2, save_every=2)
     config.rl.update(loss="clipped_ratio", epochs=2, minibatches=1, micro_batches=2)
     config.rl.update(kl_coefficient=0.01, entropy_coefficient=0.01, failures="mask")
-    config.rl.update(dead_groups="oversample", oversampling=2, sampling_batches=2)
+    config.rl.update(zero_variance_groups="oversample", oversampling=2, sampling_batches=2)
     config.evaluation.update(samples=4, prompts=4)
     config.verification.update(workers=1, time_limit=5.0)
     return config
@@ -98,7 +98,7 @@ def final_parameters(folder, programs):
     found = {}
     for name in FOLDERS:
         stored = json.loads((folder / name / "config.json").read_text())
-        part = load_config("configs/lm.py:jsonl").warm_start
+        part = load_config("configs/lm.py:jsonl").sft
         like = init_state(programs.params, make_optimizer(part, 1.0))
         with runs.Run(stored, folder / name) as run:
             state, step = run.last_state(like)
@@ -134,9 +134,9 @@ def test_a_study_leaves_runs_figures_and_a_table(config, whole, programs, capsys
     assert [row["step"] for row in history] == [1, 2, 3, 4]
     assert set(history[0]) == {
         "step",
-        *("mean_reward", "max_at_k", "pass_at_k", "dead_groups", "sampled_groups"),
+        *("mean_reward", "max_at_k", "pass_at_k", "zero_variance_groups", "sampled_groups"),
         *("failed", "failed_raised", "failed_timed_out", "failed_not_finite"),
-        *("completion_length", "cut_off", "loss", "entropy", "gradient_norm"),
+        *("completion_length", "truncated", "loss", "entropy", "gradient_norm"),
         *("kl_to_sampling_policy", "kl_to_reference", "clip_fraction", "advantage_size"),
     }
     # The verifier fails on what begins with some digits, and stops nothing.
@@ -279,7 +279,7 @@ def test_a_verifier_that_always_raises_stops_the_first_step(config, tmp_path, ca
     # Already the warm start's evaluation has said it, once.
     printed = capfd.readouterr().err
     assert printed.count("RuntimeError: the table of answers") == printed.count("prompt '") == 1
-    assert "evaluation of warm_start: the verification of all 36 samples failed" in printed
+    assert "evaluation of sft: the verification of all 36 samples failed" in printed
 
 
 def test_failures_of_a_graded_task_are_no_rewards(config, tmp_path, capfd):
@@ -288,7 +288,7 @@ def test_failures_of_a_graded_task_are_no_rewards(config, tmp_path, capfd):
     config.task.update(verifier="lm_verifier:distance", binary=False, success=-0.5)
     summary = lm.train_and_evaluate(config, tmp_path)
     failed = verified = 0
-    for row, folder in zip(summary["table"], ("warm_start", "rloo-seed0"), strict=True):
+    for row, folder in zip(summary["table"], ("sft", "rloo-seed0"), strict=True):
         stored = json.loads((tmp_path / folder / "summary.json").read_text())
         scores = np.asarray(stored["scores"], np.float32)
         valid = np.isfinite(scores)

@@ -36,8 +36,8 @@ def study(folder):
     config.model.overrides.update(
         hidden=8, layers=1, heads=2, kv_heads=1, mlp=8, qk_norm=True, attention_bias=True
     )
-    config.warm_start.update(steps=2, batch_size=4, log_every=1, save_every=2)
-    config.rl.update(steps=2, prompts=2, group_size=4, max_new_tokens=3, report_k=2, save_every=2)
+    config.sft.update(steps=2, batch_size=4, log_every=1, save_every=2)
+    config.rl.update(steps=2, prompts=2, group_size=4, max_new_tokens=3, eval_k=2, save_every=2)
     config.rl.update(loss="clipped_ratio", epochs=2, minibatches=1, micro_batches=2)
     config.rl.update(kl_coefficient=0.01, entropy_coefficient=0.01)
     config.evaluation.update(samples=4, prompts=2)
@@ -56,7 +56,7 @@ def test_the_modes_change_nothing(tmp_path):
     study(tmp_path / "plain")
     output, _ = child.communicate()
     assert child.returncode == 0, output
-    runs = ("warm_start", "maxpo_k2-1-seed0")
+    runs = ("sft", "maxpo_k2-1-seed0")
     for name in runs:
         plain, modes = (read_metrics(tmp_path / kind / "run" / name) for kind in ("plain", "modes"))
         assert len(plain) == len(modes) == 2

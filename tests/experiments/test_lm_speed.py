@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 from experiments import lm_speed
-from maxpo.policies.transformer import Transformer
+from maxpo.lm.model.transformer import Transformer
 from maxpo.runs import load_config, read_metrics
-from maxpo.studies import lm_speed as study
+from maxpo.studies.speed import lm_speed as study
 
 FILE = "configs/lm_speed.py"
 

@@ -13,7 +13,7 @@ from maxpo.runs import UsageError, load_config, read_metrics, read_timings
 
 
 def shrink(config):
-    config.update(seeds=2, group_size=3, mazes=2, updates=4, evaluate_every=2, report_k=2)
+    config.update(seeds=2, group_size=3, mazes=2, updates=4, evaluate_every=2, eval_k=2)
     config.methods = ("grpo+entropy", "maxpo")
     config.k.update(initial=2.0, final=2.0)
     config.sweep.update(

@@ -29,7 +29,7 @@ def test_maze_speed(tmp_path):
 
 
 def test_a_missing_extra_is_named_before_any_work(tmp_path, monkeypatch):
-    from maxpo.tasks import xminigrid
+    from maxpo.mazes import xminigrid
 
     xminigrid._make.cache_clear()
     monkeypatch.setitem(sys.modules, "xminigrid", None)

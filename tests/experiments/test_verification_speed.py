@@ -5,7 +5,7 @@ import pytest
 
 from experiments import verification_speed
 from maxpo.runs import UsageError, load_config, read_metrics
-from maxpo.studies import verification_speed as study
+from maxpo.studies.speed import verification_speed as study
 
 
 def test_verification_speed(tmp_path):

@@ -36,7 +36,7 @@ def test_group_centered_rewards_are_max_at_k_advantages():
     rng = np.random.default_rng(0)
     sizes = rng.integers(0, 9, (4, N))
     score = max_at_k_reward(lengths, k=K, num_generations=N)
-    prompts = [p for p in "abba" for _ in range(N)]  # Equal neighbours, but two groups.
+    prompts = [p for p in "abba" for _ in range(N)]  # Equal neighbors, but two groups.
     warped = np.reshape(score(prompts=prompts, completions=texts(*sizes.ravel())), (4, N))
     centered = warped - warped.mean(-1, keepdims=True)
     expected = (1 - 1 / N) / K * np.asarray(estimators.maxpo(sizes, K))

@@ -78,7 +78,7 @@ def test_training_raises_the_objective_it_is_for():
 
 def test_summarise():
     metrics = {name: jnp.array([1.0, 3.0]) for name in bandit.METRICS}
-    figures = bandit.summarise(metrics)
+    figures = bandit.summarize(metrics)
     assert figures["entropy"] == 2.0
     assert figures["entropy_sem"] == 1.0
 
@@ -103,7 +103,7 @@ def test_learning_curves_draw_every_estimator():
         ({"seeds": 1}, "seeds: expected at least 2, got 1"),
         ({"updates": 3}, "updates: expected a multiple of evaluate_every = 2, got 3"),
         ({"optimizer": "sdg"}, "optimizer: expected a name of optax, got 'sdg'"),
-        ({"report_k": 0.0}, "report_k: expected at least 1, got 0.0"),
+        ({"eval_k": 0.0}, "eval_k: expected at least 1, got 0.0"),
         ({"k.initial": 0.5}, "expected k >= 1, got k from 0.5"),
         ({"task.law": "cauchy"}, "task.law: expected one of gaussian, .* got 'cauchy'"),
         ({"task.name": "maze"}, "task.name: expected contextual or square, got 'maze'"),

@@ -11,11 +11,11 @@ import oracles
 import pytest
 from flax import nnx
 
-from maxpo.policies import GridPolicy
+from maxpo.mazes.environment import rollout
+from maxpo.mazes.maze import ACTIONS
+from maxpo.mazes.policy import GridPolicy
 from maxpo.runs import load_config
 from maxpo.studies import maze, maze_figures
-from maxpo.tasks.environment import rollout
-from maxpo.tasks.maze import ACTIONS
 
 METHODS = ("rloo", "grpo+entropy", "maxpo")
 
@@ -23,7 +23,7 @@ METHODS = ("rloo", "grpo+entropy", "maxpo")
 def small_config(**fields):
     config = load_config("configs/maze.py")
     config.update(
-        seeds=2, methods=METHODS, group_size=4, mazes=2, updates=1, evaluate_every=1, report_k=2
+        seeds=2, methods=METHODS, group_size=4, mazes=2, updates=1, evaluate_every=1, eval_k=2
     )
     config.k.update(initial=2.0, final=2.0)
     config.sweep.update(learning_rates=(0.003, 0.01), seeds=2, updates=1)
@@ -143,7 +143,7 @@ def test_steps_behind_the_end_count_nowhere(episodes, kind):
 
 
 def test_clipped_ratio_stops_where_the_policy_has_moved_far(episodes):
-    """A behaviour twice as unlikely: every ratio is 2, past the clip for positive advantages."""
+    """A behavior twice as unlikely: every ratio is 2, past the clip for positive advantages."""
     policy, drawn = episodes
     graph, params = nnx.split(policy)
     moved = drawn._replace(extras=(drawn.extras[0] - np.log(2), drawn.extras[1]))
@@ -397,7 +397,7 @@ def test_a_walk_stays_where_a_wall_is(study):
         ({"sweep.learning_rates": ()}, "sweep.learning_rates: expected some above 0, got"),
         ({"sweep.entropy_coefficients": (0.0,)}, "entropy_coefficients: expected some above 0"),
         ({"evaluate_every": 2}, "updates: expected a multiple of evaluate_every = 2, got 1"),
-        ({"report_k": 17}, "report_k: expected 1 to evaluation.samples = 16, got 17"),
+        ({"eval_k": 17}, "eval_k: expected 1 to evaluation.samples = 16, got 17"),
         ({"k.initial": 0.5}, "expected k >= 1, got k from 0.5"),
         ({"loss": "ppo"}, "loss: expected one of score_function, clipped_ratio; got 'ppo'"),
         ({"epochs": 2}, "epochs: expected 1 with loss=score_function.* got 2"),

@@ -1,0 +1,135 @@
+"""One layer of the decoder, as functions of its arrays."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from maxpo import parallel
+from maxpo.lm.model import _attention
+from maxpo.lm.model._attention import Rotation
+from maxpo.lm.model._products import wide_einsum, with_rank_of
+from maxpo.lm.model.config import TransformerConfig
+
+
+class LayerWeights(NamedTuple):
+    """The arrays of one layer, or of all with a leading axis L.
+
+    Query heads stand with the key and value head that they share, so that a slice of the head axis
+    is a whole attention of its own. G is the number of query heads for each key head.
+
+    Attributes:
+      attention_norm: `[D]`.
+      qkv: `[D, kv_heads, G + 2, head_dim]`: G queries, then the key and the value.
+      qkv_bias: `[kv_heads, G + 2, head_dim]` or None.
+      query_norm: `[head_dim]` or None.
+      key_norm: `[head_dim]` or None.
+      attention_out: `[heads * head_dim, D]`.
+      mlp_norm: `[D]`.
+      gate: `[D, mlp]`.
+      up: `[D, mlp]`, what the gate multiplies.
+      down: `[mlp, D]`.
+    """
+
+    attention_norm: jax.Array
+    qkv: jax.Array
+    qkv_bias: jax.Array | None
+    query_norm: jax.Array | None
+    key_norm: jax.Array | None
+    attention_out: jax.Array
+    mlp_norm: jax.Array
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x @ kernel` in the dtype of `x`, with a gradient of the kernel that adds up in float32.
+
+    Args:
+      x: `[..., D]`.
+      kernel: `[D, F]`, cast to the dtype of `x`.
+    """
+    return x @ kernel.astype(x.dtype)
+
+
+def _matmul_forward(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    return matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(
+    saved: tuple[jax.Array, jax.Array], of_result: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = saved
+    rows, rows_of_result = x.reshape(-1, x.shape[-1]), of_result.reshape(-1, of_result.shape[-1])
+
+    # XLA's CPU backend transposes the first factor in memory: let that be the narrow one. Left to
+    # autodiff it is the wide one, and the transposition takes longer than the product.
+    narrow_input = kernel.shape[0] <= kernel.shape[1]
+    if narrow_input:
+        of_kernel = wide_einsum("td,tf->df", rows, rows_of_result)
+    else:
+        of_kernel = wide_einsum("tf,td->fd", rows_of_result, rows).T
+    return of_result @ kernel.astype(x.dtype).T, of_kernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def project(
+    config: TransformerConfig, weights: LayerWeights, states: jax.Array, rotation: Rotation
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Rotated queries and keys, and values, of a layer.
+
+    Args:
+      config: Shape of the model.
+      weights: Of this layer.
+      states: `[..., D]`.
+      rotation: `[..., head_dim / 2]`, of the tokens' positions.
+
+    Returns:
+      Queries `[..., heads, head_dim]`, keys and values `[..., kv_heads, head_dim]`.
+    """
+    x = _attention.rms_norm(states, weights.attention_norm, config.norm_epsilon)
+    width, *head_axes = weights.qkv.shape
+    heads = matmul(x, weights.qkv.reshape(width, -1)).reshape(*x.shape[:-1], *head_axes)
+    if weights.qkv_bias is not None:
+        heads += with_rank_of(weights.qkv_bias.astype(x.dtype), heads)
+    query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
+    query = query.reshape(*x.shape[:-1], config.heads, config.head_width)
+    if weights.query_norm is not None:
+        query = _attention.rms_norm(query, weights.query_norm, config.norm_epsilon)
+    if weights.key_norm is not None:
+        key = _attention.rms_norm(key, weights.key_norm, config.norm_epsilon)
+    return _attention.rotate(query, rotation), _attention.rotate(key, rotation), value
+
+
+def finish(
+    config: TransformerConfig, weights: LayerWeights, states: jax.Array, attended: jax.Array
+) -> jax.Array:
+    """What a layer does after attention: adds its output, then that of the SwiGLU.
+
+    Args:
+      config: Shape of the model.
+      weights: Of this layer.
+      states: `[..., D]`, the input of the layer.
+      attended: `[..., heads, head_dim]`.
+
+    Returns:
+      `[..., D]`, the output of the layer.
+    """
+    merged = attended.reshape(*states.shape[:-1], -1)
+    states = states + matmul(merged, weights.attention_out)
+    x = _attention.rms_norm(states, weights.mlp_norm, config.norm_epsilon)
+    gated = jax.nn.silu(matmul(x, weights.gate)) * matmul(x, weights.up)
+    # Else a mesh whose matrices are cut over `data` may spread the width instead of the batch.
+    return parallel.constrain_batch(states + matmul(gated, weights.down))
+
+
+def last_token(states: jax.Array, mask: jax.Array) -> jax.Array:
+    """The states `[P, D]` of the last real token of each row of `[P, T, D]`."""
+    last = mask.shape[1] - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+    return jnp.take_along_axis(states, last[:, None, None], axis=1)[:, 0]

@@ -1,0 +1,97 @@
+"""Figures and the table of a comparison of methods."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from maxpo.lm.training.evaluation import Curve
+from maxpo.plotting import draw_line, legend_below, styles
+
+PANELS = {
+    "mean_reward": "mean reward of the training groups",
+    "max_at_k": "max@{k} of the training groups",
+    "zero_variance_groups": "share of groups without a signal",
+    "entropy": "entropy of a token (nats)",
+}
+POINTS = 25  # Of a learning curve: steps are averaged to about this many.
+BAND = 1.96  # Standard errors on either side: 95%.
+
+History = Sequence[Mapping[str, Any]]
+
+
+def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> Figure:
+    """Curves over log2 k with bands of 95%, one panel for each quantity.
+
+    Args:
+      panels: Title to label to curve.
+      before: The label of the model that all others started from; a panel without it is one of
+        differences to it.
+    """
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(12.8, 4.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2).ravel()
+    for axis, (title, curves) in zip(axes, panels.items(), strict=True):
+        lines = styles([label for label in curves if label != before])
+        lines[before] = {"color": "black", "linestyle": (0, (1, 1.5)), "linewidth": 1.8}
+        if before not in curves:
+            axis.axhline(0, **lines[before])
+        for label, curve in curves.items():
+            # No band where there is no error: of one problem, none is known.
+            band = BAND * np.nan_to_num(curve.error)
+            low, high = curve.value - band, curve.value + band
+            draw_line(axis, curve.k, curve.value, low, high, label, lines[label])
+        axis.set_xscale("log", base=2)
+        ks = sorted({k for curve in curves.values() for k in curve.k})
+        axis.set_xticks(ks, [str(k) for k in ks])
+        axis.minorticks_off()
+        axis.set_xlabel("k")
+        _finish(axis, title)
+    axes[0].legend(frameon=False, fontsize=9)
+    return figure
+
+
+def learning_curves(histories: Mapping[str, Sequence[History]], eval_k: int) -> Figure:
+    """What was logged while training, averaged over some steps and all seeds.
+
+    Bands are 95%: over seeds, or over the steps that make a point where there is one seed.
+
+    Args:
+      histories: Label to what each seed logged.
+      eval_k: The k of what was logged.
+    """
+    figure = Figure(figsize=(11, 7.2), layout="constrained")
+    axes = figure.subplots(2, 2, sharex=True)
+    lines = styles(list(histories))
+    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
+        for label, seeds in histories.items():
+            values = np.array([[row[name] for row in history] for history in seeds])
+            places = np.array([row["step"] for row in seeds[0]])
+            pieces = np.array_split(np.arange(len(places)), min(POINTS, len(places)))
+            points = np.array([values[:, piece].mean() for piece in pieces])
+            errors = np.array(
+                [
+                    _error(values[:, piece].mean(axis=1) if len(seeds) > 1 else values[0, piece])
+                    for piece in pieces
+                ]
+            )
+            middles = np.array([places[piece].mean() for piece in pieces])
+            low, high = points - BAND * errors, points + BAND * errors
+            draw_line(axis, middles, points, low, high, label, lines[label])
+        _finish(axis, title.format(k=eval_k))
+    for axis in axes[-1]:
+        axis.set_xlabel("steps")
+    legend_below(figure, axes.flat[0])
+    return figure
+
+
+def _finish(axis: Axes, title: str) -> None:
+    axis.set_title(title, loc="left", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=0.01)
+
+
+def _error(samples: np.ndarray) -> float:
+    return samples.std(ddof=1) / len(samples) ** 0.5 if len(samples) > 1 else 0.0

@@ -1,0 +1,65 @@
+"""AdamW with a warm-up and a bound on the gradient."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from ml_collections import ConfigDict
+
+
+def make_optimizer(
+    settings: ConfigDict, learning_rate: jax.Array | float
+) -> optax.GradientTransformation:
+    """Clips the norm of the whole gradient, then AdamW; matrices alone decay.
+
+    Args:
+      settings: With `max_gradient_norm` and `weight_decay`.
+      learning_rate: A number that may be traced: it changes without compiling anew.
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(settings.max_gradient_norm),
+        optax.adamw(learning_rate, b2=0.95, weight_decay=settings.weight_decay, mask=_decays),
+    )
+
+
+def warmed_up(learning_rate: jax.Array, done: jax.Array, warmup_steps: int) -> jax.Array:
+    """The learning rate after `done` updates: it grows linearly over `warmup_steps` of them.
+
+    >>> [float(warmed_up(1.0, done, 4)) for done in (0, 1, 3, 9)]
+    [0.25, 0.5, 1.0, 1.0]
+    """
+    part = (jnp.asarray(done, jnp.float32) + 1) / max(warmup_steps, 1)
+    return learning_rate * jnp.minimum(1, part)
+
+
+def sft_rate(settings: ConfigDict, done: jax.Array) -> jax.Array:
+    """The learning rate of the warm start after `done` updates.
+
+    A warm-up, as `warmed_up`, then a straight line from its last update, which has the whole rate,
+    to the last of all, which has `final_rate` times it.
+
+    Args:
+      settings: The `sft` of a config.
+      done: From 0 to `settings.steps - 1`.
+
+    >>> settings = ConfigDict({"learning_rate": 1.0, "steps": 6, "warmup_steps": 2})
+    >>> settings.final_rate = 0.2
+    >>> [round(float(sft_rate(settings, done)), 3) for done in range(6)]
+    [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
+    """
+    # The update with the whole rate, and how many follow it.
+    whole = max(settings.warmup_steps, 1) - 1
+    left = max(settings.steps - 1 - whole, 1)
+    part = jnp.clip((jnp.asarray(done, jnp.float32) - whole) / left, 0, 1)
+    rate = settings.learning_rate * (1 - (1 - settings.final_rate) * part)
+    return warmed_up(rate, done, settings.warmup_steps)
+
+
+def _decays(params: nnx.State) -> nnx.State:
+    """True at matrices; norms' scales and biases keep their size."""
+
+    def decays(path: tuple[object, ...], _: jax.Array) -> bool:
+        name = jax.tree_util.keystr(path)
+        return "norm" not in name and "bias" not in name
+
+    return jax.tree_util.tree_map_with_path(decays, params)

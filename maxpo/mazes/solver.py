@@ -1,0 +1,109 @@
+"""Shortest paths in mazes, and with them the best return that an episode can have."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+_MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+
+
+def distances(walls: jax.Array, source: jax.Array, ends: jax.Array) -> jax.Array:
+    """Steps from a cell to every other, by breadth-first search.
+
+    Args:
+      walls: `[H, W]` boolean, True at walls; beyond the edge is wall as well.
+      source: `[]` integer, a cell `row * W + column` that is no wall.
+      ends: `[H * W]` boolean. Cells that a path may reach but not cross, such as goals that end an
+        episode. The source may be one.
+
+    Returns:
+      `[H, W]` int32; -1 where no path leads, and at walls.
+
+    >>> walls = jnp.array([[1, 1, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]], bool)
+    >>> print(distances(walls, jnp.array(5), jnp.zeros(12, bool))[1])
+    [-1  0  1 -1]
+    """
+    height, width = walls.shape
+    unreached = jnp.int32(height * width)
+    start = jnp.full(walls.size, unreached).at[source].set(0).reshape(walls.shape)
+    blocks = ends.reshape(walls.shape)
+    blocks &= start > 0
+
+    def relax(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        distance, _ = carry
+        leaving = jnp.where(blocks, unreached, distance)
+        nearest = functools.reduce(jnp.minimum, _one_move_away(leaving, unreached)) + 1
+        nearest = jnp.where(walls, unreached, jnp.minimum(nearest, distance))
+        return nearest, jnp.any(nearest != distance)
+
+    distance, _ = jax.lax.while_loop(lambda carry: carry[1], relax, (start, jnp.array(True)))
+    return jnp.where(distance < unreached, distance, -1)
+
+
+def optimal_return(
+    walls: jax.Array, start: jax.Array, goals: jax.Array, values: jax.Array, horizon: int
+) -> jax.Array:
+    """The largest return of an episode that ends at the first goal it reaches.
+
+    The largest value of the goals that can be reached within the horizon without crossing another,
+    or 0 if that is more: an episode need not reach any.
+
+    Args:
+      walls: `[H, W]` boolean.
+      start: `[]` integer, a cell.
+      goals: `[G]` integers, cells.
+      values: `[G]`.
+      horizon: Largest number of steps.
+
+    Returns:
+      `[]`, in the unit of the values.
+    """
+    steps = _goal_distances(walls, start, goals)
+    reachable = (steps >= 0) & (steps <= horizon)
+    return jnp.maximum(jnp.max(jnp.where(reachable, values, -jnp.inf)), 0)
+
+
+def optimal_actions(
+    walls: jax.Array, start: jax.Array, goals: jax.Array, values: jax.Array, horizon: int
+) -> jax.Array:
+    """An action for each cell that leads to the best goal within reach, by a shortest path.
+
+    Args:
+      walls: `[H, W]` boolean.
+      start: `[]` integer, a cell.
+      goals: `[G]` integers, cells.
+      values: `[G]`.
+      horizon: Largest number of steps.
+
+    Returns:
+      `[H * W]` int32, numbers as in `maxpo.mazes.maze.ACTIONS`; of meaning in the cells from which
+      that goal can be reached.
+    """
+    steps = _goal_distances(walls, start, goals)
+    reachable = (steps >= 0) & (steps <= horizon)
+    best = goals[jnp.argmax(jnp.where(reachable, values, -jnp.inf))]
+    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
+    left = distances(walls, best, ends)
+    left = jnp.where(left < 0, walls.size, left)
+    # A goal that is in the way ends the episode there.
+    blocked = ends.reshape(walls.shape) & (left > 0)
+    left = jnp.where(blocked, walls.size, left)
+    towards = jnp.stack(_one_move_away(left, walls.size))
+    return jnp.argmin(towards, axis=0).ravel().astype(jnp.int32)
+
+
+def _one_move_away(values: jax.Array, outside: jax.Array | int) -> list[jax.Array]:
+    """For each move, what the cells `[H, W]` hold that it leads to."""
+    height, width = values.shape
+    padded = jnp.pad(values, 1, constant_values=outside)
+    return [
+        padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+        for down, right in _MOVES
+    ]
+
+
+def _goal_distances(walls: jax.Array, start: jax.Array, goals: jax.Array) -> jax.Array:
+    """Steps from the start to each goal without crossing another, -1 where there is no way."""
+    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
+    return distances(walls, start, ends).ravel()[goals]

@@ -1,0 +1,173 @@
+"""The comparison: every method from one warm start, over seeds, before and after."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from maxpo import runs
+from maxpo.lm.tasks.verification import FAILURES, VerifierPool
+from maxpo.lm.training import stages
+from maxpo.lm.training.evaluation import Curve, curve
+from maxpo.lm.training.failures import FailureLog, counted
+from maxpo.lm.training.figures import best_of_k_figure, learning_curves
+from maxpo.lm.training.settings import Settings
+
+BEFORE = "warm start"
+
+Scores = dict[str, np.ndarray]
+"""Label to scores `[S, P, n]` of held-out problems, NaN where the verification failed."""
+
+
+def run_stages(settings: Settings, folder: Path) -> Scores:
+    """Does what is left of the warm start and of all methods, each in a folder of its own.
+
+    Returns:
+      Held-out scores, those of the warm start first.
+    """
+    config = settings.config
+    programs = stages.make_programs(settings)
+    with VerifierPool(
+        settings.task.verifier,
+        workers=config.verification.workers,
+        time_limit=config.verification.time_limit,
+        memory_limit=config.verification.memory_limit,
+    ) as pool:
+        failures = FailureLog()
+        params, summary = stages.fine_tune(settings, programs, pool, folder / stages.SFT, failures)
+        summaries = {BEFORE: [summary]}
+        # Seed by seed: a study that is stopped early has compared all methods on some of them.
+        for seed in range(config.seeds):
+            for method in settings.methods:
+                summary = stages.post_train(
+                    settings,
+                    programs,
+                    pool,
+                    method,
+                    config.seed + seed,
+                    params,
+                    folder / f"{method.folder}-seed{seed}",
+                    failures,
+                )
+                summaries.setdefault(method.label, []).append(summary)
+    _say_failures([summary for of_seeds in summaries.values() for summary in of_seeds])
+    # JSON has the string "NaN", which NumPy reads.
+    return {
+        label: np.asarray([summary["scores"] for summary in of_seeds], np.float32)
+        for label, of_seeds in summaries.items()
+    }
+
+
+def compare(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
+    """Curves of each quantity: pass@k, and max@k where rewards are graded; by label.
+
+    A sample whose verification failed is one of the k that were drawn, and never the best of them;
+    see `best_of_k`.
+    """
+    return {
+        name: {label: curve(values, binary=name == "pass") for label, values in by_label.items()}
+        for name, by_label in _quantities(settings, scores).items()
+    }
+
+
+def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, Any]]:
+    """A row for each model: best of 1, of `eval_k`, and of all, gains, and throughput.
+
+    A gain is the mean difference to the warm start on the same problems, whose standard error is
+    smaller than what the two errors beside it suggest.
+    """
+    rows = []
+    report = settings.config.rl.eval_k
+    gains = _gains(settings, scores)
+    compared = compare(settings, scores)
+    for label, of_seeds in scores.items():
+        row: dict[str, Any] = {"": label}
+        for name, curves in compared.items():
+            found = curves[label]
+            for k in sorted({1, report, found.k[-1]}):
+                _put(row, f"{name}@{k}", found, k)
+            if label != BEFORE:
+                _put(row, f"gain in {name}@{report}", gains[name][label], report)
+        row["failed"] = float(np.isnan(of_seeds).mean())
+        rows.append(row)
+        if label != BEFORE:
+            row |= _throughput(settings, label, folder)
+    return rows
+
+
+def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Callable[[], Figure]]:
+    """What draws the study's figures, by name."""
+
+    def best_of_k() -> Figure:
+        panels = {}
+        gains = _gains(settings, scores)
+        for name, curves in compare(settings, scores).items():
+            panels[f"{name}@k on held-out problems"] = curves
+            panels[f"gain in {name}@k over the {BEFORE}"] = gains[name]
+        return best_of_k_figure(panels, BEFORE)
+
+    def learning() -> Figure:
+        histories = {
+            method.label: [
+                runs.read_metrics(folder / f"{method.folder}-seed{seed}")
+                for seed in range(settings.config.seeds)
+            ]
+            for method in settings.methods
+        }
+        return learning_curves(histories, settings.config.rl.eval_k)
+
+    return {"best_of_k": best_of_k, "learning_curves": learning}
+
+
+def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
+    """Curves of the differences to the warm start on the same problems, as `compare`."""
+    return {
+        name: {
+            label: curve(values, binary=name == "pass", minus=by_label[BEFORE][0])
+            for label, values in by_label.items()
+            if label != BEFORE
+        }
+        for name, by_label in _quantities(settings, scores).items()
+    }
+
+
+def _quantities(settings: Settings, scores: Scores) -> dict[str, Scores]:
+    """What the best of k is taken of: name to label to values `[S, P, n]`."""
+    found = {"pass": {label: settings.correct(x) for label, x in scores.items()}}
+    if not settings.config.task.binary:
+        found["max"] = scores
+    return found
+
+
+def _say_failures(summaries: Sequence[Mapping[str, Any]]) -> None:
+    """Says how many verifications failed in the whole study, if any."""
+    totals = {kind: sum(each["failures"][kind] for each in summaries) for kind in FAILURES}
+    if any(totals.values()):
+        verified = sum(each["verified"] for each in summaries)
+        runs.say(f"{sum(totals.values())} of {verified} verifications failed: {counted(totals)}")
+
+
+def _put(row: dict[str, Any], name: str, curve: Curve, k: int) -> None:
+    place = curve.k.index(k)
+    row[name], row[f"{name}_sem"] = float(curve.value[place]), float(curve.error[place])
+
+
+def _throughput(settings: Settings, label: str, folder: Path) -> dict[str, float]:
+    """Thousands of tokens a second while sampling and while updating; the first step compiles."""
+    (method,) = (method for method in settings.methods if method.label == label)
+    rows = [
+        row
+        for seed in range(settings.config.seeds)
+        for row in runs.read_timings(folder / f"{method.folder}-seed{seed}")
+        if row["step"] > 1
+    ]
+    if not rows:
+        return {}
+    return {
+        f"k tokens/s {phase}": sum(row[f"{phase}_tokens"] for row in rows)
+        / sum(row[phase] for row in rows)
+        / 1000
+        for phase in ("sampling", "updating")
+    }

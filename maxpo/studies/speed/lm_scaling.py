@@ -1,0 +1,210 @@
+"""What an update of a language model takes on a mesh: the compiler's figures beside the formulas.
+
+Nothing is run and no parameter is allocated: the update is compiled for simulated devices, for
+which each count needs a process of its own.
+
+    python -m maxpo.studies.speed.lm_scaling JSON
+
+prints one line of JSON for the case that its argument describes.
+"""
+
+import functools
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from maxpo import parallel, training
+from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.model.transformer import Transformer
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.update import Batch, make_update
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+class Case(NamedTuple):
+    """One update on one mesh.
+
+    Attributes:
+      shape: Fields of the `TransformerConfig`.
+      data: Devices over which the batch is spread.
+      model: Devices over which matrices are cut.
+      fully_sharded: Whether they are cut over `data`, too.
+      prompts: P for each `data` device.
+      group_size: N.
+      prompt_length: S.
+      new_tokens: T.
+      rl: The `rl` of a config, for the update.
+    """
+
+    shape: dict[str, Any]
+    data: int
+    model: int
+    fully_sharded: bool
+    prompts: int
+    group_size: int
+    prompt_length: int
+    new_tokens: int
+    rl: dict[str, Any]
+
+
+def compile_update(case: Case) -> dict[str, Any]:
+    """Compiles the update for `data * model` devices, which must be there.
+
+    Returns:
+      For each device: "flops" and "bytes" of memory traffic, as the compiler counts them, a loop's
+      body once; "arguments" and "temporaries" in bytes; how many collectives of each kind its
+      program has.
+    """
+    shape = TransformerConfig(**case.shape)
+    settings = ConfigDict(case.rl)
+
+    def init() -> training.TrainState:
+        params = nnx.state(Transformer(shape, rngs=nnx.Rngs(0)))
+        return training.init_state(params, make_optimizer(settings, 1e-4))
+
+    with parallel.use(parallel.make_mesh(case.data, case.model)):
+        layout = functools.partial(parallel.layout, fully_sharded=case.fully_sharded)
+        graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, rngs=nnx.Rngs(0))))
+        state = jax.eval_shape(init)
+        specs = layout(state)
+        over_data = None
+        if specs is not None:
+            mesh = jax.sharding.get_mesh()
+            over_data = NamedSharding(mesh, PartitionSpec(parallel.DATA))
+            state = jax.tree.map(
+                lambda x, spec: jax.ShapeDtypeStruct(
+                    x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
+                ),
+                state,
+                specs,
+            )
+        batch = _batch(case, over_data)
+        update: Any = make_update(graph, settings, layout)
+        program = update.lower(state, batch, jnp.float32(1e-4), jax.random.key(0)).compile()
+    cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
+    return {
+        "flops": cost["flops"],
+        "bytes": cost["bytes accessed"],
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "collectives": {kind: len(re.findall(rf" {kind}\(", text)) for kind in COLLECTIVES},
+    }
+
+
+def compile_elsewhere(case: Case) -> dict[str, Any]:
+    """`compile_update` in a process that sees as many devices as the case has."""
+    flags = f"--xla_force_host_platform_device_count={case.data * case.model}"
+    done = subprocess.run(
+        [sys.executable, "-m", "maxpo.studies.speed.lm_scaling", json.dumps(case._asdict())],
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"compiling for {flags} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def matrix_shapes(shape: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """All parameters that are not norms or biases, by their names in `parallel.MATRICES`."""
+    heads, width = shape.heads * shape.head_width, shape.head_width
+    group = shape.heads // shape.kv_heads
+    matrices: dict[str, tuple[int, ...]] = {
+        "embedding": (shape.vocab_size, shape.hidden),
+        "qkv": (shape.layers, shape.hidden, shape.kv_heads, group + 2, width),
+        "attention_out": (shape.layers, heads, shape.hidden),
+        "gate": (shape.layers, shape.hidden, shape.mlp),
+        "up": (shape.layers, shape.hidden, shape.mlp),
+        "down": (shape.layers, shape.mlp, shape.hidden),
+    }
+    if not shape.tied_embeddings:
+        matrices["output"] = matrices["embedding"]
+    return matrices
+
+
+def parameter_count(shape: TransformerConfig) -> int:
+    """Entries of all matrices."""
+    return sum(math.prod(matrix) for matrix in matrix_shapes(shape).values())
+
+
+def state_bytes(case: Case) -> float:
+    """Parameters and Adam's two moments, float32, that one device holds.
+
+    `12 n / (model * data)` with fully sharded parameters, `12 n / model` without, for n parameters.
+    """
+    devices = case.model * (case.data if case.fully_sharded else 1)
+    return 12 * parameter_count(TransformerConfig(**case.shape)) / devices
+
+
+def update_flops(case: Case) -> float:
+    """Operations of the products of one update, for each device.
+
+    Six for each parameter that a token meets, and for each token that it attends to twelve for each
+    entry of all heads of all layers. Prompts run once for their group; completions alone meet the
+    unembedding.
+    """
+    shape = TransformerConfig(**case.shape)
+    P, N, S, T = case.prompts, case.group_size, case.prompt_length, case.new_tokens
+    vocabulary = shape.vocab_size * shape.hidden
+    in_layers = parameter_count(shape) - vocabulary * (1 if shape.tied_embeddings else 2)
+    tokens = P * S + P * N * T
+    pairs = P * S * S / 2 + P * N * T * (S + T / 2)
+    attention = 12 * pairs * shape.layers * shape.heads * shape.head_width
+    return (6 * tokens * in_layers + 6 * P * N * T * vocabulary + attention) / case.model
+
+
+def communicated_bytes(case: Case) -> dict[str, float]:
+    """Bytes that each device sends in one update, float32, on a ring.
+
+    * "gradients": an all-reduce over `data`, `2 (d - 1) / d` times the device's part of them; fully
+      sharded a reduce-scatter, half of that.
+    * "parameters": fully sharded, gathered for the forward and once more for the backward pass.
+    * "activations": an all-reduce behind attention and one behind the MLP, in both passes, over
+      `model`.
+    """
+    shape = TransformerConfig(**case.shape)
+    of_model = 4 * parameter_count(shape) / case.model
+    d, m = case.data, case.model
+    once = (d - 1) / d * of_model
+    tokens = case.prompts * (case.prompt_length + case.group_size * case.new_tokens)
+    width = jnp.dtype(shape.dtype).itemsize
+    return {
+        "gradients": once if case.fully_sharded else 2 * once,
+        "parameters": 2 * once if case.fully_sharded else 0.0,
+        "activations": 4 * shape.layers * 2 * (m - 1) / m * tokens * shape.hidden * width,
+    }
+
+
+def _batch(case: Case, sharding: NamedSharding | None) -> Batch:
+    P, N, S, T = case.prompts * case.data, case.group_size, case.prompt_length, case.new_tokens
+
+    def array(shape: Sequence[int], dtype: Any) -> Any:
+        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
+
+    samples = (P, N, T)
+    return Batch(
+        Prompts(array((P, S), jnp.int32), array((P, S), jnp.bool_)),
+        Completions(
+            array(samples, jnp.int32), array(samples, jnp.float32), array(samples, jnp.bool_)
+        ),
+        array((P, N), jnp.float32),
+        array((P, N), jnp.bool_),
+    )
+
+
+if __name__ == "__main__":
+    print(json.dumps(compile_update(Case(**json.loads(sys.argv[1])))))

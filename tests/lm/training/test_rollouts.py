@@ -1,0 +1,272 @@
+"""Which groups are kept, what counts in them, and in which order problems come."""
+
+import json
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import pytest
+
+from maxpo.lm.model.prompts import Completions
+from maxpo.lm.tasks.verification import Scores
+from maxpo.lm.training import rollouts
+from maxpo.lm.training.batches import batch_of_step
+from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.settings import make_settings
+from maxpo.runs import load_config
+
+
+def make_config(folder, count=12):
+    """A config of `count` problems "0=" to which anything may be answered."""
+    for name in ("train", "held_out"):
+        lines = [json.dumps({"question": f"{i}={name[0]}", "answer": str(i)}) for i in range(count)]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    config = load_config("configs/lm.py:jsonl")
+    config.task.train_path = str(folder / "train.jsonl")
+    config.task.held_out_path = str(folder / "held_out.jsonl")
+    config.methods = ("rloo", "maxpo:k=2")
+    config.rl.update(
+        steps=4, prompts=4, group_size=4, sampling_batches=2, max_new_tokens=3, eval_k=2
+    )
+    return config
+
+
+class Answers(NamedTuple):
+    """A stand-in for the model and the verifier: groups with these rewards, by problem."""
+
+    rewards: dict[int, list[float]]
+    tokenizer: Any
+    keys: list
+    failed: float | None = None  # What stands for a failure; None: all that is below 0.
+
+    def sample(self, params, prompts, key):
+        self.keys.append(jax.random.key_data(key).tolist())
+        N = len(next(iter(self.rewards.values())))
+        number = [self.tokenizer.decode(row[kept]) for row, kept in zip(*prompts, strict=True)]
+        tokens = np.zeros((len(number), N, 3), np.int32)
+        mask = np.zeros(tokens.shape, bool)
+        for p, text in enumerate(number):
+            digits = self.tokenizer.encode(text.partition("=")[0])
+            tokens[p, :, : len(digits)] = digits
+            tokens[p, :, len(digits)] = self.tokenizer.eos_id
+            mask[p, :, : len(digits) + 1] = True
+        return Completions(tokens, np.zeros(tokens.shape, np.float32), mask)
+
+    def submit(self, problems, completions):
+        assert [[int(text) for text in group] for group in completions] == [
+            [int(problem.prompt.partition("=")[0])] * len(group)
+            for problem, group in zip(problems, completions, strict=True)
+        ]
+        rewards = np.array([self.rewards[int(group[0])] for group in completions], np.float32)
+        valid = rewards >= 0 if self.failed is None else rewards != self.failed
+        failures = {"raised": int((~valid).sum()), "timed_out": 0, "not_finite": 0}
+        message = "" if valid.all() else "no idea"
+
+        class Pending:
+            def result(self):
+                return Scores(np.where(valid, rewards, 0), valid, failures, message)
+
+        return Pending()
+
+
+def collect(config, rewards, step=1, failed=None):
+    settings = make_settings(config)
+    answers = Answers(rewards, settings.tokenizer, [], failed)
+    groups = rollouts.collect(
+        settings, answers.sample, answers, None, 5, step, jax.random.key(0), rollouts.Timer()
+    )
+    return [int(problem.prompt.partition("=")[0]) for problem in groups.problems.problems], groups
+
+
+MIXED = [0.0, 1.0, 0.0, 0.0]
+FAILED = [0.0] * 4
+SOLVED = [1.0] * 4
+HALF_FAILED = [-1.0, -1.0, 1.0, 1.0]  # Below 0: the verifier fails.
+
+
+def test_every_epoch_is_a_permutation_of_all_problems():
+    for size, count in ((4, 12), (5, 12), (30, 12)):
+        steps = [batch_of_step(3, step, size, count) for step in range(1, 13)]
+        stream = np.concatenate(steps)
+        for epoch in range(len(stream) // count):
+            part = stream[epoch * count : (epoch + 1) * count]
+            assert sorted(part) == list(range(count))
+    assert not np.array_equal(batch_of_step(3, 1, 12, 12), batch_of_step(4, 1, 12, 12))
+    assert not np.array_equal(batch_of_step(3, 1, 12, 12), batch_of_step(3, 2, 12, 12))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "where", "alive"),
+    [
+        ([0.0, 1.0], [True, True], True),
+        ([0.5, 0.5], [True, True], False),
+        ([0.5, 1.0], [True, False], False),
+        ([0.5, 1.0], [False, False], False),
+        ([1.0, 1.0 + 1e-7], [True, True], True),  # Decided on the raw rewards, without a tolerance.
+    ],
+)
+def test_a_group_is_alive_where_kept_rewards_differ(rewards, where, alive):
+    found = rollouts.is_alive(np.array([rewards], np.float32), np.array([where]))
+    assert found.tolist() == [alive]
+
+
+def test_dead_groups_are_kept_or_dropped(tmp_path):
+    config = make_config(tmp_path)
+    order = batch_of_step(5, 1, 4, 12).tolist()
+    rewards = dict.fromkeys(range(12), MIXED) | {order[1]: FAILED, order[2]: SOLVED}
+    numbers, groups = collect(config, rewards)
+    assert numbers == order
+    assert groups.where.all()
+    assert groups.metrics["zero_variance_groups"] == 0.5
+    assert groups.metrics["mean_reward"] == (0.25 + 0 + 1 + 0.25) / 4
+    # One of four correct: 1/2 of the pairs have it.
+    assert groups.metrics["pass_at_k"] == pytest.approx((0.5 + 0 + 1 + 0.5) / 4)
+    assert groups.metrics["truncated"] == 0
+
+    config.rl.zero_variance_groups = "drop"
+    numbers, groups = collect(config, rewards)
+    assert numbers == order
+    assert groups.where.all(axis=1).tolist() == [True, False, False, True]
+    assert groups.where.any(axis=1).tolist() == [True, False, False, True]
+    assert groups.valid.all()
+
+
+def test_oversampling_keeps_live_groups_first_and_stops_at_enough(tmp_path):
+    config = make_config(tmp_path)
+    config.rl.update(zero_variance_groups="oversample", oversampling=3)
+    order = batch_of_step(5, 1, 12, 12).tolist()
+    few = dict.fromkeys(range(12), FAILED) | {order[i]: MIXED for i in (1, 5, 9)}
+    numbers, groups = collect(config, few)
+    assert numbers == [order[i] for i in (1, 5, 9, 0)]
+    assert groups.where.all(axis=1).tolist() == [True, True, True, False]
+    assert not groups.where[3].any()
+    assert groups.metrics["sampled_groups"] == 12
+    assert groups.metrics["zero_variance_groups"] == pytest.approx(9 / 12)
+    for array in groups.completions:
+        assert len(array) == 4
+    # The arrays are those of the problems that are kept.
+    digits = make_settings(config).tokenizer.encode(str(order[5]))
+    assert groups.completions.tokens[1, 0, : len(digits)].tolist() == digits
+    np.testing.assert_array_equal(groups.rewards, [MIXED, MIXED, MIXED, FAILED])
+
+    enough = dict.fromkeys(range(12), MIXED) | {order[2]: SOLVED}
+    numbers, groups = collect(config, enough)
+    assert numbers == [order[i] for i in (0, 1, 3, 4)]
+    assert groups.metrics["sampled_groups"] == 8
+    assert groups.where.all()
+
+
+def test_a_failed_verification_is_a_zero_or_no_sample(tmp_path):
+    config = make_config(tmp_path)
+    rewards = dict.fromkeys(range(12), HALF_FAILED)
+    _, groups = collect(config, rewards)
+    assert groups.rewards[0].tolist() == [0, 0, 1, 1]
+    assert groups.where.all()
+    assert groups.valid.all()
+    assert groups.metrics["zero_variance_groups"] == 0
+    assert groups.metrics["failed"] == 0.5
+    assert groups.metrics["failed_raised"] == 8
+    assert groups.metrics["failed_timed_out"] == 0
+
+    config.rl.failures = "mask"
+    _, groups = collect(config, rewards)
+    assert groups.where[0].tolist() == [False, False, True, True]
+    assert groups.metrics["zero_variance_groups"] == 1  # Those that are left are all correct.
+    assert groups.metrics["mean_reward"] == 1
+
+
+GRADED = [-0.1, -0.2, -9.0, -0.4]  # -9 stands for a failure.
+
+
+@pytest.mark.parametrize("failures", ["zero", "mask"])
+def test_a_failure_never_beats_a_score_below_0(tmp_path, failures):
+    config = make_config(tmp_path)
+    config.task.update(binary=False, success=-0.15, verifier="lm_verifier:unreliable")
+    config.rl.update(failures=failures, eval_k=4)
+    config.evaluation.samples = 4
+    _, groups = collect(config, dict.fromkeys(range(12), GRADED), failed=-9.0)
+    np.testing.assert_array_equal(groups.rewards[0], np.float32([-0.1, -0.2, -0.4, -0.4]))
+    assert groups.metrics["max_at_k"] == pytest.approx(-0.1)
+    assert groups.metrics["pass_at_k"] == 1
+    assert groups.metrics["failed"] == 0.25
+    if failures == "mask":
+        assert groups.where[0].tolist() == [True, True, False, True]
+        assert groups.metrics["mean_reward"] == pytest.approx(-0.7 / 3)
+    else:
+        assert groups.where.all()
+        assert groups.metrics["mean_reward"] == pytest.approx(-1.1 / 4)
+
+    config.rl.eval_k = 1
+    _, groups = collect(config, dict.fromkeys(range(12), GRADED), failed=-9.0)
+    assert groups.metrics["pass_at_k"] == 0.25  # A failure is not correct, whatever its reward.
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("failures", ["zero", "mask"])
+def test_where_all_fail_nothing_is_correct_and_nothing_is_learned(tmp_path, failures, binary):
+    config = make_config(tmp_path)
+    success = 0.5 if binary else -0.5
+    config.task.update(binary=binary, success=success, verifier="lm_verifier:unreliable")
+    config.rl.failures = failures
+    _, groups = collect(config, dict.fromkeys(range(12), [-9.0] * 4), failed=-9.0)
+    assert groups.metrics["pass_at_k"] == 0
+    assert groups.metrics["zero_variance_groups"] == 1
+    assert np.isnan(groups.metrics["mean_reward"]) == (failures == "mask")
+    assert groups.where.any() == (failures == "zero")
+    assert np.isfinite(groups.rewards).all()
+    order = batch_of_step(5, 1, 4, 12)
+    text = str(order[0])
+    assert groups.scores.message == f"prompt '{text}=t', completion '{text}':\nno idea"
+
+
+def scores_of(raised, timed_out, scored, message="no idea"):
+    valid = np.arange(raised + timed_out + scored)[None] >= raised + timed_out
+    failures = {"raised": raised, "timed_out": timed_out, "not_finite": 0}
+    return Scores(np.zeros(valid.shape, np.float32), valid, failures, message)
+
+
+def test_the_first_failure_is_said_once_and_a_step_without_a_score_stops(capsys):
+    log = FailureLog()
+    log.note_step(1, scores_of(0, 0, 4, ""))
+    assert capsys.readouterr().err == ""
+    log.note_step(2, scores_of(1, 0, 3))
+    log.note_step(3, scores_of(1, 0, 3, "another one"))
+    assert capsys.readouterr().err == "warning: step 2: a verification failed: no idea\n"
+    # Time limits may be the machine's fault: a word, and on.
+    for step in (4, 5):
+        log.note_step(step, scores_of(3, 1, 0))
+    assert capsys.readouterr().err == (
+        "warning: step 4: the verification of all 4 samples failed "
+        "(3 raised, 1 timed out, 0 not finite)\n"
+    )
+    with pytest.raises(
+        RuntimeError, match=r"step 6: the verifier raised on all 4 samples.*no idea"
+    ):
+        log.note_step(6, scores_of(4, 0, 0))
+    log.note("evaluation of rloo", scores_of(4, 0, 0))  # Which has no step to stop.
+    assert "evaluation of rloo: the verification of all 4" in capsys.readouterr().err
+
+
+def test_each_batch_of_each_round_has_its_own_key(tmp_path):
+    config = make_config(tmp_path)
+    config.rl.update(zero_variance_groups="oversample", oversampling=2)
+    settings = make_settings(config)
+    answers = Answers(dict.fromkeys(range(12), FAILED), settings.tokenizer, [])
+    arguments = (settings, answers.sample, answers, None, 5, 1)
+    rollouts.collect(*arguments, jax.random.key(0), rollouts.Timer())
+    assert len({tuple(key) for key in answers.keys}) == 4
+    rollouts.collect(*arguments, jax.random.key(0), rollouts.Timer())
+    assert answers.keys[:4] == answers.keys[4:]
+
+
+def test_binary_rewards_are_successes_and_graded_ones_the_scores(tmp_path):
+    config = make_config(tmp_path)
+    config.task.update(success=0.75, binary=True)
+    rewards = {number: [0.1, 0.8, 0.75, 0.5] for number in range(12)}
+    _, groups = collect(config, rewards)
+    assert groups.rewards[0].tolist() == [0, 1, 1, 0]
+    config.task.binary = False
+    _, groups = collect(config, rewards)
+    np.testing.assert_allclose(groups.rewards[0], [0.1, 0.8, 0.75, 0.5])
+    assert groups.metrics["mean_reward"] == pytest.approx(0.5375)
+    assert groups.metrics["pass_at_k"] == pytest.approx(1 - 1 / 6)
