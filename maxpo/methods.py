@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,6 +120,33 @@ def parse_methods(specs: Sequence[str], *, group_size: int) -> list[Method]:
         if labels.count(label) > 1:
             raise ValueError(f"methods: expected different ones, got {label!r} twice")
     return methods
+
+
+def choose_advantages(
+    methods: Sequence[Method], steps: int
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """The advantages of several methods as one function, so that one program serves them all.
+
+    Args:
+      methods: At least one.
+      steps: Updates of the whole run, over which k may change.
+
+    Returns:
+      (rewards `[P, N]`, where, updates done, number of the method) to advantages `[P, N]`.
+    """
+
+    def advantages(
+        rewards: jax.Array, where: jax.Array, step: jax.Array, number: jax.Array
+    ) -> jax.Array:
+        branches = [
+            lambda rewards, where, step, method=method: method.advantages(
+                rewards, where, step, steps
+            )
+            for method in methods
+        ]
+        return jax.lax.switch(number, branches, rewards, where, step)
+
+    return advantages
 
 
 def _parameters(name: str) -> dict[str, inspect.Parameter]:

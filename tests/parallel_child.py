@@ -67,9 +67,9 @@ def get_config(variant=""):
 def last_state(config, folder, name=METHOD):
     """The training state that a finished run of the language model has left, where it belongs."""
     with parallel.use(parallel.make_mesh(config.mesh.data, config.mesh.model)):
-        params = stages.make_programs(make_settings(config)).params
+        params = stages.Programs(make_settings(config)).params
         state = training.init_state(params, make_optimizer(config.rl, 1.0))
-        like = parallel.shard(state, stages._layout(config, state))
+        like = parallel.shard(state, stages.layout(config, state))
         stored = json.loads((folder / name / "config.json").read_text())
         with runs.Run(stored, folder / name) as run:
             found, step = run.last_state(like)
@@ -129,10 +129,14 @@ def check_layouts(folder):
         assert sharding["down"] == P(None, "model", "data"), sharding
         assert sharding["mlp_norm"] == P(), sharding
         before = [(x.sharding, x.ndim) for x in jax.tree.leaves(state)]
-        programs = stages.make_programs(make_settings(config))
+        programs = stages.Programs(make_settings(config))
         batch = update.Batch(*_batch(config))
-        after, _ = programs.update(
-            state, parallel.shard_batch(batch), np.float32(1e-3), jax.random.key(0)
+        after, *_ = programs.update(
+            state,
+            parallel.shard_batch(batch),
+            jax.random.key(0),
+            step=0,
+            learning_rate=np.float32(1e-3),
         )
         for (expected, ndim), x in zip(before, jax.tree.leaves(after), strict=True):
             assert x.sharding.is_equivalent_to(expected, ndim), (x.sharding, expected)
@@ -144,7 +148,8 @@ def _batch(config):
     tokens, mask = np.ones(shape, np.int32), np.ones(shape, bool)
     prompts = Prompts(np.ones((rl.prompts, 4), np.int32), np.ones((rl.prompts, 4), bool))
     completions = Completions(tokens, np.zeros(shape, np.float32), mask)
-    return prompts, completions, np.ones(shape[:2], np.float32), mask[..., 0]
+    kept = mask[..., 0]
+    return prompts, completions, np.ones(shape[:2], np.float32), kept, kept
 
 
 def main(folder):

@@ -65,7 +65,7 @@ def test_language_model(trained, alone, name):
 
 def test_training_changes_more_than_the_tolerance(alone, tmp_path):
     config = parallel_child.make_lm_config(tmp_path)
-    start = parallel_child.leaves(parallel_child.stages.make_programs(make_settings(config)).params)
+    start = parallel_child.leaves(parallel_child.stages.Programs(make_settings(config)).params)
     changes = [np.abs(x - y).max() for x, y in zip(alone, start, strict=True)]
     assert min(changes) > 1e-4
 

@@ -45,7 +45,7 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 """
 
 from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
-from maxpo.runs._main import main
+from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run
@@ -60,6 +60,7 @@ __all__ = [
     "format_table",
     "load_config",
     "main",
+    "new_folder",
     "progress",
     "read_metrics",
     "read_timings",

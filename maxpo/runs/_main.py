@@ -61,7 +61,9 @@ def main(
             _join(values)
         workdir = None if values["workdir"].value is None else Path(values["workdir"].value)
         if workdir is None:
-            workdir = created = _new_folder(spec)
+            path, _, variant = spec.partition(":")
+            parts = (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant))
+            workdir = created = new_folder("-".join(part for part in parts if part))
         train_and_evaluate(config, workdir)
     except (ValueError, MissingExtraError) as error:
         if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
@@ -161,10 +163,8 @@ def _wrong_type(name: str, kind: type, default: Any, value: Any) -> UsageError:
     return UsageError(f"--config.{name} must be {expected}, got {value!r}")
 
 
-def _new_folder(spec: str) -> Path:
-    """Creates `runs/NAME[-VARIANT]-YYYYmmdd-HHMMSS`, with a number behind if there is one."""
-    path, _, variant = spec.partition(":")
-    name = "-".join(part for part in (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant)) if part)
+def new_folder(name: str) -> Path:
+    """Creates `runs/NAME-YYYYmmdd-HHMMSS`, with a number at its end if there is one already."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     number = 1
     while True:

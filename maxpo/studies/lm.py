@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 
 from maxpo import runs
 from maxpo.lm.tasks.verification import FAILURES, VerifierPool
-from maxpo.lm.training import stages
 from maxpo.lm.training.evaluation import Curve, curve
-from maxpo.lm.training.failures import FailureLog, counted
+from maxpo.lm.training.failures import counted
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.settings import Settings
+from maxpo.lm.training.stages import SFT, Stages
 
 BEFORE = "warm start"
 
@@ -28,29 +28,20 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
       Held-out scores, those of the warm start first.
     """
     config = settings.config
-    programs = stages.make_programs(settings)
     with VerifierPool(
         settings.task.verifier,
         workers=config.verification.workers,
         time_limit=config.verification.time_limit,
         memory_limit=config.verification.memory_limit,
     ) as pool:
-        failures = FailureLog()
-        params, summary = stages.fine_tune(settings, programs, pool, folder / stages.SFT, failures)
+        stages = Stages(settings, pool)
+        params, summary = stages.fine_tune(folder / SFT)
         summaries = {BEFORE: [summary]}
         # Seed by seed: a study that is stopped early has compared all methods on some of them.
         for seed in range(config.seeds):
             for method in settings.methods:
-                summary = stages.post_train(
-                    settings,
-                    programs,
-                    pool,
-                    method,
-                    config.seed + seed,
-                    params,
-                    folder / f"{method.folder}-seed{seed}",
-                    failures,
-                )
+                name = f"{method.folder}-seed{seed}"
+                summary = stages.post_train(method, config.seed + seed, params, folder / name)
                 summaries.setdefault(method.label, []).append(summary)
     _say_failures([summary for of_seeds in summaries.values() for summary in of_seeds])
     # JSON has the string "NaN", which NumPy reads.
@@ -135,7 +126,7 @@ def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
 
 def _quantities(settings: Settings, scores: Scores) -> dict[str, Scores]:
     """What the best of k is taken of: name to label to values `[S, P, n]`."""
-    found = {"pass": {label: settings.correct(x) for label, x in scores.items()}}
+    found = {"pass": {label: settings.grading.correct(x) for label, x in scores.items()}}
     if not settings.config.task.binary:
         found["max"] = scores
     return found

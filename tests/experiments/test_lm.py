@@ -79,9 +79,9 @@ def cache(tmp_path_factory):
 @pytest.fixture(scope="module", autouse=True)
 def programs(config, cache):
     """Compiled once for all starts of this module, where a process would for itself."""
-    made = stages.make_programs(make_settings(config))
+    made = stages.Programs(make_settings(config))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "make_programs", lambda settings: made)
+        patch.setattr(stages, "Programs", lambda settings: made)
         yield made
 
 
@@ -235,10 +235,11 @@ lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])
 
 def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_path, monkeypatch):
     def broken(params, prompts, key):
-        found = programs.sample(params, prompts, key)
+        found = draw(params, prompts, key)
         return found._replace(log_probs=found.log_probs.at[1, 2, 0].set(float("nan")))
 
-    monkeypatch.setattr(stages, "make_programs", lambda _: programs._replace(sample=broken))
+    draw = programs.draw
+    monkeypatch.setattr(programs, "draw", broken)
     with pytest.raises(FloatingPointError, match=r"log-probabilities of '\d\+\d='\[2, 0\].*step 1"):
         lm.train_and_evaluate(config, tmp_path)
     assert not read_metrics(tmp_path / "rloo-seed0")
@@ -249,11 +250,12 @@ def test_a_diagnostic_that_is_not_finite_is_logged_and_stops_nothing(
 ):
     broken = {"kl_to_sampling_policy": jnp.float32("inf"), "entropy": jnp.float32("nan")}
 
-    def update(*arguments):
-        state, found = programs.update(*arguments)
-        return state, found | broken
+    def update(*arguments, **options):
+        state, found, advantages = original(*arguments, **options)
+        return state, found | broken, advantages
 
-    monkeypatch.setattr(stages, "make_programs", lambda _: programs._replace(update=update))
+    original = programs.update
+    monkeypatch.setattr(programs, "update", update)
     config = config.copy_and_resolve_references()
     config.seeds, config.methods = 1, ("rloo",)
     lm.train_and_evaluate(config, tmp_path)

@@ -12,12 +12,12 @@ class Problem(NamedTuple):
     Attributes:
       prompt: What the model reads.
       answer: Text of a right answer, for supervised training; "" where none is known.
-      entry: What the verifier has to know; picklable.
+      entry: Whatever else the verifier has to know; picklable.
     """
 
     prompt: str
-    answer: str
-    entry: Mapping[str, Any]
+    answer: str = ""
+    entry: Mapping[str, Any] = {}
 
 
 Verifier = Callable[[Problem, str], float]

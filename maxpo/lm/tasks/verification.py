@@ -32,7 +32,7 @@ import numpy as np
 from maxpo.lm.tasks._verification_worker import FAILURES, GRACE, Channel
 from maxpo.lm.tasks.text import Problem, Verifier
 
-__all__ = ["FAILURES", "PendingScores", "Scores", "VerifierPool"]
+__all__ = ["FAILURES", "Outcome", "PendingScores", "Scores", "VerifierPool"]
 
 # Completions of a problem that a worker gets at a time, at most. Fewer where there are few, so that
 # each worker has some.
@@ -89,7 +89,8 @@ class PendingScores:
         first = min(self._messages, default=None)
         return self._scores._replace(message="" if first is None else self._messages[first])
 
-    def _record(self, row: int, column: int, outcome: "_Outcome") -> None:
+    def record(self, row: int, column: int, outcome: "Outcome") -> None:
+        """Takes the outcome of one sample; the last one ends the waiting."""
         with self._lock:
             if outcome.failure is None:
                 self._scores.rewards[row, column] = outcome.reward
@@ -188,19 +189,25 @@ class VerifierPool:
         return pending
 
 
-class _Outcome(NamedTuple):
-    """What came of one sample, as a worker sends it."""
+class Outcome(NamedTuple):
+    """What came of one sample.
+
+    Attributes:
+      reward: 0 where it failed.
+      failure: One of `FAILURES`, or None.
+      message: What went wrong, for a person to read.
+    """
 
     reward: float = 0.0
     failure: str | None = None
     message: str = ""
 
-    def checked(self) -> "_Outcome":
+    def checked(self) -> "Outcome":
         """A failure if the reward is no finite float32."""
         with np.errstate(over="ignore"):
             reward = np.float32(self.reward)
         if self.failure is None and not np.isfinite(reward):
-            return _Outcome(failure="not_finite", message=f"the reward was {self.reward!r}")
+            return Outcome(failure="not_finite", message=f"the reward was {self.reward!r}")
         return self
 
 
@@ -265,7 +272,7 @@ class _Worker:
                 outcome, alive = self._receive()
                 if not alive:
                     self._restart()  # First, because a pool that is closed blames no sample.
-                chunk.pending._record(chunk.row, chunk.start + done, outcome)
+                chunk.pending.record(chunk.row, chunk.start + done, outcome)
                 done += 1
                 if not alive:
                     break
@@ -281,16 +288,16 @@ class _Worker:
             return False
         return True
 
-    def _receive(self) -> tuple[_Outcome, bool]:
+    def _receive(self) -> tuple[Outcome, bool]:
         """The outcome of the sample at work, and whether the worker survived it."""
         try:
             if self._channel.poll(self._time_limit + GRACE + _PATIENCE):
-                return _Outcome(*pickle.loads(self._channel.receive())).checked(), True
+                return Outcome(*pickle.loads(self._channel.receive())).checked(), True
         except (EOFError, OSError):
             status = self._process.wait()
-            return _Outcome(failure="raised", message=f"its worker ended: status {status}"), False
+            return Outcome(failure="raised", message=f"its worker ended: status {status}"), False
         message = f"killed with its worker, long after the time limit of {self._time_limit} s"
-        return _Outcome(failure="timed_out", message=message), False
+        return Outcome(failure="timed_out", message=message), False
 
     def _wait_until_ready(self) -> None:
         """Loading the verifier may take long; it counts against no sample."""

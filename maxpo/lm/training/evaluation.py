@@ -7,9 +7,11 @@ import numpy as np
 from flax import nnx
 
 from maxpo import max_at_k, pass_at_k
-from maxpo.lm.tasks.verification import Scores, VerifierPool
-from maxpo.lm.training.rollouts import Sample, Timer, sample_and_score
-from maxpo.lm.training.settings import Settings, powers_up_to
+from maxpo.lm.tasks.verification import Scores
+from maxpo.lm.training.problems import EncodedProblems
+from maxpo.lm.training.rollouts import Sampler, Timer
+
+__all__ = ["Curve", "best_of_k", "curve", "held_out_scores", "powers_up_to"]
 
 
 class Curve(NamedTuple):
@@ -28,27 +30,41 @@ class Curve(NamedTuple):
     problems: int
 
 
+def powers_up_to(n: int) -> tuple[int, ...]:
+    """1, 2, 4, .. and n: the k of every curve over n samples.
+
+    >>> powers_up_to(12)
+    (1, 2, 4, 8, 12)
+    """
+    powers = [2**power for power in range(n.bit_length()) if 2**power < n]
+    return (*powers, n)
+
+
 def held_out_scores(
-    settings: Settings,
-    sample: Sample,
-    pool: VerifierPool,
+    sampler: Sampler,
+    problems: EncodedProblems,
     params: nnx.State,
     key: jax.Array,
-    timer: Timer,
+    *,
+    prompts: int,
 ) -> Scores:
     """Scores `[P, n]` of n samples of every held-out problem.
 
     The counts of failures are those of all samples that were verified, to which the last batch may
     add some problems once more.
+
+    Args:
+      sampler: Draws n samples of each of `prompts` prompts.
+      problems: P held-out problems.
+      params: The policy's parameters.
+      key: PRNG key.
+      prompts: How many are sampled from at a time.
     """
-    count, size = len(settings.held_out.problems), settings.config.evaluation.prompts
-    batches = -(-count // size)
+    count = len(problems.problems)
+    batches = -(-count // prompts)
     # The last batch is filled up with problems that it has already, for one shape only.
-    problems = settings.held_out.take(np.arange(batches * size) % count)
-    rollouts = sample_and_score(
-        settings, sample, pool, params, problems, key, batches=batches, timer=timer
-    )
-    scores = rollouts.scores
+    filled = problems.take(np.arange(batches * prompts) % count)
+    _, scores = sampler(params, filled, key, batches=batches, timer=Timer())
     return scores._replace(rewards=scores.rewards[:count], valid=scores.valid[:count])
 
 

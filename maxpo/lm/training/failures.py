@@ -1,36 +1,9 @@
-"""Samples whose verification failed: what they count in a group, and what is said about them.
-
-Scores `[..., n]` of this package are NaN at such samples; docs/samples.md has the rules.
-"""
-
-import numpy as np
+"""What is said about samples whose verification failed; docs/samples.md has what they count."""
 
 from maxpo import runs
 from maxpo.lm.tasks.verification import Scores
 
-
-def marked(scores: Scores) -> np.ndarray:
-    """Scores `[P, N]`, NaN where the verification failed."""
-    return np.where(scores.valid, scores.rewards, np.float32(np.nan))
-
-
-def as_lowest(scores: np.ndarray) -> np.ndarray:
-    """Scores with a number for failures: the lowest of the group, but at most 0.
-
-    So a failure never beats a sample that was scored. A group in which all failed gets the lowest
-    score of all, again at most 0.
-
-    Args:
-      scores: `[..., n]`, NaN where the verification failed.
-
-    >>> as_lowest(np.array([[-0.1, -0.2, np.nan, -0.4], [0.5, 0.7, np.nan, np.nan]]))
-    array([[-0.1, -0.2, -0.4, -0.4],
-           [ 0.5,  0.7,  0. ,  0. ]])
-    """
-    lowest = np.fmin.reduce(scores, axis=-1, keepdims=True)
-    of_all = np.fmin.reduce(scores, axis=None)
-    lowest = np.where(np.isnan(lowest), of_all, lowest)
-    return np.where(np.isnan(scores), np.fmin(lowest, np.float32(0)), scores)
+__all__ = ["FailureLog", "counted"]
 
 
 class FailureLog:

@@ -8,17 +8,17 @@ from ml_collections import ConfigDict
 
 
 def make_optimizer(
-    settings: ConfigDict, learning_rate: jax.Array | float
+    config: ConfigDict, learning_rate: jax.Array | float
 ) -> optax.GradientTransformation:
     """Clips the norm of the whole gradient, then AdamW; matrices alone decay.
 
     Args:
-      settings: With `max_gradient_norm` and `weight_decay`.
+      config: With `max_gradient_norm` and `weight_decay`.
       learning_rate: A number that may be traced: it changes without compiling anew.
     """
     return optax.chain(
-        optax.clip_by_global_norm(settings.max_gradient_norm),
-        optax.adamw(learning_rate, b2=0.95, weight_decay=settings.weight_decay, mask=_decays),
+        optax.clip_by_global_norm(config.max_gradient_norm),
+        optax.adamw(learning_rate, b2=0.95, weight_decay=config.weight_decay, mask=_decays),
     )
 
 
@@ -32,27 +32,27 @@ def warmed_up(learning_rate: jax.Array, done: jax.Array, warmup_steps: int) -> j
     return learning_rate * jnp.minimum(1, part)
 
 
-def sft_rate(settings: ConfigDict, done: jax.Array) -> jax.Array:
+def sft_rate(config: ConfigDict, done: jax.Array) -> jax.Array:
     """The learning rate of the warm start after `done` updates.
 
     A warm-up, as `warmed_up`, then a straight line from its last update, which has the whole rate,
     to the last of all, which has `final_rate` times it.
 
     Args:
-      settings: The `sft` of a config.
-      done: From 0 to `settings.steps - 1`.
+      config: The `sft` of a config.
+      done: From 0 to `config.steps - 1`.
 
-    >>> settings = ConfigDict({"learning_rate": 1.0, "steps": 6, "warmup_steps": 2})
-    >>> settings.final_rate = 0.2
-    >>> [round(float(sft_rate(settings, done)), 3) for done in range(6)]
+    >>> config = ConfigDict({"learning_rate": 1.0, "steps": 6, "warmup_steps": 2})
+    >>> config.final_rate = 0.2
+    >>> [round(float(sft_rate(config, done)), 3) for done in range(6)]
     [0.5, 1.0, 0.8, 0.6, 0.4, 0.2]
     """
     # The update with the whole rate, and how many follow it.
-    whole = max(settings.warmup_steps, 1) - 1
-    left = max(settings.steps - 1 - whole, 1)
+    whole = max(config.warmup_steps, 1) - 1
+    left = max(config.steps - 1 - whole, 1)
     part = jnp.clip((jnp.asarray(done, jnp.float32) - whole) / left, 0, 1)
-    rate = settings.learning_rate * (1 - (1 - settings.final_rate) * part)
-    return warmed_up(rate, done, settings.warmup_steps)
+    rate = config.learning_rate * (1 - (1 - config.final_rate) * part)
+    return warmed_up(rate, done, config.warmup_steps)
 
 
 def _decays(params: nnx.State) -> nnx.State:

@@ -1,10 +1,11 @@
-"""Groups of completions with their rewards, and which of them teach something."""
+"""Sampled groups with their rewards; marks groups whose rewards are all equal."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,39 +17,47 @@ from maxpo import max_at_k, parallel, pass_at_k
 from maxpo.lm.model.generation import generate
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
-from maxpo.lm.tasks.verification import Scores, VerifierPool
-from maxpo.lm.training.batches import batch_of_step
-from maxpo.lm.training.failures import marked
-from maxpo.lm.training.settings import EncodedProblems, Settings
+from maxpo.lm.tasks.tokenizers import Tokenizer
+from maxpo.lm.tasks.verification import PendingScores, Scores
+from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.problems import EncodedProblems, batch_of_step
 
-Sample = Callable[[nnx.State, Prompts, jax.Array], Completions]
+__all__ = [
+    "Collector",
+    "Draw",
+    "Rollouts",
+    "Sampler",
+    "Timer",
+    "Verify",
+    "has_variance",
+    "make_draw",
+]
+
+Draw = Callable[[nnx.State, Prompts, jax.Array], Completions]
+"""Parameters, P prompts and a key to P groups of completions."""
+
+
+class Verify(Protocol):
+    """Scores completions, now or in other processes: a `VerifierPool`, a `RewardFunction`."""
+
+    def submit(
+        self, problems: Sequence[Problem], completions: Sequence[Sequence[str]]
+    ) -> PendingScores:
+        """Starts to score P groups of N texts, one group for each problem."""
 
 
 class Rollouts(NamedTuple):
-    """P groups of N completions, on the host.
+    """The groups that a step learns from, and what its metrics are about; on the host.
 
     Attributes:
       problems: P problems with their prompts.
       completions: `[P, N, T]`.
-      scores: What the verifier gave each of them.
-    """
-
-    problems: EncodedProblems
-    completions: Completions
-    scores: Scores
-
-
-class Groups(NamedTuple):
-    """What a step learns from, and what its metrics are about.
-
-    Attributes:
-      problems: P problems.
-      completions: `[P, N, T]`.
-      rewards: `[P, N]`, never NaN; see `Settings.rewards`.
+      rewards: `[P, N]`, never NaN; see `Grading.rewards`.
       valid: `[P, N]`, samples to compute advantages from.
-      where: `[P, N]`, samples that count in the loss: none of a dead group that is dropped.
-      scores: Of all groups that were sampled, also those not kept.
-      metrics: Of all these, too.
+      where: `[P, N]`, samples that count in the loss: none of a zero-variance group that is
+        dropped.
+      scores: Of all groups that were sampled, including those that are not kept.
+      metrics: Also of all of these.
     """
 
     problems: EncodedProblems
@@ -74,195 +83,209 @@ class Timer:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - began
 
 
-def make_sample(
-    graph: nnx.GraphDef, settings: Settings, *, group_size: int, temperature: float
-) -> Sample:
+def make_draw(
+    graph: nnx.GraphDef,
+    tokenizer: Tokenizer,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+) -> Draw:
     """The compiled function that draws `group_size` completions of each prompt."""
 
     @jax.jit
-    def sample(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
+    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
         return generate(
             nnx.merge(graph, params),
             prompts,
             group_size=group_size,
-            max_new_tokens=settings.config.rl.max_new_tokens,
+            max_new_tokens=max_new_tokens,
             temperature=temperature,
-            eos_id=settings.tokenizer.eos_id,
-            pad_id=settings.tokenizer.pad_id,
+            eos_id=tokenizer.eos_id,
+            pad_id=tokenizer.pad_id,
             key=key,
         )
 
-    return sample
+    return draw
 
 
-def sample_and_score(
-    settings: Settings,
-    sample: Sample,
-    pool: VerifierPool,
-    params: nnx.State,
-    problems: EncodedProblems,
-    key: jax.Array,
-    *,
-    batches: int,
-    timer: Timer,
-) -> Rollouts:
-    """Draws a group for each problem and has it scored.
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """Draws groups of completions and has them scored.
 
-    While one batch is scored in other processes, the next one is sampled. On a pod each process has
-    its share of the completions scored, and all get all scores.
-
-    Args:
-      settings: Of the run.
-      sample: Compiled for P / batches prompts.
-      pool: Scores completions.
-      params: Of the policy.
-      problems: P problems.
-      key: PRNG key.
-      batches: A divisor of P.
-      timer: Gets the seconds of "sampling" and, behind it, "verifying".
+    Attributes:
+      draw: Compiled for one number of prompts.
+      tokenizer: Turns completions into the texts that are scored.
+      verify: Scores them.
     """
-    numbers = np.split(np.arange(len(problems.problems)), batches)
-    parts = [problems.take(part) for part in numbers]
-    pending, completions = [], []
 
-    def dispatch(batch: int) -> Completions:
-        prompts = parallel.shard_batch(parts[batch].prompts)
-        return sample(params, prompts, jax.random.fold_in(key, batch))
+    draw: Draw
+    tokenizer: Tokenizer
+    verify: Verify
 
-    with timer("sampling"):
-        running = dispatch(0)
-        for batch, part in enumerate(parts):
-            current = running
-            if batch + 1 < batches:
-                # In the device's queue before the host waits: it goes on while this one is scored.
-                running = dispatch(batch + 1)
-            current = parallel.fetch(current)
-            completions.append(current)
-            mine = parallel.my_share(len(part.problems))
-            texts = [
-                [settings.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
-                for group in zip(current.tokens[mine], current.mask[mine], strict=True)
+    def __call__(
+        self,
+        params: nnx.State,
+        problems: EncodedProblems,
+        key: jax.Array,
+        *,
+        batches: int,
+        timer: Timer,
+    ) -> tuple[Completions, Scores]:
+        """A group for each of P problems, and its scores.
+
+        While one batch is scored in other processes, the next one is sampled. On a pod each process
+        has its share of the completions scored, and all get all scores.
+
+        Args:
+          params: The policy's parameters.
+          problems: P problems.
+          key: PRNG key.
+          batches: A divisor of P; each has a key of its own.
+          timer: Gets the seconds of "sampling" and, after it, "verifying".
+        """
+        numbers = np.split(np.arange(len(problems.problems)), batches)
+        parts = [problems.take(part) for part in numbers]
+        pending, completions = [], []
+
+        def dispatch(batch: int) -> Completions:
+            prompts = parallel.shard_batch(parts[batch].prompts)
+            return self.draw(params, prompts, jax.random.fold_in(key, batch))
+
+        with timer("sampling"):
+            running = dispatch(0)
+            for batch, part in enumerate(parts):
+                current = running
+                if batch + 1 < batches:
+                    # In the device's queue before the host waits: it goes on while this is scored.
+                    running = dispatch(batch + 1)
+                current = parallel.fetch(current)
+                completions.append(current)
+                mine = parallel.my_share(len(part.problems))
+                texts = [
+                    [self.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
+                    for group in zip(current.tokens[mine], current.mask[mine], strict=True)
+                ]
+                own = [part.problems[i] for i in mine]
+                pending.append((own, texts, self.verify.submit(own, texts)))
+        with timer("verifying"):
+            scores = [
+                _of_all_processes(_located(each.result(), own, texts), len(parts[0].problems))
+                for own, texts, each in pending
             ]
-            own = [part.problems[i] for i in mine]
-            pending.append((own, texts, pool.submit(own, texts)))
-    with timer("verifying"):
-        scores = [
-            _of_all_processes(_located(each.result(), own, texts), len(parts[0].problems))
-            for own, texts, each in pending
-        ]
-    return Rollouts(problems, _joined(completions), _joined_scores(scores))
+        return _joined(completions), _joined_scores(scores)
 
 
-def collect(
-    settings: Settings,
-    sample: Sample,
-    pool: VerifierPool,
-    params: nnx.State,
-    seed: int,
-    step: int,
-    key: jax.Array,
-    timer: Timer,
-) -> Groups:
-    """The groups of a step.
+@dataclasses.dataclass(frozen=True)
+class Collector:
+    """Collects the groups of a step.
 
-    With `zero_variance_groups="oversample"` further rounds of P prompts are drawn until P groups
-    are alive or `oversampling` rounds are done. Groups alive come first, in the order in which they
-    were drawn; dead ones that fill up count for nothing.
-
-    Args:
-      settings: Of the run.
-      sample: Compiled for a batch of prompts.
-      pool: Scores completions.
-      params: Of the policy.
-      seed: Of the order of the problems.
-      step: From 1. The problems depend on nothing but the seed and this.
-      key: Of the step.
-      timer: As in `sample_and_score`.
+    Attributes:
+      rl: The `rl` of a config.
+      sampler: Draws and scores groups.
+      train: Problems to learn from.
+      grading: From scores to rewards.
+      seed: Decides the order of the problems.
     """
-    rl = settings.config.rl
-    rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
-    numbers = batch_of_step(seed, step, rl.prompts * rounds, len(settings.train.problems))
-    drawn: list[Rollouts] = []
-    alive = np.zeros(0, bool)
-    for part in np.split(numbers, rounds):
-        problems = settings.train.take(part)
-        round_key = jax.random.fold_in(key, len(drawn))
-        drawn.append(
-            sample_and_score(
-                settings,
-                sample,
-                pool,
+
+    rl: ConfigDict
+    sampler: Sampler
+    train: EncodedProblems
+    grading: Grading
+    seed: int
+
+    def __call__(self, params: nnx.State, step: int, key: jax.Array, timer: Timer) -> Rollouts:
+        """The groups of a step.
+
+        With `zero_variance_groups="oversample"` (dynamic sampling) further rounds of P prompts are
+        drawn until P groups have rewards that differ, or `oversampling` rounds are done. Those
+        groups come first, in the order in which they were drawn; others fill up the batch and count
+        for nothing.
+
+        Args:
+          params: The policy's parameters.
+          step: From 1. The problems depend on nothing but the seed and this.
+          key: PRNG key of the step.
+          timer: As in `Sampler`.
+        """
+        rl = self.rl
+        rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
+        numbers = batch_of_step(self.seed, step, rl.prompts * rounds, len(self.train.problems))
+        drawn: list[tuple[Completions, Scores]] = []
+        varied = np.zeros(0, bool)
+        for part in np.split(numbers, rounds):
+            completions, scores = self.sampler(
                 params,
-                problems,
-                round_key,
+                self.train.take(part),
+                jax.random.fold_in(key, len(drawn)),
                 batches=rl.sampling_batches,
                 timer=timer,
             )
+            drawn.append((completions, scores))
+            rewards = self.grading.rewards(marked(scores))
+            varied = np.append(varied, has_variance(rewards, self._usable(scores)))
+            if np.sum(varied) >= rl.prompts:
+                break
+        completions = _joined([completions for completions, _ in drawn])
+        return self._select(
+            completions, _joined_scores([scores for _, scores in drawn]), numbers, varied
         )
-        scores = drawn[-1].scores
-        usable = _usable(rl, scores)
-        alive = np.append(alive, is_alive(settings.rewards(marked(scores)), usable))
-        if np.sum(alive) >= rl.prompts:
-            break
-    return _select(settings, drawn, numbers, alive)
+
+    def _select(
+        self, completions: Completions, scores: Scores, numbers: np.ndarray, varied: np.ndarray
+    ) -> Rollouts:
+        """Keeps P groups, those whose rewards differ first, and describes all."""
+        rl = self.rl
+        rewards, valid = self.grading.rewards(marked(scores)), self._usable(scores)
+        order = np.argsort(~varied, kind="stable")[: rl.prompts]
+        if rl.zero_variance_groups != "oversample":
+            order = np.arange(rl.prompts)
+        where = valid if rl.zero_variance_groups == "keep" else valid & varied[:, None]
+        return Rollouts(
+            self.train.take(numbers[order]),
+            jax.tree.map(lambda array: array[order], completions),
+            rewards[order],
+            valid[order],
+            where[order],
+            scores,
+            self._metrics(completions, scores, rewards, valid, varied),
+        )
+
+    def _metrics(
+        self,
+        completions: Completions,
+        scores: Scores,
+        rewards: np.ndarray,
+        valid: np.ndarray,
+        varied: np.ndarray,
+    ) -> dict[str, Any]:
+        correct = self.grading.correct(marked(scores))
+        values = jax.device_get(_group_values(rewards, correct, k=self.rl.eval_k))
+        lengths = completions.mask.sum(axis=-1)
+        end = completions.tokens == self.sampler.tokenizer.eos_id
+        ended = np.any(end & completions.mask, axis=-1)
+        return {
+            # Of what advantages are computed from, and no number where there is nothing.
+            "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
+            **values,
+            "zero_variance_groups": 1 - varied.mean(),
+            "sampled_groups": len(varied),
+            "failed": 1 - scores.valid.mean(),
+            **{f"failed_{kind}": count for kind, count in scores.failures.items()},
+            "completion_length": lengths.mean(),
+            "truncated": 1 - ended.mean(),
+        }
+
+    def _usable(self, scores: Scores) -> np.ndarray:
+        """Samples to learn from: all of them where a failure counts as the lowest reward."""
+        return scores.valid if self.rl.failures == "mask" else np.ones_like(scores.valid)
 
 
-def is_alive(rewards: np.ndarray, where: np.ndarray) -> np.ndarray:
+def has_variance(rewards: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Whether the kept rewards of each group `[P, N]` differ: equal ones tell nothing apart."""
     highest = np.max(rewards, axis=-1, where=where, initial=-np.inf)
     lowest = np.min(rewards, axis=-1, where=where, initial=np.inf)
     return highest > lowest
-
-
-def _select(
-    settings: Settings, drawn: list[Rollouts], numbers: np.ndarray, alive: np.ndarray
-) -> Groups:
-    """Keeps P groups, those alive first, and describes all."""
-    rl = settings.config.rl
-    completions = _joined([rollouts.completions for rollouts in drawn])
-    scores = _joined_scores([rollouts.scores for rollouts in drawn])
-    rewards, valid = settings.rewards(marked(scores)), _usable(rl, scores)
-    metrics = _metrics(settings, completions, scores, rewards, valid, alive)
-
-    order = np.argsort(~alive, kind="stable")[: rl.prompts]
-    if rl.zero_variance_groups != "oversample":
-        order = np.arange(rl.prompts)
-    where = valid if rl.zero_variance_groups == "keep" else valid & alive[:, None]
-    return Groups(
-        settings.train.take(numbers[order]),
-        jax.tree.map(lambda array: array[order], completions),
-        rewards[order],
-        valid[order],
-        where[order],
-        scores,
-        metrics,
-    )
-
-
-def _metrics(
-    settings: Settings,
-    completions: Completions,
-    scores: Scores,
-    rewards: np.ndarray,
-    valid: np.ndarray,
-    alive: np.ndarray,
-) -> dict[str, Any]:
-    correct = settings.correct(marked(scores))
-    k = settings.config.rl.eval_k
-    values = jax.device_get(_group_values(rewards, correct, k=k))
-    lengths = completions.mask.sum(axis=-1)
-    ended = np.any((completions.tokens == settings.tokenizer.eos_id) & completions.mask, axis=-1)
-    return {
-        # Of what advantages are computed from, and no number where there is nothing.
-        "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
-        **values,
-        "zero_variance_groups": 1 - alive.mean(),
-        "sampled_groups": len(alive),
-        "failed": 1 - scores.valid.mean(),
-        **{f"failed_{kind}": count for kind, count in scores.failures.items()},
-        "completion_length": lengths.mean(),
-        "truncated": 1 - ended.mean(),
-    }
 
 
 @partial(jax.jit, static_argnames="k")
@@ -272,11 +295,6 @@ def _group_values(rewards: jax.Array, correct: jax.Array, *, k: int) -> dict[str
         "max_at_k": jnp.mean(max_at_k(rewards, k)),
         "pass_at_k": jnp.mean(pass_at_k(correct, k)),
     }
-
-
-def _usable(rl: ConfigDict, scores: Scores) -> np.ndarray:
-    """Samples to learn from: all of them where a failure counts as the lowest reward."""
-    return scores.valid if rl.failures == "mask" else np.ones_like(scores.valid)
 
 
 def _of_all_processes(mine: Scores, count: int) -> Scores:

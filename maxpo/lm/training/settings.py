@@ -2,45 +2,27 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import losses, parallel, runs, training
+from maxpo import parallel, runs, training
 from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
-from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
-from maxpo.lm.training.failures import as_lowest
+from maxpo.lm.training.checks import check_rl
+from maxpo.lm.training.grading import Grading
+from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
 from maxpo.methods import Method, parse_methods
 
-LOSSES = ("score_function", "clipped_ratio")
-IMPORTANCE_LEVELS = ("token", "sequence")
-ZERO_VARIANCE_GROUPS = ("keep", "drop", "oversample")
-FAILURES = ("zero", "mask")
+__all__ = ["Settings", "digests", "make_model", "make_settings"]
 
-
-class EncodedProblems(NamedTuple):
-    """Problems and their prompts as tokens.
-
-    Attributes:
-      problems: P problems.
-      prompts: Their prompts, padded on the left to one length.
-    """
-
-    problems: Sequence[text.Problem]
-    prompts: Prompts
-
-    def take(self, indices: np.ndarray) -> "EncodedProblems":
-        """The problems of these numbers, in this order."""
-        prompts = Prompts(self.prompts.tokens[indices], self.prompts.mask[indices])
-        return EncodedProblems([self.problems[index] for index in indices], prompts)
+TASKS = ("reasoning", "jsonl")
 
 
 class Settings(NamedTuple):
@@ -67,20 +49,10 @@ class Settings(NamedTuple):
     model: TransformerConfig
     methods: list[Method]
 
-    def rewards(self, scores: np.ndarray) -> np.ndarray:
-        """What is maximized: the verifier's scores, or with `task.binary` whether they succeed.
-
-        Args:
-          scores: `[..., n]`, NaN where the verification failed. Such a sample gets a reward that is
-            never above that of a scored one: 0, or with graded scores that of `as_lowest`.
-        """
-        if self.config.task.binary:
-            return self.correct(scores).astype(np.float32)
-        return as_lowest(scores)
-
-    def correct(self, scores: np.ndarray) -> np.ndarray:
-        """Which samples count for pass@k: those that were scored, from `task.success` on."""
-        return scores >= self.config.task.success
+    @property
+    def grading(self) -> Grading:
+        """What the verifier's scores mean."""
+        return Grading(self.config.task.success, self.config.task.binary)
 
 
 def make_settings(config: ConfigDict) -> Settings:
@@ -91,7 +63,8 @@ def make_settings(config: ConfigDict) -> Settings:
       MissingExtraError: If a package of an extra is missing, naming the extra.
     """
     _check_numbers(config)
-    _check_choices(config)
+    check_rl(config)
+    _check_success(config.task)
     if not config.methods:
         raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
@@ -101,25 +74,20 @@ def make_settings(config: ConfigDict) -> Settings:
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
             raise ValueError(f"task: expected at least one {name} problem, got none")
-    if shared := _shared(task):
+    if shared := shared_prompts(task.train, task.held_out):
         runs.say(
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
             "problem to train on: results on them tell how much is remembered"
         )
     tokenizer = _make_tokenizer(config.tokenizer, task)
-    prompts = [tokenizer.encode(problem.prompt) for problem in (*task.train, *task.held_out)]
-    length = _prompt_length(config, prompts)
-    # Arrays of the host, which compiled functions take as they take the device's.
-    tokens: Any
-    mask: Any
-    tokens, mask = tokenizers.pad(prompts, length=length, pad_id=tokenizer.pad_id, side="left")
-    count = len(task.train)
+    train, held_out = encode(task.train, task.held_out, tokenizer)
+    length = _prompt_length(config, train, held_out)
     return Settings(
         config,
         task,
         tokenizer,
-        EncodedProblems(task.train, Prompts(tokens[:count], mask[:count])),
-        EncodedProblems(task.held_out, Prompts(tokens[count:], mask[count:])),
+        train,
+        held_out,
         _encode_answers(config, task, tokenizer) if config.sft.steps else None,
         _model_config(config, tokenizer, length),
         methods,
@@ -134,7 +102,8 @@ def digests(settings: Settings) -> dict[str, str]:
     """
     task = settings.task
     tokenizer = settings.tokenizer.to_json().encode()
-    held_out = f"{len(task.held_out)} problems, {_shared(task)} of them in train"
+    shared = shared_prompts(task.train, task.held_out)
+    held_out = f"{len(task.held_out)} problems, {shared} of them in train"
     found = {
         "train": f"{len(task.train)} problems, {text.digest(task.train)}",
         "held_out": f"{held_out}, {text.digest(task.held_out)}",
@@ -172,137 +141,33 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
     return nnx.graphdef(nnx.eval_shape(init, key)), jax.jit(lambda key: nnx.state(init(key)))(key)
 
 
-def powers_up_to(n: int) -> tuple[int, ...]:
-    """1, 2, 4, .. and n: the k of every curve over n samples.
-
-    >>> powers_up_to(12)
-    (1, 2, 4, 8, 12)
-    """
-    powers = [2**power for power in range(n.bit_length()) if 2**power < n]
-    return (*powers, n)
-
-
 def _check_numbers(config: ConfigDict) -> None:
     least = {
         "seed": 0,
         "seeds": 1,
-        "model": {"vocab_size": 0, "context_length": 0},
-        "sft": {
-            "steps": 0,
-            "batch_size": 1,
-            "warmup_steps": 0,
-            "weight_decay": 0,
-            "log_every": 1,
-            "save_every": 1,
-        },
-        "rl": {
-            "steps": 1,
-            "prompts": 1,
-            "group_size": 2,
-            "max_new_tokens": 1,
-            "sampling_batches": 1,
-            "epochs": 1,
-            "minibatches": 1,
-            "micro_batches": 1,
-            "oversampling": 1,
-            "warmup_steps": 0,
-            "save_every": 1,
-            "kl_coefficient": 0,
-            "entropy_coefficient": 0,
-            "weight_decay": 0,
-            "eval_k": 1,
-        },
-        "evaluation": {"samples": 1, "prompts": 1, "temperature": 0},
-        "verification": {"workers": 1},
+        "model.vocab_size": 0,
+        "model.context_length": 0,
+        "sft.steps": 0,
+        "sft.batch_size": 1,
+        "sft.warmup_steps": 0,
+        "sft.weight_decay": 0,
+        "sft.log_every": 1,
+        "sft.save_every": 1,
+        "verification.workers": 1,
     }
     positive = (
         *("sft.learning_rate", "sft.max_gradient_norm", "sft.final_rate"),
-        *("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length"),
         *("verification.time_limit", "verification.memory_limit"),
     )
     runs.check_numbers(
         config,
-        at_least=dict(_flat(least)),
+        at_least=least,
         above=dict.fromkeys(positive, 0),
-        finite=("rl.clip_low", "rl.clip_high", "rl.clip_dual"),
-        or_infinite=("sft.max_gradient_norm", "rl.max_gradient_norm", "rl.clip_high"),
+        or_infinite=("sft.max_gradient_norm",),
     )
-    rl = config.rl
-    cut = rl.minibatches * rl.micro_batches
-    for name, size in (
-        ("rl.prompts / rl.sampling_batches", rl.prompts // rl.sampling_batches),
-        ("rl.prompts / (rl.minibatches * rl.micro_batches)", rl.prompts // cut),
-        ("sft.batch_size", config.sft.batch_size),
-        ("evaluation.prompts", config.evaluation.prompts),
-    ):
-        parallel.check_batch(name, size)
-    for name, whole, part in (
-        ("rl.sampling_batches", rl.prompts, rl.sampling_batches),
-        ("rl.minibatches * rl.micro_batches", rl.prompts, rl.minibatches * rl.micro_batches),
-    ):
-        if whole % part:
-            raise ValueError(f"{name}: expected a divisor of rl.prompts = {whole}, got {part}")
-    samples = config.evaluation.samples
-    if rl.eval_k not in powers_up_to(samples):
-        raise ValueError(
-            f"rl.eval_k: expected one of the k that are evaluated, {powers_up_to(samples)} for "
-            f"evaluation.samples = {samples}, got {rl.eval_k}"
-        )
-    if rl.eval_k > rl.group_size:
-        raise ValueError(
-            f"rl.eval_k: expected at most rl.group_size = {rl.group_size}, got {rl.eval_k}"
-        )
-
-
-def _check_choices(config: ConfigDict) -> None:
-    rl = config.rl
-    for name, value, known in (
-        ("rl.loss", rl.loss, LOSSES),
-        ("rl.importance_level", rl.importance_level, IMPORTANCE_LEVELS),
-        ("rl.loss_aggregation", rl.loss_aggregation, get_args(losses.LossAggregation)),
-        ("rl.kl_estimator", rl.kl_estimator, get_args(losses.KLEstimator)),
-        ("rl.zero_variance_groups", rl.zero_variance_groups, ZERO_VARIANCE_GROUPS),
-        ("rl.failures", rl.failures, FAILURES),
-        ("task.kind", config.task.kind, ("reasoning", "jsonl")),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
-    if rl.loss == "score_function" and rl.epochs * rl.minibatches > 1:
-        raise ValueError(
-            "rl.loss: score_function is only right for the policy that drew the samples; expected "
-            f"clipped_ratio for {rl.epochs} epochs of {rl.minibatches} minibatches"
-        )
-    if rl.importance_level == "sequence" and rl.loss_aggregation == "token":
-        raise ValueError(
-            "rl.loss_aggregation: expected constant or sequence for rl.importance_level=sequence, "
-            "got 'token'"
-        )
-    if rl.length != 1 and (rl.loss_aggregation != "constant" or rl.importance_level == "sequence"):
-        raise ValueError(
-            "rl.length: expected 1 for all but rl.loss_aggregation=constant at "
-            f"rl.importance_level=token, got {rl.length}"
-        )
-    if rl.kl_coefficient and rl.kl_estimator == "k1":
-        raise ValueError("rl.kl_estimator: expected k2 or k3, k1's gradient is only noise")
-    if rl.zero_variance_groups == "oversample" and rl.oversampling < 2:
-        raise ValueError(
-            f"rl.oversampling: expected at least 2 to oversample, got {rl.oversampling}"
-        )
-    if not 0 <= rl.clip_low <= 1 or not rl.clip_high >= 0:
-        raise ValueError(
-            "rl.clip_low, rl.clip_high: expected 0 <= clip_low <= 1 and clip_high >= 0, got "
-            f"{rl.clip_low} and {rl.clip_high}"
-        )
-    if rl.clip_dual and not rl.clip_dual > 1:
-        raise ValueError(
-            f"rl.clip_dual: expected a ratio above 1, or 0 for none, got {rl.clip_dual}"
-        )
-    if rl.clip_dual and rl.loss != "clipped_ratio":
-        raise ValueError(
-            f"rl.clip_dual: expected 0 for rl.loss={rl.loss}, which has no ratio, got "
-            f"{rl.clip_dual}"
-        )
-    _check_success(config.task)
+    parallel.check_batch("sft.batch_size", config.sft.batch_size)
+    if config.task.kind not in TASKS:
+        raise ValueError(f"task.kind: expected one of {', '.join(TASKS)}; got {config.task.kind!r}")
 
 
 def _check_success(task: ConfigDict) -> None:
@@ -357,12 +222,6 @@ def _make_task(task: ConfigDict) -> text.TextTask:
     )
 
 
-def _shared(task: text.TextTask) -> int:
-    """How many held-out problems have the prompt of a problem to train on."""
-    train = {problem.prompt for problem in task.train}
-    return sum(problem.prompt in train for problem in task.held_out)
-
-
 def _make_tokenizer(name: str, task: text.TextTask) -> tokenizers.Tokenizer:
     if name != "characters":
         return tokenizers.load_tokenizer(name)
@@ -393,14 +252,10 @@ def _encode_answers(
     return tokenizers.pad(answers, length=longest, pad_id=tokenizer.pad_id, side="right")
 
 
-def _prompt_length(config: ConfigDict, prompts: Sequence[Sequence[int]]) -> int:
+def _prompt_length(config: ConfigDict, *encoded: EncodedProblems) -> int:
     """The longest prompt, which must leave room for the completion."""
-    lengths = [len(prompt) for prompt in prompts]
+    lengths = np.concatenate([part.prompts.mask.sum(axis=1) for part in encoded]).tolist()
     longest, context = max(lengths), config.model.context_length
-    if min(lengths) == 0:
-        raise ValueError(
-            f"task: expected prompts of at least one token, got none in number {lengths.index(0)}"
-        )
     if context and longest + config.rl.max_new_tokens > context:
         raise ValueError(
             f"model.context_length: expected at least {longest + config.rl.max_new_tokens}, for "
@@ -444,11 +299,3 @@ def _model_config(
 
 def _model_options(config: ConfigDict) -> dict[str, Any]:
     return {name: config.model[name] for name in ("dtype", "param_dtype", "remat")}
-
-
-def _flat(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    pairs = []
-    for name, value in tree.items():
-        nested = _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        pairs += nested or [(prefix + name, value)]
-    return pairs

@@ -18,7 +18,7 @@ Metrics = dict[str, jax.Array]
 
 
 def make_update(
-    graph: nnx.GraphDef, settings: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
+    graph: nnx.GraphDef, config: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
 ) -> Callable[
     [training.TrainState, Prompts, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
 ]:
@@ -26,7 +26,7 @@ def make_update(
 
     Args:
       graph: The policy's structure.
-      settings: The `sft` of a config; see `sft_rate`.
+      config: The `sft` of a config; see `sft_rate`.
       layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
 
     Returns:
@@ -45,8 +45,8 @@ def make_update(
 
         value, gradients = jax.value_and_grad(loss)(state.params)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
-        rate = sft_rate(settings, state.step)
-        state = training.apply_gradients(state, gradients, make_optimizer(settings, rate))
+        rate = sft_rate(config, state.step)
+        state = training.apply_gradients(state, gradients, make_optimizer(config, rate))
         return parallel.constrain_to(state, layout(state)), metrics
 
     return update

@@ -1,4 +1,4 @@
-"""One step of post-training: log-probabilities -> loss -> gradient -> optax, compiled once.
+"""One step of training: advantages -> log-probabilities -> loss -> gradient -> optax.
 
 A batch is cut into `minibatches`, each an optimizer step, and these into `micro_batches`, whose
 gradients add up to exactly that of the minibatch: the losses are means, so each micro-batch counts
@@ -7,12 +7,13 @@ by its share of the minibatch's denominator.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
@@ -20,7 +21,25 @@ from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.token_log_probs import TokenLogProbs, completion_log_probs
 from maxpo.lm.training.optimizer import make_optimizer, warmed_up
 
+__all__ = [
+    "Advantages",
+    "Batch",
+    "Counts",
+    "MakeOptimizer",
+    "Update",
+    "accumulated_gradient",
+    "loss_and_metrics",
+    "make_reference",
+    "make_update",
+]
+
 Metrics = dict[str, jax.Array]
+
+Advantages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+"""(rewards `[P, N]`, valid samples, updates done, number of the method) to advantages `[P, N]`."""
+
+MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
+"""Learning rate of an optimizer step, which may be traced, to the optimizer."""
 
 
 class Batch(NamedTuple):
@@ -29,16 +48,20 @@ class Batch(NamedTuple):
     Attributes:
       prompts: `[P, ...]`.
       completions: `[P, N, T]`, with the log-probabilities they were sampled with.
-      advantages: `[P, N]`.
-      where: `[P, N]` boolean, True at samples that count.
+      rewards: `[P, N]`.
+      valid: `[P, N]` boolean, True at samples to compute advantages from.
+      where: `[P, N]` boolean, True at samples that count in the loss.
       reference_log_probs: `[P, N, T]` under the frozen policy; None without a KL penalty.
+      advantages: `[P, N]`; None until the update has computed them from the rewards.
     """
 
     prompts: Prompts
     completions: Completions
-    advantages: jax.Array
+    rewards: jax.Array
+    valid: jax.Array
     where: jax.Array
     reference_log_probs: jax.Array | None = None
+    advantages: jax.Array | None = None
 
 
 class Counts(NamedTuple):
@@ -48,71 +71,114 @@ class Counts(NamedTuple):
     tokens: jax.Array
 
 
+class Update(Protocol):
+    """The compiled update of `make_update`."""
+
+    def __call__(
+        self,
+        state: training.TrainState,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: ArrayLike,
+        learning_rate: ArrayLike,
+        method: ArrayLike = 0,
+    ) -> tuple[training.TrainState, Metrics, jax.Array]:
+        """One update.
+
+        Args:
+          state: Donated: its arrays are gone after the call.
+          batch: P groups.
+          key: Shuffles the groups into minibatches, in another order in each epoch.
+          step: Number of updates that are done, for schedules of k.
+          learning_rate: Of the optimizer, before its warm-up.
+          method: Which of the methods' advantages to use.
+
+        Returns:
+          The next state, metrics, and the advantages `[P, N]`.
+        """
+
+
 def make_update(
-    graph: nnx.GraphDef, settings: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
-) -> Callable[
-    [training.TrainState, Batch, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
-]:
-    """The compiled update.
+    graph: nnx.GraphDef,
+    rl: ConfigDict,
+    advantages: Advantages,
+    *,
+    optimizer: MakeOptimizer | None = None,
+    layout: Callable[[Any], Any] = lambda state: None,
+) -> Update:
+    """The compiled update, one program for all methods, learning rates and steps.
 
     Args:
       graph: The policy's structure.
-      settings: The `rl` of a config.
+      rl: The `rl` of a config.
+      advantages: Of each group.
+      optimizer: None: `make_optimizer` with the learning rate of `warmed_up`.
       layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
-
-    Returns:
-      (state, batch, learning rate, key) -> (state, metrics). The state is donated: its arrays are
-      gone after the call. The key shuffles the groups into minibatches, anew in each epoch.
     """
+
+    def make(rate: jax.Array, done: jax.Array) -> optax.GradientTransformation:
+        if optimizer is not None:
+            return optimizer(rate)
+        return make_optimizer(rl, warmed_up(rate, done, rl.warmup_steps))
 
     @partial(jax.jit, donate_argnums=0)
     def update(
-        state: training.TrainState, batch: Batch, learning_rate: jax.Array, key: jax.Array
-    ) -> tuple[training.TrainState, Metrics]:
-        def step(
+        state: training.TrainState,
+        batch: Batch,
+        key: jax.Array,
+        *,
+        step: jax.Array,
+        learning_rate: jax.Array,
+        method: jax.Array | int = 0,
+    ) -> tuple[training.TrainState, Metrics, jax.Array]:
+        # The barrier keeps their rounding what it is when they are computed alone.
+        found = jax.lax.optimization_barrier(
+            advantages(batch.rewards, batch.valid, jnp.asarray(step), jnp.asarray(method))
+        )
+        batch = batch._replace(advantages=found)
+
+        def one_step(
             state: training.TrainState, minibatch: Batch
         ) -> tuple[training.TrainState, Metrics]:
             gradients, metrics = accumulated_gradient(
-                partial(loss_and_metrics, graph, settings),
-                state.params,
-                minibatch,
-                settings.micro_batches,
+                partial(loss_and_metrics, graph, rl), state.params, minibatch, rl.micro_batches
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
-            rate = warmed_up(learning_rate, state.step, settings.warmup_steps)
-            optimizer = make_optimizer(settings, rate)
-            state = training.apply_gradients(state, gradients, optimizer)
+            transform = make(jnp.asarray(learning_rate), state.step)
+            state = training.apply_gradients(state, gradients, transform)
             return parallel.constrain_to(state, layout(state)), metrics
 
         def step_with(
             state: training.TrainState, groups: jax.Array
         ) -> tuple[training.TrainState, Metrics]:
-            return step(state, parallel.constrain_batch(jax.tree.map(lambda x: x[groups], batch)))
+            minibatch = parallel.constrain_batch(jax.tree.map(lambda x: x[groups], batch))
+            return one_step(state, minibatch)
 
-        P = batch.advantages.shape[0]
-        if settings.epochs * settings.minibatches == 1:
-            return step(state, batch)
-        keys = jax.random.split(key, settings.epochs)
+        P = batch.rewards.shape[0]
+        if rl.epochs * rl.minibatches == 1:
+            return *one_step(state, batch), found
+        keys = jax.random.split(key, rl.epochs)
         order = jax.vmap(lambda key: jax.random.permutation(key, P))(keys)
-        groups = order.reshape(settings.epochs * settings.minibatches, -1)
+        groups = order.reshape(rl.epochs * rl.minibatches, -1)
         state, metrics = jax.lax.scan(step_with, state, groups)
         # Once more: what a loop returns need not lie where its body left it.
         state = parallel.constrain_to(state, layout(state))
-        return state, jax.tree.map(jnp.mean, metrics)
+        return state, jax.tree.map(jnp.mean, metrics), found
 
     return update
 
 
 def make_reference(
-    graph: nnx.GraphDef, settings: ConfigDict
+    graph: nnx.GraphDef, rl: ConfigDict
 ) -> Callable[[nnx.State, Prompts, Completions], jax.Array]:
     """Compiled log-probabilities `[P, N, T]` under frozen parameters, in micro-batches."""
-    pieces = settings.minibatches * settings.micro_batches
+    pieces = rl.minibatches * rl.micro_batches
 
     @jax.jit
     def reference(params: nnx.State, prompts: Prompts, completions: Completions) -> jax.Array:
         def log_probs(piece: tuple[Prompts, Completions]) -> jax.Array:
-            return _log_probs(graph, settings, params, *parallel.constrain_batch(piece)).log_probs
+            return _log_probs(graph, rl, params, *parallel.constrain_batch(piece)).log_probs
 
         cut = jax.tree.map(lambda x: _cut(x, pieces), (prompts, completions))
         return jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
@@ -158,44 +224,45 @@ def accumulated_gradient(
 
 
 def loss_and_metrics(
-    graph: nnx.GraphDef, settings: ConfigDict, params: nnx.State, micro: Batch, whole: Counts
+    graph: nnx.GraphDef, rl: ConfigDict, params: nnx.State, micro: Batch, whole: Counts
 ) -> tuple[jax.Array, Metrics]:
     """A micro-batch's part of the loss and of the metrics of the batch it is cut from."""
+    assert micro.advantages is not None  # The update has computed them.
     tokens = micro.completions
     kept = tokens.mask & micro.where[..., None]
     counts = _counts(micro)
     of_samples = counts.samples / jnp.maximum(whole.samples, 1)
     of_tokens = counts.tokens / jnp.maximum(whole.tokens, 1)
 
-    policy = _log_probs(graph, settings, params, micro.prompts, tokens)
-    level = _Level(settings, kept)
+    policy = _log_probs(graph, rl, params, micro.prompts, tokens)
+    level = _Level(rl, kept)
     log_probs, behavior = level.scores(policy.log_probs), level.scores(tokens.log_probs)
-    share = of_tokens if settings.loss_aggregation == "token" else of_samples
-    loss = share * _policy_loss(settings, level, log_probs, behavior, micro.advantages)
+    share = of_tokens if rl.loss_aggregation == "token" else of_samples
+    loss = share * _policy_loss(rl, level, log_probs, behavior, micro.advantages)
 
     entropy = losses.masked_mean(policy.entropy, where=kept)
-    if settings.entropy_coefficient:  # 0 times a diagnostic that is not finite would be NaN.
-        loss -= of_tokens * settings.entropy_coefficient * entropy
+    if rl.entropy_coefficient:  # 0 times a diagnostic that is not finite would be NaN.
+        loss -= of_tokens * rl.entropy_coefficient * entropy
     diagnostics = losses.ratio_diagnostics(
         log_probs,
         behavior,
         micro.advantages,
-        **_clip(settings),
+        **_clip(rl),
         where=level.where,
     )
-    of_ratios = of_samples if settings.importance_level == "sequence" else of_tokens
+    of_ratios = of_samples if rl.importance_level == "sequence" else of_tokens
     metrics = {
         "entropy": of_tokens * entropy,
         "kl_to_sampling_policy": of_ratios * diagnostics.approximate_kl,
     }
-    if settings.loss == "clipped_ratio":
+    if rl.loss == "clipped_ratio":
         metrics["clip_fraction"] = of_ratios * diagnostics.clip_fraction
     if micro.reference_log_probs is not None:
         reference = level.scores(micro.reference_log_probs)
         penalty = losses.kl_penalty(
-            log_probs, reference, estimator=settings.kl_estimator, where=level.where
+            log_probs, reference, estimator=rl.kl_estimator, where=level.where
         )
-        loss += of_samples * settings.kl_coefficient * level.mean_of_sums(penalty)
+        loss += of_samples * rl.kl_coefficient * level.mean_of_sums(penalty)
         drift = losses.kl_penalty(
             policy.log_probs, micro.reference_log_probs, estimator="k3", where=kept
         )
@@ -204,12 +271,12 @@ def loss_and_metrics(
 
 
 class _Level:
-    """Tokens or whole sequences, as what has one ratio, one penalty and one term in the loss."""
+    """The units of the loss: tokens or sequences, each with a ratio, a penalty and a term."""
 
-    def __init__(self, settings: ConfigDict, kept: jax.Array):
-        self.tokens = settings.importance_level == "token"
+    def __init__(self, rl: ConfigDict, kept: jax.Array):
+        self.tokens = rl.importance_level == "token"
         self._kept = kept
-        self._normalized = settings.loss_aggregation == "sequence"
+        self._normalized = rl.loss_aggregation == "sequence"
         self.where = kept if self.tokens else kept.any(axis=-1)
 
     def scores(self, log_probs: jax.Array) -> jax.Array:
@@ -225,38 +292,38 @@ class _Level:
 
 
 def _policy_loss(
-    settings: ConfigDict,
+    rl: ConfigDict,
     level: _Level,
     log_probs: jax.Array,
     behavior: jax.Array,
     advantages: jax.Array,
 ) -> jax.Array:
-    clip = _clip(settings)
+    clip = _clip(rl)
     if level.tokens:
         how = {
-            "loss_aggregation": settings.loss_aggregation,
-            "length": settings.length,
+            "loss_aggregation": rl.loss_aggregation,
+            "length": rl.length,
             "where": level.where,
         }
-        if settings.loss == "score_function":
+        if rl.loss == "score_function":
             return losses.token_score_function_loss(log_probs, advantages, **how)
         return losses.token_clipped_ratio_loss(log_probs, behavior, advantages, **clip, **how)
-    if settings.loss == "score_function":
+    if rl.loss == "score_function":
         return losses.score_function_loss(log_probs, advantages, where=level.where)
     return losses.clipped_ratio_loss(log_probs, behavior, advantages, **clip, where=level.where)
 
 
-def _clip(settings: ConfigDict) -> dict[str, Any]:
+def _clip(rl: ConfigDict) -> dict[str, Any]:
     return {
-        "clip_low": settings.clip_low,
-        "clip_high": settings.clip_high,
-        "clip_dual": settings.clip_dual or None,
+        "clip_low": rl.clip_low,
+        "clip_high": rl.clip_high,
+        "clip_dual": rl.clip_dual or None,
     }
 
 
 def _log_probs(
     graph: nnx.GraphDef,
-    settings: ConfigDict,
+    rl: ConfigDict,
     params: nnx.State,
     prompts: Prompts,
     completions: Completions,
@@ -267,7 +334,7 @@ def _log_probs(
         prompts,
         completions.tokens,
         completions.mask,
-        temperature=settings.temperature,
+        temperature=rl.temperature,
     )
 
 

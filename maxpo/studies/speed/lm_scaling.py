@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from maxpo import parallel, training
+from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.transformer import Transformer
@@ -92,8 +92,11 @@ def compile_update(case: Case) -> dict[str, Any]:
                 specs,
             )
         batch = _batch(case, over_data)
-        update: Any = make_update(graph, settings, layout)
-        program = update.lower(state, batch, jnp.float32(1e-4), jax.random.key(0)).compile()
+        update: Any = make_update(graph, settings, _advantages, layout=layout)
+        lowered = update.lower(
+            state, batch, jax.random.key(0), step=0, learning_rate=jnp.float32(1e-4)
+        )
+        program = lowered.compile()
     cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
     return {
         "flops": cost["flops"],
@@ -189,6 +192,12 @@ def communicated_bytes(case: Case) -> dict[str, float]:
     }
 
 
+def _advantages(
+    rewards: jax.Array, where: jax.Array, step: jax.Array, method: jax.Array
+) -> jax.Array:
+    return estimators.maxpo(rewards, 4, where=where)
+
+
 def _batch(case: Case, sharding: NamedSharding | None) -> Batch:
     P, N, S, T = case.prompts * case.data, case.group_size, case.prompt_length, case.new_tokens
 
@@ -202,6 +211,7 @@ def _batch(case: Case, sharding: NamedSharding | None) -> Batch:
             array(samples, jnp.int32), array(samples, jnp.float32), array(samples, jnp.bool_)
         ),
         array((P, N), jnp.float32),
+        array((P, N), jnp.bool_),
         array((P, N), jnp.bool_),
     )
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maxpo.lm.training import evaluation
-from maxpo.lm.training.failures import as_lowest
-from maxpo.lm.training.settings import powers_up_to
+from maxpo.lm.training.evaluation import powers_up_to
+from maxpo.lm.training.grading import as_lowest
 
 
 def test_powers_up_to_end_with_n():

@@ -10,8 +10,8 @@ import pytest
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.verification import Scores
 from maxpo.lm.training import rollouts
-from maxpo.lm.training.batches import batch_of_step
 from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.settings import make_settings
 from maxpo.runs import load_config
 
@@ -39,7 +39,7 @@ class Answers(NamedTuple):
     keys: list
     failed: float | None = None  # What stands for a failure; None: all that is below 0.
 
-    def sample(self, params, prompts, key):
+    def draw(self, params, prompts, key):
         self.keys.append(jax.random.key_data(key).tolist())
         N = len(next(iter(self.rewards.values())))
         number = [self.tokenizer.decode(row[kept]) for row, kept in zip(*prompts, strict=True)]
@@ -69,12 +69,15 @@ class Answers(NamedTuple):
         return Pending()
 
 
+def collector(config, answers, settings):
+    sampler = rollouts.Sampler(answers.draw, settings.tokenizer, answers)
+    return rollouts.Collector(config.rl, sampler, settings.train, settings.grading, seed=5)
+
+
 def collect(config, rewards, step=1, failed=None):
     settings = make_settings(config)
     answers = Answers(rewards, settings.tokenizer, [], failed)
-    groups = rollouts.collect(
-        settings, answers.sample, answers, None, 5, step, jax.random.key(0), rollouts.Timer()
-    )
+    groups = collector(config, answers, settings)(None, step, jax.random.key(0), rollouts.Timer())
     return [int(problem.prompt.partition("=")[0]) for problem in groups.problems.problems], groups
 
 
@@ -96,7 +99,7 @@ def test_every_epoch_is_a_permutation_of_all_problems():
 
 
 @pytest.mark.parametrize(
-    ("rewards", "where", "alive"),
+    ("rewards", "where", "varied"),
     [
         ([0.0, 1.0], [True, True], True),
         ([0.5, 0.5], [True, True], False),
@@ -105,12 +108,12 @@ def test_every_epoch_is_a_permutation_of_all_problems():
         ([1.0, 1.0 + 1e-7], [True, True], True),  # Decided on the raw rewards, without a tolerance.
     ],
 )
-def test_a_group_is_alive_where_kept_rewards_differ(rewards, where, alive):
-    found = rollouts.is_alive(np.array([rewards], np.float32), np.array([where]))
-    assert found.tolist() == [alive]
+def test_a_group_has_variance_where_kept_rewards_differ(rewards, where, varied):
+    found = rollouts.has_variance(np.array([rewards], np.float32), np.array([where]))
+    assert found.tolist() == [varied]
 
 
-def test_dead_groups_are_kept_or_dropped(tmp_path):
+def test_zero_variance_groups_are_kept_or_dropped(tmp_path):
     config = make_config(tmp_path)
     order = batch_of_step(5, 1, 4, 12).tolist()
     rewards = dict.fromkeys(range(12), MIXED) | {order[1]: FAILED, order[2]: SOLVED}
@@ -252,10 +255,10 @@ def test_each_batch_of_each_round_has_its_own_key(tmp_path):
     config.rl.update(zero_variance_groups="oversample", oversampling=2)
     settings = make_settings(config)
     answers = Answers(dict.fromkeys(range(12), FAILED), settings.tokenizer, [])
-    arguments = (settings, answers.sample, answers, None, 5, 1)
-    rollouts.collect(*arguments, jax.random.key(0), rollouts.Timer())
+    found = collector(config, answers, settings)
+    found(None, 1, jax.random.key(0), rollouts.Timer())
     assert len({tuple(key) for key in answers.keys}) == 4
-    rollouts.collect(*arguments, jax.random.key(0), rollouts.Timer())
+    found(None, 1, jax.random.key(0), rollouts.Timer())
     assert answers.keys[:4] == answers.keys[4:]
 
 

@@ -124,7 +124,7 @@ def test_a_verifier_of_ones_own_may_score_below_0(config):
     config.task.update(verifier="lm_verifier:unreliable", binary=False, success=-0.5)
     settings = make_settings(config)
     scores = np.array([-0.6, -0.5, -0.1, 0.0], np.float32)
-    assert settings.correct(scores).tolist() == [False, True, True, True]
+    assert settings.grading.correct(scores).tolist() == [False, True, True, True]
 
 
 def test_a_gradient_need_not_be_clipped(config):

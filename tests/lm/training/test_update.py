@@ -57,13 +57,30 @@ def make_batch(reference=True):
     def elsewhere():
         return np.where(mask, own + rng.normal(0, 0.3, (P, N, T)), 0).astype(np.float32)
 
+    completions = Completions(tokens, elsewhere(), mask)
+    advantages = rng.normal(size=(P, N)).astype(np.float32)
     return update.Batch(
         prompts,
-        Completions(tokens, elsewhere(), mask),
-        rng.normal(size=(P, N)).astype(np.float32),
+        completions,
+        advantages,
+        np.ones((P, N), bool),
         where,
         elsewhere() if reference else None,
+        advantages,
     )
+
+
+def make_update(settings):
+    """The update whose advantages are the rewards, as (state, batch, rate, seed)."""
+    advance = update.make_update(GRAPH, settings, lambda rewards, where, step, method: rewards)
+
+    def run(state, batch, rate, seed=0):
+        key = jax.random.key(seed)
+        state, metrics, advantages = advance(state, batch, key, step=0, learning_rate=rate)
+        np.testing.assert_array_equal(advantages, batch.rewards)
+        return state, metrics
+
+    return run
 
 
 def naive_loss(states, output, batch, settings):
@@ -211,9 +228,9 @@ def test_metrics_are_those_of_the_whole_batch_however_it_is_cut():
 def test_an_update_is_a_clipped_adamw_step_with_a_warm_up():
     settings, batch = make_settings(micro_batches=2), make_batch()
     state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
-    advance = update.make_update(GRAPH, settings)
+    advance = make_update(settings)
     copy = jax.tree.map(jnp.copy, state)
-    copy, metrics = advance(copy, batch, jnp.float32(0.01), jax.random.key(0))
+    copy, metrics = advance(copy, batch, 0.01)
 
     _, gradient = naive_gradient(batch, settings)
     norm = np.sqrt(sum(np.sum(array**2) for array in gradient.values()))
@@ -236,9 +253,9 @@ def test_small_updates_of_bfloat16_weights_are_kept():
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(state.opt_state) if x.ndim} == {jnp.dtype("float32")}
     before = jax.tree.map(np.asarray, state.params)
-    advance = update.make_update(GRAPH, settings)
+    advance = make_update(settings)
     for _ in range(5):
-        state, _ = advance(state, make_batch(), jnp.float32(1e-6), jax.random.key(0))
+        state, _ = advance(state, make_batch(), 1e-6)
     for name in ("output", "states"):
         moved = np.abs(np.asarray(state.params[name][...]) - before[name][...])
         # Adam's steps are those of the sign while the gradient stays what it is: 5e-6 after five.
@@ -305,14 +322,12 @@ def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
     settings = make_settings(loss="clipped_ratio", epochs=3, minibatches=2, weight_decay=0.0)
     batch = make_batch()
     state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
-    advance = update.make_update(GRAPH, settings)
-    once, metrics = advance(
-        jax.tree.map(jnp.copy, state), batch, jnp.float32(0.01), jax.random.key(0)
-    )
+    advance = make_update(settings)
+    once, metrics = advance(jax.tree.map(jnp.copy, state), batch, 0.01)
     assert once.step == 6
     assert all(np.ndim(value) == 0 for value in metrics.values())
-    again, _ = advance(jax.tree.map(jnp.copy, state), batch, jnp.float32(0.01), jax.random.key(0))
-    other, _ = advance(jax.tree.map(jnp.copy, state), batch, jnp.float32(0.01), jax.random.key(1))
+    again, _ = advance(jax.tree.map(jnp.copy, state), batch, 0.01, 0)
+    other, _ = advance(jax.tree.map(jnp.copy, state), batch, 0.01, 1)
     np.testing.assert_array_equal(again.params["states"][...], once.params["states"][...])
     assert np.any(other.params["states"][...] != once.params["states"][...])
 
@@ -321,9 +336,7 @@ def test_nothing_kept_changes_nothing():
     settings = make_settings(weight_decay=0.0)
     batch = make_batch()._replace(where=np.zeros((P, N), bool))
     state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
-    state, metrics = update.make_update(GRAPH, settings)(
-        jax.tree.map(jnp.copy, state), batch, jnp.float32(0.01), jax.random.key(0)
-    )
+    state, metrics = make_update(settings)(jax.tree.map(jnp.copy, state), batch, 0.01)
     np.testing.assert_array_equal(state.params["states"][...], PARAMS["states"][...])
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["gradient_norm"] == 0

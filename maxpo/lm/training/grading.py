@@ -1,0 +1,59 @@
+"""From a verifier's scores to rewards, and to what counts as correct."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from maxpo.lm.tasks.verification import Scores
+
+__all__ = ["Grading", "as_lowest", "marked"]
+
+
+class Grading(NamedTuple):
+    """What scores mean. Everywhere `[..., n]`, NaN where the verification failed.
+
+    Attributes:
+      success: The score from which a sample is correct.
+      binary: Whether the reward is 1 for a correct sample and 0 for any other, or the score itself.
+    """
+
+    success: float
+    binary: bool
+
+    def rewards(self, scores: np.ndarray) -> np.ndarray:
+        """What is maximized; never NaN.
+
+        A failed sample gets a reward that is never above that of a scored one: 0, or with graded
+        scores that of `as_lowest`.
+        """
+        if self.binary:
+            return self.correct(scores).astype(np.float32)
+        return as_lowest(scores)
+
+    def correct(self, scores: np.ndarray) -> np.ndarray:
+        """Which samples count for pass@k: those that were scored with at least `success`."""
+        return scores >= self.success
+
+
+def marked(scores: Scores) -> np.ndarray:
+    """Scores `[P, N]`, NaN where the verification failed."""
+    return np.where(scores.valid, scores.rewards, np.float32(np.nan))
+
+
+def as_lowest(scores: np.ndarray) -> np.ndarray:
+    """Scores with a number for failures: the lowest of the group, but at most 0.
+
+    So a failure never beats a sample that was scored. A group in which all failed gets the lowest
+    score of all, again at most 0.
+
+    Args:
+      scores: `[..., n]`, NaN where the verification failed.
+
+    >>> as_lowest(np.array([[-0.1, -0.2, np.nan, -0.4], [0.5, 0.7, np.nan, np.nan]]))
+    array([[-0.1, -0.2, -0.4, -0.4],
+           [ 0.5,  0.7,  0. ,  0. ]])
+    """
+    lowest = np.fmin.reduce(scores, axis=-1, keepdims=True)
+    of_all = np.fmin.reduce(scores, axis=None)
+    lowest = np.where(np.isnan(lowest), of_all, lowest)
+    return np.where(np.isnan(scores), np.fmin(lowest, np.float32(0)), scores)

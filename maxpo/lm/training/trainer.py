@@ -1,0 +1,151 @@
+"""The loop of a training run: sample, verify, update, log, save, any number of restarts."""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike
+
+from maxpo import parallel, runs, training
+from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.tasks.verification import FAILURES, Scores
+from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.rollouts import Collector, Rollouts, Timer
+from maxpo.lm.training.update import Batch, Update
+
+__all__ = ["EVALUATE", "INIT", "Trainer", "key_of", "verification_counts"]
+
+INIT, SAMPLE, SHUFFLE, EVALUATE = range(4)
+"""Uses of a seed's key; see `key_of`."""
+
+
+def key_of(seed: int, use: int, step: int = 0) -> jax.Array:
+    """The PRNG key of one use of a seed at one step, so that a resumed run draws the same."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), use), step)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+    """Trains one policy in one run's folder.
+
+    Attributes:
+      collect: Draws and scores the groups of a step, in the order of its seed.
+      update: Compiled, see `make_update`.
+      reference: Compiled log-probabilities `[P, N, T]` under frozen parameters.
+      failures: Reports failed verifications.
+    """
+
+    collect: Collector
+    update: Update
+    reference: Callable[[nnx.State, Prompts, Completions], jax.Array]
+    failures: FailureLog
+
+    def __call__(
+        self,
+        run: runs.Run,
+        state: training.TrainState,
+        *,
+        start_from: nnx.State,
+        learning_rate: ArrayLike,
+        method: int = 0,
+    ) -> training.TrainState:
+        """Does the updates that are left of a run, and returns the state after the last.
+
+        Args:
+          run: Open and not finished.
+          state: Before the first update; donated.
+          start_from: Frozen parameters that the KL penalty refers to.
+          learning_rate: Of the optimizer.
+          method: The number of the method, see `Update`.
+
+        Raises:
+          FloatingPointError: If the loss, its gradient, an advantage or a log-probability that it
+            is made of is not finite, naming the step and the prompt. Diagnostics may be anything.
+          RuntimeError: If the verifier raised on every sample of a step.
+        """
+        rl, seed = self.collect.rl, self.collect.seed
+        state, start = run.restore(state)
+        rate = jnp.float32(learning_rate)
+        for step in runs.steps(start, rl.steps):
+            timer, began = Timer(), time.perf_counter()
+            groups = self.collect(state.params, step, key_of(seed, SAMPLE, step), timer)
+            self.failures.note_step(step, groups.scores)
+            _check_groups(
+                step, groups, "log-probabilities", np.asarray(groups.completions.log_probs)
+            )
+            with timer("updating"):
+                batch = self._batch(groups, start_from)
+                shuffle = key_of(seed, SHUFFLE, step)
+                state, found, advantages = self.update(
+                    state, batch, shuffle, step=step - 1, learning_rate=rate, method=method
+                )
+                metrics: dict[str, Any] = dict(jax.device_get(found))
+                size = np.abs(parallel.fetch(advantages))
+            _check_groups(step, groups, "advantages", size)
+            kept = size[groups.where]
+            metrics["advantage_size"] = kept.mean() if kept.size else 0.0
+            runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
+            run.log(step, {**groups.metrics, **metrics})
+            if step % rl.save_every == 0 or step == rl.steps:
+                run.save(step, state)
+            run.log_timings(step, _timings(timer, time.perf_counter() - began, groups))
+        return state
+
+    def _batch(self, groups: Rollouts, start_from: nnx.State) -> Batch:
+        """The groups on the devices, with their log-probabilities under the frozen policy."""
+        arrays: Any = (groups.completions, groups.rewards, groups.valid, groups.where)
+        batch = parallel.shard_batch(Batch(groups.problems.prompts, *arrays))
+        if self.collect.rl.kl_coefficient:
+            found = self.reference(start_from, batch.prompts, batch.completions)
+            batch = batch._replace(reference_log_probs=found)
+        return batch
+
+
+def verification_counts(run: runs.Run, group_size: int, evaluated: Scores) -> dict[str, Any]:
+    """How many samples were verified in training and evaluation, and the failures among them.
+
+    Those of training are read from what was logged: a restart has not seen the steps before it.
+    """
+    steps = [line for line in runs.read_metrics(run.folder) if "sampled_groups" in line]
+    return {
+        "verified": evaluated.rewards.size
+        + sum(line["sampled_groups"] for line in steps) * group_size,
+        "failures": {
+            kind: evaluated.failures[kind] + sum(line[f"failed_{kind}"] for line in steps)
+            for kind in FAILURES
+        },
+    }
+
+
+def _check_groups(step: int, groups: Rollouts, name: str, values: np.ndarray) -> None:
+    """Raises FloatingPointError for the first prompt whose values are not finite."""
+    for problem, of_prompt in zip(groups.problems.problems, values, strict=True):
+        if not np.isfinite(of_prompt).all():
+            runs.check_finite(step, {f"{name} of {problem.prompt!r}": of_prompt})
+
+
+def _timings(timer: Timer, seconds: float, groups: Rollouts) -> dict[str, float]:
+    """Seconds of a step and of its phases, their tokens, and tokens per second.
+
+    "verifying" is the time that is left of it after the sampling.
+    """
+    metrics, mask = groups.metrics, groups.completions.mask
+    tokens = {
+        "sampling": metrics["completion_length"] * metrics["sampled_groups"] * mask.shape[1],
+        "updating": mask.sum(),
+    }
+    return {
+        "seconds": seconds,
+        **timer.seconds,
+        **{f"share_{phase}": part / seconds for phase, part in timer.seconds.items()},
+        **{f"{phase}_tokens": count for phase, count in tokens.items()},
+        **{
+            f"{phase}_tokens_per_second": count / timer.seconds[phase]
+            for phase, count in tokens.items()
+        },
+    }
