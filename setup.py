@@ -1,10 +1,14 @@
 """Packaging. Settings of the tools live in pyproject.toml."""
 
 import pathlib
+import re
 
 import setuptools
 
 HERE = pathlib.Path(__file__).parent
+# Read, not imported: what maxpo imports need not be there when it is built.
+VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "maxpo/__init__.py").read_text(), re.M)
+assert VERSION is not None
 
 # What the tests of a part need is not needed to import it: they skip where it is missing.
 LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
@@ -29,7 +33,7 @@ TEST = [
 
 setuptools.setup(
     name="maxpo",
-    version="0.1.0",
+    version=VERSION[1],
     description="Policy gradients for inference-time objectives (max@K, pass@K) in JAX",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -1,10 +1,125 @@
-"""Language models: the model, its tasks, and its training with verifiable rewards.
+"""Language models: train one for the best of k of its samples.
 
-In the order in which one builds on the other:
+    import optax
+    from maxpo import lm
+
+    policy, tokenizer = lm.load("path/of/a/hugging-face/folder")
+    problems = [lm.Problem(prompt="2+3=", answer="5"), lm.Problem(prompt="7+1=", answer="8")]
+    result = lm.train(
+        policy, tokenizer, problems,
+        reward=lambda problem, text: float(text == problem.answer),
+        method="maxpo:k=4", group_size=16, steps=200, optimizer=optax.adamw(1e-5),
+        workdir="runs/mine",
+    )
+    result.curve["after"].value  # pass@k on held-out problems; .k, .error
+
+Below this door, in the order in which one builds on the other:
 
 * `maxpo.lm.model`: a transformer, checkpoints of the open models, sampling and log-probabilities.
 * `maxpo.lm.tasks`: problems, tokenizers, and verifiers that run in other processes.
 * `maxpo.lm.training`: supervised fine-tuning, policy gradients, and evaluation by pass@k.
 """
 
-__all__: list[str] = []
+import importlib
+import os
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maxpo.lm.model.transformer import Transformer
+    from maxpo.lm.tasks.rewards import group_reward
+    from maxpo.lm.tasks.text import Problem
+    from maxpo.lm.tasks.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
+    from maxpo.lm.training.door import Result, train
+
+__all__ = [
+    "CharTokenizer",
+    "Problem",
+    "Result",
+    "group_reward",
+    "load",
+    "load_tokenizer",
+    "new",
+    "train",
+]
+
+_MODULES = {
+    "CharTokenizer": "maxpo.lm.tasks.tokenizers",
+    "Problem": "maxpo.lm.tasks.text",
+    "Result": "maxpo.lm.training.door",
+    "group_reward": "maxpo.lm.tasks.rewards",
+    "load_tokenizer": "maxpo.lm.tasks.tokenizers",
+    "train": "maxpo.lm.training.door",
+}
+
+
+def load(
+    folder: str | os.PathLike[str],
+    *,
+    context_length: int | None = None,
+    dtype: str = "float32",
+    param_dtype: str = "float32",
+    remat: bool = False,
+) -> "tuple[Transformer, Tokenizer]":
+    """The model and the tokenizer of a Hugging Face folder (Llama, Qwen2, Qwen3).
+
+    Needs `pip install 'maxpo[lm,hf]'`.
+
+    Args:
+      folder: With `config.json`, safetensors and `tokenizer.json`.
+      context_length: Longest prompt and completion together, in tokens. None: the checkpoint's own.
+      dtype: Of the computation, "float32" or "bfloat16".
+      param_dtype: Of the parameters; training keeps float32 ones whatever it is.
+      remat: Compute each layer again in the backward pass, which saves memory.
+
+    Raises:
+      MissingExtraError: If a package of the extras is missing.
+      ValueError: If the folder holds no such model or tokenizer.
+    """
+    from maxpo.lm.model.pretrained import load_pretrained
+    from maxpo.lm.tasks.tokenizers import load_tokenizer
+
+    tokenizer = load_tokenizer(folder)
+    model = load_pretrained(
+        folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
+    )
+    return model, tokenizer
+
+
+def new(
+    size: str, tokenizer: "Tokenizer", *, context_length: int = 256, seed: int = 0, **overrides: Any
+) -> "tuple[Transformer, Tokenizer]":
+    """A model with random parameters for a tokenizer.
+
+    Args:
+      size: One of `maxpo.lm.model.config.SIZES`.
+      tokenizer: Whose tokens it reads and writes, such as `CharTokenizer.from_texts(texts)`.
+      context_length: Longest prompt and completion together, in tokens.
+      seed: Of the parameters.
+      **overrides: Other fields of `TransformerConfig`, such as `layers=2`.
+
+    Returns:
+      The model and the tokenizer.
+
+    Raises:
+      ValueError: If the size or a field is unknown, or fields do not fit.
+    """
+    from flax import nnx
+
+    from maxpo.lm.model.config import make_config
+    from maxpo.lm.model.transformer import Transformer
+
+    config = make_config(
+        size, vocab_size=tokenizer.vocab_size, context_length=context_length, **overrides
+    )
+    return Transformer(config, rngs=nnx.Rngs(seed)), tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: workers that score completions start without JAX."""
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

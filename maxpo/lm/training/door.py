@@ -1,0 +1,382 @@
+"""Training from Python: a policy, problems and a reward in, a better policy and its curves out."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from maxpo import parallel, runs, training
+from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
+from maxpo.lm.tasks.text import Problem, digest, load_verifier
+from maxpo.lm.tasks.tokenizers import Tokenizer
+from maxpo.lm.tasks.verification import VerifierPool
+from maxpo.lm.training.checks import check_rl
+from maxpo.lm.training.evaluation import Curve, curve, held_out_scores, powers_up_to
+from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.figures import best_of_k_figure, learning_curves
+from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.problems import encode
+from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
+from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of, verification_counts
+from maxpo.lm.training.update import make_reference, make_update
+from maxpo.methods import Method, choose_advantages, parse_methods
+
+__all__ = ["RL_DEFAULTS", "Result", "train"]
+
+RL_DEFAULTS: dict[str, Any] = {
+    # As in configs/lm.py, which says what each of them is.
+    "sampling_batches": 1,
+    "loss": "score_function",
+    "importance_level": "token",
+    "loss_aggregation": "constant",
+    "length": 1.0,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "clip_dual": 0.0,
+    "epochs": 1,
+    "minibatches": 1,
+    "micro_batches": 1,
+    "kl_coefficient": 0.0,
+    "kl_estimator": "k2",
+    "entropy_coefficient": 0.0,
+    "zero_variance_groups": "keep",
+    "oversampling": 1,
+    "failures": "zero",
+    "learning_rate": 1e-5,
+    "warmup_steps": 5,
+    "max_gradient_norm": 1.0,
+    "weight_decay": 0.0,
+}
+"""Fields of `rl` that `train` takes by name."""
+
+BEFORE, AFTER = "before", "after"
+
+
+class Result(NamedTuple):
+    """What came of a training run.
+
+    Attributes:
+      policy: The trained policy, with parameters of the dtypes that it came with.
+      curve: "before" and "after" to pass@k on the held-out problems: `k`, `value`, `error`
+        (standard errors over problems).
+      max_curve: The same of max@k, the mean best reward of k samples.
+      history: What was logged at each step, such as "mean_reward".
+      folder: The run's folder.
+    """
+
+    policy: nnx.Module
+    curve: dict[str, Curve]
+    max_curve: dict[str, Curve]
+    history: list[dict[str, Any]]
+    folder: Path
+
+
+def train(
+    policy: nnx.Module,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    *,
+    reward: Reward | GroupReward | str,
+    method: str = "maxpo:k=4",
+    held_out: Sequence[Problem] | None = None,
+    group_size: int = 16,
+    prompts: int = 8,
+    steps: int = 100,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    optimizer: optax.GradientTransformation | None = None,
+    success: float = 1.0,
+    binary: bool = False,
+    samples: int = 16,
+    seed: int = 0,
+    save_every: int = 50,
+    workers: int = 0,
+    time_limit: float = 10.0,
+    workdir: str | os.PathLike[str] | None = None,
+    **rl: Any,
+) -> Result:
+    """Trains a policy for the best of k of its samples, or any other objective of `method`.
+
+    Before and after, `samples` completions of every held-out problem are drawn and scored. Between
+    them, each step draws `group_size` completions of each of `prompts` problems, scores them, and
+    makes one update. The folder is that of any run: called again with the same arguments, `train`
+    goes on after the last checkpoint and ends with the same parameters, bit for bit; of a finished
+    run it returns the result. `config.json` in it tells one run from another, and an optimizer is
+    known by the types of its state alone: give the same one again.
+
+    Args:
+      policy: A language model, see `maxpo.lm.model.policy`. It is not changed.
+      tokenizer: Between text and its tokens.
+      problems: To learn from.
+      reward: A function of a problem and a completion, `group_reward(f)` of a function of a problem
+        and all its N completions, or "module:function". A call that raises makes a failed sample.
+      method: An estimator with its settings, see `maxpo.methods`.
+      held_out: Problems to evaluate on. None: `problems` themselves, which the model has then seen.
+      group_size: N, completions of each prompt.
+      prompts: P, problems in each step.
+      steps: Updates.
+      max_new_tokens: T, the longest completion in tokens.
+      temperature: Of sampling, in training and evaluation.
+      optimizer: Any. None: AdamW with the learning rate, warm-up and clipping of `rl`.
+      success: The reward from which a completion is correct, for pass@k.
+      binary: Train on whether the reward is at least `success`, not on the reward.
+      samples: n, completions of each held-out problem.
+      seed: Decides the order of problems, and all samples.
+      save_every: Steps between two checkpoints.
+      workers: Processes that score completions, each under `time_limit` and apart from all others;
+        `reward` is then a function of a module, of a problem and a text. 0: this process.
+      time_limit: Seconds for a completion, with `workers`.
+      workdir: The run's folder. None: a time-stamped one under `runs/`.
+      **rl: Any of `RL_DEFAULTS`, the fields of `rl` in configs/lm.py.
+
+    Raises:
+      ValueError: If an argument makes no sense, before any work.
+      UsageError: If `workdir` holds another run, naming the fields that differ.
+      FloatingPointError: If a step is not finite, naming it and the prompt.
+      RuntimeError: If the reward raised on every completion of a step.
+    """
+    if not problems:
+        raise ValueError("problems: expected at least one, got none")
+    if held_out is not None and not held_out:
+        raise ValueError("held_out: expected at least one problem or None, got none")
+    (chosen,) = parse_methods([method], group_size=group_size)
+    if not binary:
+        training.check_graded([chosen.estimator], "method", "binary=False")
+    config = _config(
+        {
+            "steps": steps,
+            "prompts": prompts,
+            "group_size": group_size,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "save_every": save_every,
+            "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
+        },
+        rl,
+        samples,
+    )
+    _check_optimizer(optimizer, chosen, rl)
+    train_on, judged = encode(problems, problems if held_out is None else held_out, tokenizer)
+    graph, params = _split(policy, tokenizer)
+    identity = {
+        "method": chosen._asdict(),
+        **config.to_dict(),
+        "seed": seed,
+        "success": success,
+        "binary": binary,
+        "optimizer": "AdamW" if optimizer is None else "given",
+        "reward": _name(reward),
+        "digests": {
+            "problems": f"{len(problems)} problems, {digest(problems)}",
+            "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
+            "tokenizer": _short(tokenizer.to_json().encode()),
+            "policy": _digest(params),
+        },
+    }
+    place = partial(parallel.layout, fully_sharded=False)
+    make = None if optimizer is None else (lambda rate: optimizer)
+    grading = Grading(success, binary)
+    failures = FailureLog()
+    with contextlib.ExitStack() as stack:
+        verify = stack.enter_context(_verifier(reward, workers, time_limit))
+        draw = partial(
+            make_draw, graph, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+        )
+        judge = partial(
+            held_out_scores,
+            Sampler(draw(group_size=samples), tokenizer, verify),
+            judged,
+            key=key_of(seed, EVALUATE),
+            prompts=config.evaluation.prompts,
+        )
+        folder = runs.new_folder("lm") if workdir is None else workdir
+        run = stack.enter_context(runs.Run(identity, folder, keep=1))
+        # Copied, because the update donates its state, and the policy is the caller's.
+        start = jax.tree.map(jnp.copy, params)
+        like = training.init_state(
+            start, optimizer or make_optimizer(config.rl, config.rl.learning_rate)
+        )
+        like = parallel.shard(like, place(like))
+        before = _scores_before(run, identity, judge, params, failures)
+        if run.finished:
+            state, _ = run.last_state(like)
+            after = np.asarray((run.summary or {})["scores"], np.float32)
+        else:
+            trainer = Trainer(
+                Collector(
+                    config.rl,
+                    Sampler(draw(group_size=group_size), tokenizer, verify),
+                    train_on,
+                    grading,
+                    seed,
+                ),
+                make_update(
+                    graph,
+                    config.rl,
+                    choose_advantages([chosen], steps),
+                    optimizer=make,
+                    layout=place,
+                ),
+                make_reference(graph, config.rl),
+                failures,
+            )
+            rate = chosen.learning_rate or config.rl.learning_rate
+            state = trainer(run, like, start_from=params, learning_rate=rate)
+            found = judge(state.params)
+            failures.note("evaluation after training", found)
+            after = marked(found)
+            summary = {"scores": after, **verification_counts(run, group_size, found)}
+            _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
+        curves = _curves(grading, before, after)
+        history = runs.read_metrics(run.folder)
+    trained = jax.tree.map(lambda new, old: new.astype(old.dtype), state.params, params)
+    return Result(nnx.merge(graph, trained), curves["pass"], curves["max"], history, run.folder)
+
+
+def _config(fixed: dict[str, Any], given: Mapping[str, Any], samples: int) -> ConfigDict:
+    unknown = sorted(set(given) - set(RL_DEFAULTS))
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]}: expected an argument of train or one of {', '.join(RL_DEFAULTS)}"
+        )
+    evaluation = {"samples": samples, "prompts": fixed["prompts"], "temperature": 1.0}
+    config = ConfigDict({"rl": {**RL_DEFAULTS, **fixed, **given}, "evaluation": evaluation})
+    config.evaluation.temperature = fixed["temperature"]
+    check_rl(config)
+    return config
+
+
+def _check_optimizer(
+    optimizer: optax.GradientTransformation | None, method: Method, given: Mapping[str, Any]
+) -> None:
+    """Raises ValueError for settings that an optimizer of the caller's own would not read."""
+    if optimizer is None:
+        return
+    ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "weight_decay")
+    unread = [name for name in ours if name in given]
+    if method.learning_rate is not None:
+        unread.append(f"learning_rate of the method {method.label!r}")
+    if unread:
+        raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
+
+
+def _split(policy: nnx.Module, tokenizer: Tokenizer) -> tuple[nnx.GraphDef, nnx.State]:
+    parts: Any = nnx.split(policy, nnx.Param, ...)
+    graph, params, rest = parts
+    if left := nnx.to_flat_state(rest):
+        path, variable = left[0]
+        raise ValueError(
+            "policy: expected no variables but nnx.Param, got "
+            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
+        )
+    size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
+    if size < tokenizer.vocab_size:
+        raise ValueError(
+            f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
+        )
+    return graph, params
+
+
+@contextlib.contextmanager
+def _verifier(
+    reward: Reward | GroupReward | str, workers: int, time_limit: float
+) -> Iterator[Verify]:
+    if not callable(reward) and not isinstance(reward, str | GroupReward):
+        raise ValueError(f"reward: expected a function or 'module:function', got {reward!r}")
+    function = load_verifier(reward) if isinstance(reward, str) else reward
+    if not workers:
+        yield RewardFunction(function)
+        return
+    if isinstance(function, GroupReward):
+        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
+    with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
+        yield pool
+
+
+def _scores_before(
+    run: runs.Run, identity: dict[str, Any], judge: Any, params: nnx.State, failures: FailureLog
+) -> np.ndarray:
+    """Held-out scores of the policy as it came, from a run of its own that is done once."""
+    with runs.Run(identity, run.folder / BEFORE) as own:
+        if not own.finished:
+            found = judge(params)
+            failures.note("evaluation before training", found)
+            scores = marked(found)
+            best = curve(scores[None], binary=False)
+            row = {"": BEFORE, "max@1": best.value[0], f"max@{best.k[-1]}": best.value[-1]}
+            own.finish({"scores": scores}, table=[row])
+        return np.asarray((own.summary or {})["scores"], np.float32)
+
+
+def _curves(grading: Grading, before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, Curve]]:
+    scores = {BEFORE: before, AFTER: after}
+    return {
+        "pass": {name: curve(grading.correct(x)[None], binary=True) for name, x in scores.items()},
+        "max": {name: curve(x[None], binary=False) for name, x in scores.items()},
+    }
+
+
+def _finish(
+    run: runs.Run,
+    summary: dict[str, Any],
+    curves: dict[str, dict[str, Curve]],
+    method: Method,
+    eval_k: int,
+) -> None:
+    """Ends the run with its curves, a table of them, and figures."""
+    rows = []
+    for name in (BEFORE, AFTER):
+        row: dict[str, Any] = {"": name}
+        for quantity, of in curves.items():
+            for k in sorted({1, eval_k, of[name].k[-1]}):
+                place = of[name].k.index(k)
+                row[f"{quantity}@{k}"] = float(of[name].value[place])
+                row[f"{quantity}@{k}_sem"] = float(of[name].error[place])
+        rows.append(row)
+
+    def best_of_k() -> Figure:
+        panels = {f"{name}@k on held-out problems": of for name, of in curves.items()}
+        return best_of_k_figure(panels, BEFORE)
+
+    def learning() -> Figure:
+        return learning_curves({method.label: [runs.read_metrics(run.folder)]}, eval_k)
+
+    run.figure("best_of_k", best_of_k)
+    run.figure("learning_curves", learning)
+    stored = {
+        name: {label: curve._asdict() for label, curve in of.items()} for name, of in curves.items()
+    }
+    run.finish({**summary, **stored}, table=rows)
+
+
+def _name(reward: Reward | GroupReward | str) -> str:
+    if isinstance(reward, str):
+        return reward
+    function: Any = reward.function if isinstance(reward, GroupReward) else reward
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    return f"{getattr(function, '__module__', '')}:{name}"
+
+
+def _short(content: bytes) -> str:
+    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def _digest(params: nnx.State) -> str:
+    found = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(params):
+        array = np.asarray(parallel.fetch(leaf))
+        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        found.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return f"sha256:{found.hexdigest()[:16]}"

@@ -1,0 +1,220 @@
+"""`maxpo.lm.train`: from a policy, problems and a reward to a better policy."""
+
+import json
+
+import jax
+import lm_verifier
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from maxpo import lm, runs
+from maxpo.lm.training import door
+from maxpo.runs import UsageError, load_config, read_metrics
+
+LETTERS = "abcd"
+TOKENIZER = lm.CharTokenizer.from_texts([LETTERS + "="])
+PROBLEMS = [lm.Problem(prompt=f"{letter}=", answer=letter) for letter in LETTERS]
+
+
+def right(problem, text):
+    return float(text[:1] == problem.answer)
+
+
+def make_policy():
+    policy, _ = lm.new(
+        "nano", TOKENIZER, context_length=8, layers=1, hidden=32, heads=2, kv_heads=1, mlp=32
+    )
+    return policy
+
+
+SETTINGS = {
+    "reward": right,
+    "method": "maxpo:k=2",
+    "group_size": 8,
+    "prompts": 4,
+    "steps": 30,
+    "max_new_tokens": 2,
+    "samples": 32,
+    "save_every": 10,
+}
+
+
+def leaves(policy):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy))]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A policy as it was, and what training made of it."""
+    policy = make_policy()
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    result = lm.train(
+        policy, TOKENIZER, PROBLEMS, optimizer=optax.adam(1e-2), workdir=folder, **SETTINGS
+    )
+    return policy, result
+
+
+def test_a_policy_gets_better_and_the_one_given_stays(whole):
+    policy, result = whole
+    before, after = result.curve["before"], result.curve["after"]
+    assert before.k == after.k == (1, 2, 4, 8, 16, 32)
+    # One of 7 tokens is right at random; 128 samples have a standard error of 0.03.
+    assert before.value[0] < 1 / 7 + 5 * 0.031
+    assert after.value[0] > 0.6
+    # Rewards are 0 or 1: the best reward is whether one is right.
+    np.testing.assert_allclose(result.max_curve["after"].value, after.value, atol=1e-6)
+    for one, other in zip(leaves(policy), leaves(make_policy()), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert any(np.any(x != y) for x, y in zip(leaves(policy), leaves(result.policy), strict=True))
+
+
+def test_its_folder_is_that_of_a_run(whole):
+    _, result = whole
+    assert [row["step"] for row in result.history] == list(range(1, 31))
+    assert result.history == read_metrics(result.folder)
+    stored = json.loads((result.folder / "config.json").read_text())
+    assert stored["reward"].endswith("test_door:right")
+    assert stored["rl"]["group_size"] == 8
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["table"][1]["pass@1"] == result.curve["after"].value[0]
+    assert summary["verified"] == 4 * 32 + 30 * 4 * 8
+    for name in ("best_of_k", "learning_curves"):
+        assert (result.folder / f"{name}.png").stat().st_size > 5000
+
+
+def test_interrupted_runs_end_the_same_and_finished_ones_are_read(whole, tmp_path, monkeypatch):
+    policy, result = whole
+    original, calls = runs.Run.save, []
+
+    def interrupt(run, step, state):
+        original(run, step, state)
+        calls.append(step)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    arguments = (policy, TOKENIZER, PROBLEMS)
+    settings = {**SETTINGS, "optimizer": optax.adam(1e-2), "workdir": tmp_path / "run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.Run, "save", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            lm.train(*arguments, **settings)
+    resumed = lm.train(*arguments, **settings)
+    again = lm.train(*arguments, **settings)
+    for found in (resumed, again):
+        assert found.history == result.history
+        np.testing.assert_array_equal(found.curve["after"].value, result.curve["after"].value)
+        for one, other in zip(leaves(found.policy), leaves(result.policy), strict=True):
+            np.testing.assert_array_equal(one, other)
+    with pytest.raises(UsageError, match=r"rl\.group_size: 8 -> 16"):
+        lm.train(*arguments, **{**settings, "group_size": 16})
+    with pytest.raises(UsageError, match=r"digests\.policy"):
+        lm.train(result.policy, TOKENIZER, PROBLEMS, **settings)
+
+
+def test_a_reward_of_a_group_sees_all_of_it(tmp_path):
+    sizes = []
+
+    def diverse(problem, texts):
+        sizes.append(len(texts))
+        return [1 / texts.count(text) for text in texts]
+
+    result = lm.train(
+        make_policy(),
+        TOKENIZER,
+        PROBLEMS,
+        workdir=tmp_path / "run",
+        **{**SETTINGS, "steps": 1, "reward": lm.group_reward(diverse)},
+    )
+    assert set(sizes) == {8, 32}
+    assert 0 < result.max_curve["before"].value[0] <= 1
+    with pytest.raises(ValueError, match=r"reward: expected 32 numbers .* got 1"):
+        lm.train(
+            make_policy(),
+            TOKENIZER,
+            PROBLEMS,
+            workdir=tmp_path / "other",
+            **{**SETTINGS, "reward": lm.group_reward(lambda problem, texts: [0.0])},
+        )
+
+
+def test_a_reward_that_raises_is_no_reward_and_stops_where_it_always_does(tmp_path, capfd):
+    def picky(problem, text):
+        if not text:
+            raise LookupError("an empty answer")
+        return right(problem, text)
+
+    settings = {**SETTINGS, "steps": 2}
+    lm.train(
+        make_policy(), TOKENIZER, PROBLEMS, workdir=tmp_path / "run", **settings | {"reward": picky}
+    )
+    assert capfd.readouterr().err.count("LookupError: an empty answer") == 1
+    rows = read_metrics(tmp_path / "run")
+    assert all(0 < row["failed"] < 1 for row in rows)
+
+    def broken(problem, text):
+        raise LookupError("no table of answers")
+
+    with pytest.raises(RuntimeError, match=r"step 1: the verifier raised on all 32 samples"):
+        lm.train(
+            make_policy(),
+            TOKENIZER,
+            PROBLEMS,
+            workdir=tmp_path / "broken",
+            **settings | {"reward": broken},
+        )
+
+
+def test_a_named_reward_is_scored_by_workers(tmp_path):
+    result = lm.train(
+        make_policy(),
+        TOKENIZER,
+        [lm.Problem("a=", "5")],
+        workdir=tmp_path / "run",
+        **{**SETTINGS, "steps": 1, "reward": "lm_verifier:unreliable", "workers": 1},
+    )
+    assert lm_verifier.__name__ == "lm_verifier"
+    assert len(result.history) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "maxpo:k=8"}, "N - 1 = 7"),
+        ({"method": "max_rl"}, "method: expected estimators of graded rewards"),
+        ({"group_size": 1}, "group_size"),
+        ({"steps": 0}, r"rl\.steps: expected at least 1, got 0"),
+        ({"los": "clipped_ratio"}, "los: expected an argument of train or one of .*loss"),
+        ({"epochs": 2}, "expected clipped_ratio for 2 epochs"),
+        ({"learning_rate": 0.1}, "learning_rate: expected none beside an optimizer"),
+        ({"method": "rloo:learning_rate=0.1"}, "expected none beside an optimizer"),
+        ({"held_out": []}, "held_out: expected at least one problem or None"),
+        ({"reward": 3}, "reward: expected a function or 'module:function', got 3"),
+        ({"reward": "nothing"}, "module:function"),
+        ({"workers": 1, "reward": lm.group_reward(len)}, "workers: expected 0"),
+    ],
+)
+def test_mistakes_are_refused_before_any_work(tmp_path, changes, message):
+    settings = {**SETTINGS, "optimizer": optax.sgd(0.1), **changes}
+    with pytest.raises(ValueError, match=message):
+        lm.train(make_policy(), TOKENIZER, PROBLEMS, workdir=tmp_path / "run", **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_policy_or_tokenizer_that_does_not_fit_is_refused(tmp_path):
+    more = lm.CharTokenizer.from_texts(["abcdefgh="])
+    with pytest.raises(ValueError, match="tokenizer: expected at most the policy's 7 tokens"):
+        lm.train(make_policy(), more, PROBLEMS, workdir=tmp_path / "run", **SETTINGS)
+    policy = make_policy()
+    policy.dropout = nnx.Dropout(0.1, rngs=nnx.Rngs(0))
+    with pytest.raises(ValueError, match=r"policy: expected no variables but nnx\.Param, got Rng"):
+        lm.train(policy, TOKENIZER, PROBLEMS, workdir=tmp_path / "run", **SETTINGS)
+    with pytest.raises(ValueError, match="problems: expected at least one, got none"):
+        lm.train(make_policy(), TOKENIZER, [], workdir=tmp_path / "run", **SETTINGS)
+
+
+def test_defaults_are_those_of_the_config():
+    config = load_config("configs/lm.py").rl
+    differ = {name for name, value in door.RL_DEFAULTS.items() if config[name] != value}
+    assert differ == {"sampling_batches", "learning_rate"}
