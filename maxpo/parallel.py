@@ -1,11 +1,12 @@
-"""Many devices: one mesh, one table of what lies where, and processes that agree.
+"""Many devices: one mesh, arrays that are sharded over it, and processes that agree.
 
 The mesh has two axes. Batches are spread over `data`, by prompts and never within a group, so that
-an estimator needs no communication. Matrices are cut over `model` (tensor parallel) and, with
-`fully_sharded`, also over `data`. The compiler puts in the communication that follows from that.
+an estimator needs no communication. Matrices are cut over `model` (tensor parallel) and, where they
+are fully sharded, also over `data`. The compiler puts in the communication that follows from that.
+Which matrix is cut how is said by its model, such as `maxpo.lm.model.sharding`.
 
     with parallel.use(parallel.make_mesh(model=4)):
-        params = parallel.shard(params, parallel.layout(params, fully_sharded=True))
+        params = parallel.shard(params, layout(params, RULES, fully_sharded=True))
         ...
 
 Without a mesh all functions here leave their arguments as they are. See "GSPMD: General and
@@ -23,30 +24,32 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+__all__ = [
+    "DATA",
+    "MODEL",
+    "check_batch",
+    "constrain",
+    "constrain_batch",
+    "constrain_to",
+    "current_mesh",
+    "data_size",
+    "fetch",
+    "first_text",
+    "from_first_process",
+    "initialize",
+    "is_same_everywhere",
+    "make_mesh",
+    "my_share",
+    "shard",
+    "shard_batch",
+    "spread_runs",
+    "sum_over_processes",
+    "use",
+]
+
 DATA, MODEL = "data", "model"
 
 T = TypeVar("T")
-
-_WHERE_SHARDED = "data, with fully_sharded"
-
-# The axes of each matrix of the transformer, stacked over layers; also of the optimizer's moments,
-# which have the same names. Heads and the width of the MLP are cut over `model`, so that a layer
-# communicates twice: behind `attention_out` and behind `down`. What is not here is on every device.
-MATRICES: dict[str, tuple[str | None, ...]] = {
-    # name           axes as in maxpo.lm.model.transformer
-    "embedding": (MODEL, _WHERE_SHARDED),  # vocabulary, hidden
-    "output": (MODEL, _WHERE_SHARDED),
-    "qkv": (None, _WHERE_SHARDED, MODEL, None, None),  # layer, hidden, kv head, query, head_dim
-    "qkv_bias": (None, MODEL, None, None),
-    "attention_out": (None, MODEL, _WHERE_SHARDED),  # layer, head * head_dim, hidden
-    "gate": (None, _WHERE_SHARDED, MODEL),  # layer, hidden, mlp
-    "up": (None, _WHERE_SHARDED, MODEL),
-    "down": (None, MODEL, _WHERE_SHARDED),  # layer, mlp, hidden
-}
-
-# Keys and values of prompts `[P, kv heads, ...]` and of samples `[P, N, kv heads, ...]`.
-PROMPT_CACHE = (DATA, MODEL)
-SAMPLE_CACHE = (DATA, None, MODEL)
 
 
 def initialize(
@@ -108,47 +111,8 @@ def use(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def layout(tree: Any, *, fully_sharded: bool) -> Any:
-    """Where each leaf of parameters, or of a training state with them, belongs.
-
-    Args:
-      tree: Arrays, or their shapes, under the names of `MATRICES`.
-      fully_sharded: Also cut matrices over `data`: each device holds its part of parameters,
-        gradients and moments, and gathers a layer's matrices when it computes the layer.
-
-    Returns:
-      A tree of partition specs; None without a mesh.
-
-    Raises:
-      ValueError: If an axis does not divide by the devices that it is to be cut over, naming it.
-    """
-    mesh = _mesh()
-    if mesh is None:
-        return None
-
-    def of_leaf(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
-        names = [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
-        rules: tuple[str | None, ...] = next(
-            (MATRICES[name] for name in reversed(names) if name in MATRICES), ()
-        )
-        axes: list[str | None] = []
-        for axis, rule in enumerate(rules if np.ndim(leaf) == len(rules) else ()):
-            over = rule
-            if rule == _WHERE_SHARDED:
-                over = DATA if fully_sharded else None
-            if over is not None and np.shape(leaf)[axis] % mesh.shape[over]:
-                raise ValueError(
-                    f"mesh: expected axis {axis} of {names[-1] or names} to divide by {over} = "
-                    f"{mesh.shape[over]}, got the shape {list(np.shape(leaf))}"
-                )
-            axes.append(over)
-        return PartitionSpec(*axes)
-
-    return jax.tree_util.tree_map_with_path(of_leaf, tree)
-
-
 def shard(tree: T, specs: Any) -> T:
-    """Puts arrays, which every process holds whole, where `layout` says."""
+    """Puts arrays, which every process holds whole, where their specs say."""
     if specs is None:
         return tree
     mesh = jax.sharding.get_mesh()
@@ -161,7 +125,7 @@ def shard_batch(tree: T) -> T:
     Raises:
       ValueError: If it does not divide.
     """
-    if _mesh() is None:
+    if current_mesh() is None:
         return tree
     sharding = NamedSharding(jax.sharding.get_mesh(), PartitionSpec(DATA))
     for leaf in jax.tree.leaves(tree):
@@ -180,20 +144,20 @@ def check_batch(name: str, size: int) -> None:
 
 def constrain(tree: T, *axes: str | None) -> T:
     """Inside `jit`: the first axes of each array lie over these axes of the mesh."""
-    if _mesh() is None:
+    if current_mesh() is None:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec(*axes))
 
 
 def data_size() -> int:
     """Over how many devices batches are spread."""
-    mesh = _mesh()
+    mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[DATA]
 
 
 def constrain_batch(tree: T) -> T:
     """Inside `jit`: the first axis of each array is spread over `data`, where it divides."""
-    mesh = _mesh()
+    mesh = current_mesh()
     if mesh is None:
         return tree
 
@@ -204,7 +168,7 @@ def constrain_batch(tree: T) -> T:
 
 
 def constrain_to(tree: T, specs: Any) -> T:
-    """Inside `jit`: each array stays where `layout` says."""
+    """Inside `jit`: each array stays where their specs say."""
     return tree if specs is None else jax.lax.with_sharding_constraint(tree, specs)
 
 
@@ -293,7 +257,7 @@ def _put(leaf: Any, sharding: NamedSharding) -> jax.Array:
     return jax.make_array_from_callback(whole.shape, sharding, lambda part: whole[part])
 
 
-def _mesh() -> jax.sharding.AbstractMesh | None:
+def current_mesh() -> jax.sharding.AbstractMesh | None:
     """The shape of the mesh of `use`, also while tracing; None without one."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or set(mesh.axis_names) != {DATA, MODEL} else mesh

@@ -68,7 +68,7 @@ def last_state(config, folder, name=METHOD):
     """The training state that a finished run of the language model has left, where it belongs."""
     with parallel.use(parallel.make_mesh(config.mesh.data, config.mesh.model)):
         params = stages.Programs(make_settings(config)).params
-        state = training.init_state(params, make_optimizer(config.rl, 1.0))
+        state = training.init_state(params, make_optimizer(config.rl, 1.0, rules=stages.RULES))
         like = parallel.shard(state, stages.layout(config, state))
         stored = json.loads((folder / name / "config.json").read_text())
         with runs.Run(stored, folder / name) as run:

@@ -96,35 +96,11 @@ def test_a_mesh_of_other_devices(data, model):
 
 def test_without_a_mesh_nothing_changes():
     tree = {"qkv": np.zeros((2, 3)), "b": np.arange(3)}
-    assert parallel.layout(tree, fully_sharded=True) is None
     assert parallel.shard(tree, None) is tree
     assert parallel.shard_batch(tree) is tree
     with parallel.use(parallel.make_mesh()):
         assert parallel.constrain_batch(tree) is tree
-        assert parallel.layout(tree, fully_sharded=True) is None
-    assert parallel.my_share(3).tolist() == [0, 1, 2]
-
-
-class Shape:
-    def __init__(self, *shape):
-        self.shape, self.ndim = shape, len(shape)
-
-
-@pytest.mark.parametrize(
-    ("tree", "message"),
-    [
-        (
-            {"qkv": Shape(2, 16, 3, 4, 6)},
-            r"axis 2 of qkv to divide by model = 2, .* \[2, 16, 3, 4, 6",
-        ),
-        ({"a": {"embedding": Shape(15, 8)}}, r"axis 0 of embedding to divide by model = 2"),
-        ({"down": Shape(2, 8, 6)}, r"axis 2 of down to divide by data = 4"),
-    ],
-)
-def test_sizes_that_do_not_divide_are_named(tree, message):
-    mesh = jax.sharding.AbstractMesh((4, 2), ("data", "model"))
-    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(ValueError, match=message):
-        parallel.layout(tree, fully_sharded=True)
+        assert parallel.my_share(3).tolist() == [0, 1, 2]
 
 
 def test_batches_that_do_not_divide_are_named():

@@ -99,7 +99,7 @@ def final_parameters(folder, programs):
     for name in FOLDERS:
         stored = json.loads((folder / name / "config.json").read_text())
         part = load_config("configs/lm.py:jsonl").sft
-        like = init_state(programs.params, make_optimizer(part, 1.0))
+        like = init_state(programs.params, make_optimizer(part, 1.0, rules=stages.RULES))
         with runs.Run(stored, folder / name) as run:
             state, step = run.last_state(like)
         assert step == 4

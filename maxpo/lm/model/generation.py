@@ -10,13 +10,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from maxpo import parallel
+from maxpo.lm.model.policy import LanguageModel
 from maxpo.lm.model.prompts import Completions, Prompts, check_prompts
-from maxpo.lm.model.transformer import Cache, Transformer
+
+__all__ = ["generate", "sample", "truncate"]
 
 
 def generate(
-    model: Transformer,
+    model: LanguageModel,
     prompts: Prompts,
     *,
     group_size: int,
@@ -69,7 +70,7 @@ def generate(
     _check_integer("group_size", group_size, least=1)
     _check_integer("max_new_tokens", max_new_tokens, least=1)
     model.check_length(prompts.tokens.shape[1], max_new_tokens)
-    vocab_size = model.config.vocab_size
+    vocab_size = model.vocab_size
     _check_integer("eos_id", eos_id, least=0, most=vocab_size - 1)
     _check_integer("pad_id", pad_id, least=0, most=vocab_size - 1)
     if top_k is not None:
@@ -112,7 +113,7 @@ class _Loop(NamedTuple):
     """What one turn of the loop hands to the next. The arrays of samples are `[P, N, ...]`."""
 
     step: jax.Array
-    cache: Cache
+    cache: Any
     done: jax.Array
     last: jax.Array
     tokens: jax.Array
@@ -142,8 +143,7 @@ def _generate(
     model = nnx.merge(graph, state)
     P, N, T = prompts.tokens.shape[0], group_size, max_new_tokens
     prompt, hidden = model.prefill(prompts)
-    prompt = prompt._replace(layers=parallel.constrain(prompt.layers, *parallel.PROMPT_CACHE))
-    layers = model.decoding_weights()
+    weights = model.decoding_weights()
 
     def draw(logits: jax.Array, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
         """Tokens `[P, N]` and their log-probabilities, from logits `[P, N, V]`."""
@@ -157,7 +157,7 @@ def _generate(
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
     def turn(loop: _Loop) -> _Loop:
-        hidden, cache = model.decode(layers, loop.last, loop.step - 1, prompt, loop.cache)
+        hidden, cache = model.decode(weights, loop.last, loop.step - 1, prompt, loop.cache)
         token, log_prob = draw(model.logits(hidden), loop.step)
         token = jnp.where(loop.done, pad_id, token)
         first = jnp.int32(0)
@@ -177,7 +177,7 @@ def _generate(
     token, log_prob = draw(jnp.broadcast_to(logits[:, None], (P, N, logits.shape[-1])), 0)
     loop = _Loop(
         jnp.int32(1),
-        parallel.constrain(model.empty_cache(P, N, max(T - 1, 1)), *parallel.SAMPLE_CACHE),
+        model.empty_cache(P, N, max(T - 1, 1)),
         token == eos_id,
         token,
         jnp.full((P, N, T), pad_id, jnp.int32).at[..., 0].set(token),

@@ -13,8 +13,10 @@ from jax.typing import ArrayLike
 
 from maxpo import parallel
 from maxpo.lm.model._products import wide_einsum
+from maxpo.lm.model.policy import Scored, WithLogits
 from maxpo.lm.model.prompts import Prompts
-from maxpo.lm.model.transformer import Transformer
+
+__all__ = ["DEFAULT_CHUNK_SIZE", "TokenLogProbs", "completion_log_probs", "token_log_probs"]
 
 DEFAULT_CHUNK_SIZE = 1024
 
@@ -104,7 +106,7 @@ def token_log_probs(
 
 
 def completion_log_probs(
-    model: Transformer,
+    model: Scored,
     prompts: Prompts,
     tokens: jax.Array,
     mask: jax.Array,
@@ -114,7 +116,7 @@ def completion_log_probs(
 ) -> TokenLogProbs:
     """Log-probabilities of completions under a model, by teacher forcing.
 
-    Differentiable in the model's parameters. Each prompt runs through the model once.
+    Differentiable in the model's parameters. A `Transformer` runs each prompt once for its group.
 
     Args:
       model: The policy.
@@ -128,8 +130,12 @@ def completion_log_probs(
       Both `[P, N, T]`, float32; 0 where `mask` is False.
 
     Raises:
-      TypeError, ValueError: as `Transformer.completion_hidden_states` and `token_log_probs`.
+      TypeError, ValueError: As the policy's method and `token_log_probs`.
     """
+    if isinstance(model, WithLogits):
+        logits = model.completion_logits(prompts, tokens, mask)
+        results = _of_logits(logits, jnp.where(mask, tokens, 0), temperature)
+        return TokenLogProbs(*(jnp.where(mask, x, 0) for x in results))
     hidden = model.completion_hidden_states(prompts, tokens, mask)
     results = token_log_probs(
         hidden,
@@ -139,6 +145,13 @@ def completion_log_probs(
         chunk_size=chunk_size,
     )
     return TokenLogProbs(*(jnp.where(mask, x, 0) for x in results))
+
+
+def _of_logits(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> TokenLogProbs:
+    """As `token_log_probs`, of logits `[..., V]` that are there already."""
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32) / jnp.float32(temperature), axis=-1)
+    chosen = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    return TokenLogProbs(chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1))
 
 
 def _logits(hidden: jax.Array, unembedding: jax.Array, temperature: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ from maxpo.lm.model._layer import LayerWeights
 from maxpo.lm.model._products import wide_einsum
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.prompts import Prompts, check_prompts, check_tokens
+from maxpo.lm.model.sharding import PROMPT_CACHE, RULES, SAMPLE_CACHE
 
 
 class Layers(nnx.Module):
@@ -77,6 +78,8 @@ class Transformer(nnx.Module):
     finite and mean nothing.
     """
 
+    rules = RULES
+
     def __init__(self, config: TransformerConfig, *, rngs: nnx.Rngs):
         dtype, shape = jnp.dtype(config.param_dtype), (config.vocab_size, config.hidden)
         self.config = config
@@ -92,6 +95,11 @@ class Transformer(nnx.Module):
                 (0.02 * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
             )
         )
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of tokens."""
+        return self.config.vocab_size
 
     def __call__(self, tokens: jax.Array, mask: jax.Array) -> jax.Array:
         """Logits `[B, T, V]` of the token after each, float32; arguments as `hidden_states`."""
@@ -209,6 +217,7 @@ class Transformer(nnx.Module):
         layers = tuple(
             KeysAndValues(stacked.keys[i], stacked.values[i]) for i in range(self.config.layers)
         )
+        layers = parallel.constrain(layers, *PROMPT_CACHE)
         last = self._final(_layer.last_token(states, prompts.mask))
         return PromptCache(layers, prompts.mask), last
 
@@ -216,13 +225,14 @@ class Transformer(nnx.Module):
         """Room for the keys and values of `length` tokens of every sample."""
         c = self.config
         heads = (prompts, group_size, c.kv_heads)
-        return tuple(
+        cache = tuple(
             KeysAndValues(
                 jnp.zeros((*heads, c.head_width, length), c.dtype),
                 jnp.zeros((*heads, length, c.head_width), c.dtype),
             )
             for _ in range(c.layers)
         )
+        return parallel.constrain(cache, *SAMPLE_CACHE)
 
     def decoding_weights(self) -> tuple[LayerWeights, ...]:
         """The arrays of each layer by themselves, in the dtype of the computation.

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
+from maxpo.lm.model.sharding import layout
 from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
 from maxpo.lm.tasks.text import Problem, digest, load_verifier
 from maxpo.lm.tasks.tokenizers import Tokenizer
@@ -185,8 +186,12 @@ def train(
             "policy": _digest(params),
         },
     }
-    place = partial(parallel.layout, fully_sharded=False)
-    make = None if optimizer is None else (lambda rate: optimizer)
+    rules = getattr(policy, "rules", None)
+    place = partial(layout, rules=rules, fully_sharded=False)
+
+    def make(rate: jax.Array | float) -> optax.GradientTransformation:
+        return optimizer or make_optimizer(config.rl, rate, rules=rules)
+
     grading = Grading(success, binary)
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
@@ -205,9 +210,7 @@ def train(
         run = stack.enter_context(runs.Run(identity, folder, keep=1))
         # Copied, because the update donates its state, and the policy is the caller's.
         start = jax.tree.map(jnp.copy, params)
-        like = training.init_state(
-            start, optimizer or make_optimizer(config.rl, config.rl.learning_rate)
-        )
+        like = training.init_state(start, make(config.rl.learning_rate))
         like = parallel.shard(like, place(like))
         before = _scores_before(run, identity, judge, params, failures)
         if run.finished:

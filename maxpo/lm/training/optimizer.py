@@ -1,24 +1,35 @@
 """AdamW with a warm-up and a bound on the gradient."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from ml_collections import ConfigDict
+
+from maxpo.lm.model.sharding import Rules, decays
+
+__all__ = ["make_optimizer", "sft_rate", "warmed_up"]
 
 
 def make_optimizer(
-    config: ConfigDict, learning_rate: jax.Array | float
+    config: ConfigDict, learning_rate: jax.Array | float, *, rules: Rules | None
 ) -> optax.GradientTransformation:
     """Clips the norm of the whole gradient, then AdamW; matrices alone decay.
 
     Args:
       config: With `max_gradient_norm` and `weight_decay`.
-      learning_rate: A number that may be traced: it changes without compiling anew.
+      learning_rate: A number that may be traced: it changes without another compilation.
+      rules: Those of the model, see `decays`.
     """
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.adamw(learning_rate, b2=0.95, weight_decay=config.weight_decay, mask=_decays),
+        optax.adamw(
+            learning_rate,
+            b2=0.95,
+            weight_decay=config.weight_decay,
+            mask=partial(decays, rules=rules),
+        ),
     )
 
 
@@ -53,13 +64,3 @@ def sft_rate(config: ConfigDict, done: jax.Array) -> jax.Array:
     part = jnp.clip((jnp.asarray(done, jnp.float32) - whole) / left, 0, 1)
     rate = config.learning_rate * (1 - (1 - config.final_rate) * part)
     return warmed_up(rate, done, config.warmup_steps)
-
-
-def _decays(params: nnx.State) -> nnx.State:
-    """True at matrices; norms' scales and biases keep their size."""
-
-    def decays(path: tuple[object, ...], _: jax.Array) -> bool:
-        name = jax.tree_util.keystr(path)
-        return "norm" not in name and "bias" not in name
-
-    return jax.tree_util.tree_map_with_path(decays, params)

@@ -1,4 +1,4 @@
-"""The warm start: cross-entropy on answers, prompts masked, the end token learned."""
+"""Supervised fine-tuning: cross-entropy on answers, prompts masked, the end token learned."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,23 +11,31 @@ from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
 from maxpo.lm.model.prompts import Prompts
+from maxpo.lm.model.sharding import Rules
 from maxpo.lm.model.token_log_probs import completion_log_probs
 from maxpo.lm.training.optimizer import make_optimizer, sft_rate
+
+__all__ = ["make_update"]
 
 Metrics = dict[str, jax.Array]
 
 
 def make_update(
-    graph: nnx.GraphDef, config: ConfigDict, layout: Callable[[Any], Any] = lambda state: None
+    graph: nnx.GraphDef,
+    config: ConfigDict,
+    *,
+    rules: Rules | None,
+    layout: Callable[[Any], Any] = lambda state: None,
 ) -> Callable[
     [training.TrainState, Prompts, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
 ]:
-    """The compiled update of the warm start.
+    """The compiled update of the fine-tuning.
 
     Args:
       graph: The policy's structure.
       config: The `sft` of a config; see `sft_rate`.
-      layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
+      rules: Those of the model, see `maxpo.lm.model.sharding`.
+      layout: Where a state lies on a mesh; each update leaves it there.
 
     Returns:
       (state, prompts, answers' tokens `[B, T]`, their mask) -> (state, metrics); the state is
@@ -46,7 +54,9 @@ def make_update(
         value, gradients = jax.value_and_grad(loss)(state.params)
         metrics = {"loss": value, "gradient_norm": optax.tree.norm(gradients)}
         rate = sft_rate(config, state.step)
-        state = training.apply_gradients(state, gradients, make_optimizer(config, rate))
+        state = training.apply_gradients(
+            state, gradients, make_optimizer(config, rate, rules=rules)
+        )
         return parallel.constrain_to(state, layout(state)), metrics
 
     return update

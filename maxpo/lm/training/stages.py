@@ -11,6 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
+from maxpo.lm.model import sharding
+from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import curve, held_out_scores
 from maxpo.lm.training.failures import FailureLog
@@ -44,7 +46,7 @@ class Programs:
         graph, params = make_model(settings, key_of(config.seed, INIT))
         place = partial(layout, config)
         self.params = parallel.shard(params, place(params))
-        self.learn = sft.make_update(graph, config.sft, place)
+        self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place)
         self.draw = make_draw(
             graph,
             settings.tokenizer,
@@ -61,7 +63,8 @@ class Programs:
         )
         self.reference = update.make_reference(graph, rl)
         advantages = choose_advantages(settings.methods, rl.steps)
-        self.update = update.make_update(graph, rl, advantages, layout=place)
+        optimizer = partial(make_optimizer, rl, rules=RULES)
+        self.update = update.make_update(graph, rl, advantages, optimizer=optimizer, layout=place)
 
 
 class Stages:
@@ -185,13 +188,14 @@ class Stages:
     def _initial_state(self, params: nnx.State, section: ConfigDict) -> training.TrainState:
         # Copied, because the update donates its state.
         params = jax.tree.map(jnp.copy, params)
-        state = training.init_state(params, make_optimizer(section, section.learning_rate))
+        optimizer = make_optimizer(section, section.learning_rate, rules=RULES)
+        state = training.init_state(params, optimizer)
         return parallel.shard(state, layout(self.settings.config, state))
 
 
 def layout(config: ConfigDict, tree: Any) -> Any:
     """Where parameters or a training state lie on the mesh of a config."""
-    return parallel.layout(tree, fully_sharded=config.mesh.fully_sharded)
+    return sharding.layout(tree, RULES, fully_sharded=config.mesh.fully_sharded)
 
 
 def _config_of_sft(config: ConfigDict) -> dict[str, Any]:

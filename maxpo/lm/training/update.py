@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from maxpo import losses, parallel, training
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.token_log_probs import TokenLogProbs, completion_log_probs
-from maxpo.lm.training.optimizer import make_optimizer, warmed_up
+from maxpo.lm.training.optimizer import warmed_up
 
 __all__ = [
     "Advantages",
@@ -104,7 +104,7 @@ def make_update(
     rl: ConfigDict,
     advantages: Advantages,
     *,
-    optimizer: MakeOptimizer | None = None,
+    optimizer: MakeOptimizer,
     layout: Callable[[Any], Any] = lambda state: None,
 ) -> Update:
     """The compiled update, one program for all methods, learning rates and steps.
@@ -113,14 +113,9 @@ def make_update(
       graph: The policy's structure.
       rl: The `rl` of a config.
       advantages: Of each group.
-      optimizer: None: `make_optimizer` with the learning rate of `warmed_up`.
-      layout: Where a state lies on a mesh, as `parallel.layout`; each update leaves it there.
+      optimizer: Of the learning rate after its warm-up, see `warmed_up`.
+      layout: Where a state lies on a mesh; each update leaves it there.
     """
-
-    def make(rate: jax.Array, done: jax.Array) -> optax.GradientTransformation:
-        if optimizer is not None:
-            return optimizer(rate)
-        return make_optimizer(rl, warmed_up(rate, done, rl.warmup_steps))
 
     @partial(jax.jit, donate_argnums=0)
     def update(
@@ -145,8 +140,8 @@ def make_update(
                 partial(loss_and_metrics, graph, rl), state.params, minibatch, rl.micro_batches
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
-            transform = make(jnp.asarray(learning_rate), state.step)
-            state = training.apply_gradients(state, gradients, transform)
+            rate = warmed_up(jnp.asarray(learning_rate), state.step, rl.warmup_steps)
+            state = training.apply_gradients(state, gradients, optimizer(rate))
             return parallel.constrain_to(state, layout(state)), metrics
 
         def step_with(

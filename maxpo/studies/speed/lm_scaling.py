@@ -27,6 +27,8 @@ from ml_collections import ConfigDict
 from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.model.sharding import RULES
+from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
@@ -71,12 +73,14 @@ def compile_update(case: Case) -> dict[str, Any]:
     shape = TransformerConfig(**case.shape)
     settings = ConfigDict(case.rl)
 
+    optimizer = functools.partial(make_optimizer, settings, rules=RULES)
+
     def init() -> training.TrainState:
         params = nnx.state(Transformer(shape, rngs=nnx.Rngs(0)))
-        return training.init_state(params, make_optimizer(settings, 1e-4))
+        return training.init_state(params, optimizer(1e-4))
 
     with parallel.use(parallel.make_mesh(case.data, case.model)):
-        layout = functools.partial(parallel.layout, fully_sharded=case.fully_sharded)
+        layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
         graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, rngs=nnx.Rngs(0))))
         state = jax.eval_shape(init)
         specs = layout(state)
@@ -92,7 +96,7 @@ def compile_update(case: Case) -> dict[str, Any]:
                 specs,
             )
         batch = _batch(case, over_data)
-        update: Any = make_update(graph, settings, _advantages, layout=layout)
+        update: Any = make_update(graph, settings, _advantages, optimizer=optimizer, layout=layout)
         lowered = update.lower(
             state, batch, jax.random.key(0), step=0, learning_rate=jnp.float32(1e-4)
         )
@@ -123,7 +127,7 @@ def compile_elsewhere(case: Case) -> dict[str, Any]:
 
 
 def matrix_shapes(shape: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """All parameters that are not norms or biases, by their names in `parallel.MATRICES`."""
+    """All parameters that are not norms or biases, by their names in `RULES`."""
     heads, width = shape.heads * shape.head_width, shape.head_width
     group = shape.heads // shape.kv_heads
     matrices: dict[str, tuple[int, ...]] = {

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from maxpo import training
 from maxpo.lm.model.config import make_config
 from maxpo.lm.model.prompts import Prompts
+from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training import sft
 from maxpo.lm.training.optimizer import sft_rate
@@ -54,7 +55,7 @@ def test_fine_tuning_learns_at_that_rate(monkeypatch):
     monkeypatch.setattr(
         sft,
         "make_optimizer",
-        lambda settings, rate: optax.stateless(
+        lambda settings, rate, rules: optax.stateless(
             lambda updates, params: jax.tree.map(lambda x: x * 0 - rate, updates)
         ),
     )
@@ -62,7 +63,7 @@ def test_fine_tuning_learns_at_that_rate(monkeypatch):
         "nano", vocab_size=5, context_length=4, hidden=4, layers=1, heads=1, kv_heads=1, mlp=2
     )
     graph, params = nnx.split(Transformer(shape, rngs=nnx.Rngs(0)))
-    update = sft.make_update(graph, settings(4, 2, final_rate=0.5, learning_rate=0.25))
+    update = sft.make_update(graph, settings(4, 2, final_rate=0.5, learning_rate=0.25), rules=RULES)
     prompts = Prompts(np.ones((1, 2), np.int32), np.ones((1, 2), bool))
     tokens, mask = np.ones((1, 2), np.int32), np.ones((1, 2), bool)
     state = training.init_state(params, optax.identity())

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from maxpo import training
 from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import update
 from maxpo.lm.training.optimizer import make_optimizer
 
@@ -72,7 +73,12 @@ def make_batch(reference=True):
 
 def make_update(settings):
     """The update whose advantages are the rewards, as (state, batch, rate, seed)."""
-    advance = update.make_update(GRAPH, settings, lambda rewards, where, step, method: rewards)
+    advance = update.make_update(
+        GRAPH,
+        settings,
+        lambda rewards, where, step, method: rewards,
+        optimizer=partial(make_optimizer, settings, rules=None),
+    )
 
     def run(state, batch, rate, seed=0):
         key = jax.random.key(seed)
@@ -227,7 +233,7 @@ def test_metrics_are_those_of_the_whole_batch_however_it_is_cut():
 
 def test_an_update_is_a_clipped_adamw_step_with_a_warm_up():
     settings, batch = make_settings(micro_batches=2), make_batch()
-    state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
+    state = training.init_state(PARAMS, make_optimizer(settings, 0.0, rules=None))
     advance = make_update(settings)
     copy = jax.tree.map(jnp.copy, state)
     copy, metrics = advance(copy, batch, 0.01)
@@ -249,7 +255,7 @@ def test_small_updates_of_bfloat16_weights_are_kept():
     # Of entries around 1, whose neighbors in bfloat16 are 2^-8 away: no step of 1e-6 gets there.
     settings = make_settings(warmup_steps=1, weight_decay=0.0)
     stored = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS)
-    state = training.init_state(stored, make_optimizer(settings, 0.0))
+    state = training.init_state(stored, make_optimizer(settings, 0.0, rules=None))
     assert {x.dtype for x in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {x.dtype for x in jax.tree.leaves(state.opt_state) if x.ndim} == {jnp.dtype("float32")}
     before = jax.tree.map(np.asarray, state.params)
@@ -321,7 +327,7 @@ def test_an_entropy_that_is_not_finite_is_no_part_of_a_loss_without_it():
 def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
     settings = make_settings(loss="clipped_ratio", epochs=3, minibatches=2, weight_decay=0.0)
     batch = make_batch()
-    state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
+    state = training.init_state(PARAMS, make_optimizer(settings, 0.0, rules=None))
     advance = make_update(settings)
     once, metrics = advance(jax.tree.map(jnp.copy, state), batch, 0.01)
     assert once.step == 6
@@ -335,7 +341,7 @@ def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
 def test_nothing_kept_changes_nothing():
     settings = make_settings(weight_decay=0.0)
     batch = make_batch()._replace(where=np.zeros((P, N), bool))
-    state = training.init_state(PARAMS, make_optimizer(settings, 0.0))
+    state = training.init_state(PARAMS, make_optimizer(settings, 0.0, rules=None))
     state, metrics = make_update(settings)(jax.tree.map(jnp.copy, state), batch, 0.01)
     np.testing.assert_array_equal(state.params["states"][...], PARAMS["states"][...])
     assert all(np.isfinite(value) for value in metrics.values())
@@ -363,7 +369,7 @@ def test_norms_and_biases_do_not_decay():
     params = {
         "layers": {"mlp_norm": jnp.ones((2, 3)), "qkv_bias": jnp.ones((2, 3)), "down": jnp.ones(3)}
     }
-    optimizer = make_optimizer(make_settings(), 1.0)
+    optimizer = make_optimizer(make_settings(), 1.0, rules=RULES)
     zeros = jax.tree.map(jnp.zeros_like, params)
     changes, _ = optimizer.update(zeros, optimizer.init(params), params)
     assert jax.tree.map(float, jax.tree.map(lambda x: x.ravel()[0], changes)) == {

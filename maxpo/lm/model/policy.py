@@ -1,0 +1,79 @@
+"""What training asks of a language model, so that any NNX module can be the policy.
+
+Sampling needs a `LanguageModel`, scoring and updates a `WithHiddenStates` or a `WithLogits`.
+`Transformer` is the first two; `maxpo.lm.model.uncached.Uncached` makes a policy of any module that
+maps tokens to logits. Beside these methods a policy may have a table `rules` (see
+`maxpo.lm.model.sharding`), without which it can be trained on one device only.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+
+from maxpo.lm.model.prompts import Prompts
+
+__all__ = ["LanguageModel", "Scored", "WithHiddenStates", "WithLogits"]
+
+
+class LanguageModel(Protocol):
+    """What `maxpo.lm.model.generation.generate` calls.
+
+    States `[..., D]` and caches are the model's own affair: they are handed from one method to the
+    next, caches as pytrees whose shapes do not change.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """V, number of tokens."""
+
+    def check_length(self, prompt: int, completion: int) -> None:
+        """Raises ValueError if a prompt and a completion of so many tokens exceed the context."""
+
+    def prefill(self, prompts: Prompts) -> tuple[Any, jax.Array]:
+        """What the completions of P prompts attend to, and the states `[P, D]` that start them."""
+
+    def empty_cache(self, prompts: int, group_size: int, length: int) -> Any:
+        """Room for `length` tokens of each of P x N samples."""
+
+    def decoding_weights(self) -> Any:
+        """What `decode` needs of the parameters, computed once for all tokens."""
+
+    def decode(
+        self, weights: Any, tokens: jax.Array, step: jax.Array, prompt: Any, own: Any
+    ) -> tuple[jax.Array, Any]:
+        """States `[P, N, D]` after token number `step` of every sample, and the next cache.
+
+        Args:
+          weights: From `decoding_weights`.
+          tokens: `[P, N]`, the tokens number `step`.
+          step: Scalar, counted from 0.
+          prompt: From `prefill`.
+          own: From `empty_cache` at first, then what this method returned.
+        """
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Logits `[..., V]`, float32, of states `[..., D]`."""
+
+
+class WithHiddenStates(Protocol):
+    """A policy whose logits are a product, which is then computed in chunks of tokens."""
+
+    def completion_hidden_states(
+        self, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+    ) -> jax.Array:
+        """States `[P, N, T, D]` that predict each token of completions `[P, N, T]`."""
+
+    def unembedding(self) -> jax.Array:
+        """The matrix `[V, D]` from states to logits."""
+
+
+@runtime_checkable
+class WithLogits(Protocol):
+    """A policy that gives logits and no states."""
+
+    def completion_logits(self, prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> jax.Array:
+        """Logits `[P, N, T, V]` that predict each token of completions `[P, N, T]`."""
+
+
+Scored = WithHiddenStates | WithLogits
+"""What `maxpo.lm.model.token_log_probs.completion_log_probs` calls."""

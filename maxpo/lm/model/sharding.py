@@ -1,0 +1,133 @@
+"""Where each array of a model lies on a mesh, and which of them decay: one table for both."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from maxpo import parallel
+from maxpo.parallel import DATA, MODEL
+
+__all__ = ["PROMPT_CACHE", "RULES", "SAMPLE_CACHE", "Rule", "Rules", "decays", "layout"]
+
+FULLY = "data, where fully sharded"
+
+
+class Rule(NamedTuple):
+    """What is done with the arrays of one name.
+
+    Attributes:
+      axes: The axis of the mesh over which each axis of the array is cut; None: over none. `FULLY`
+        is `data` where parameters are fully sharded.
+      decays: Whether weight decay makes it smaller: matrices do, scales and biases do not.
+    """
+
+    axes: tuple[str | None, ...]
+    decays: bool
+
+
+Rules = Mapping[str, Rule]
+
+# Of the transformer, whose layers are stacked. Heads and the width of the MLP are cut over `model`,
+# so that a layer communicates twice: after `attention_out` and after `down`.
+RULES: Rules = {
+    "embedding": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
+    "output": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
+    "final_norm": Rule((None,), decays=False),  # hidden
+    "attention_norm": Rule((None, None), decays=False),  # layer, hidden
+    # layer, hidden, kv head, query, head_dim
+    "qkv": Rule((None, FULLY, MODEL, None, None), decays=True),
+    "qkv_bias": Rule((None, MODEL, None, None), decays=False),
+    "query_norm": Rule((None, None), decays=False),  # layer, head_dim
+    "key_norm": Rule((None, None), decays=False),  # layer, head_dim
+    "attention_out": Rule((None, MODEL, FULLY), decays=True),  # layer, head * head_dim, hidden
+    "mlp_norm": Rule((None, None), decays=False),  # layer, hidden
+    "gate": Rule((None, FULLY, MODEL), decays=True),  # layer, hidden, mlp
+    "up": Rule((None, FULLY, MODEL), decays=True),
+    "down": Rule((None, MODEL, FULLY), decays=True),  # layer, mlp, hidden
+}
+
+# Keys and values of prompts `[P, kv heads, ...]` and of samples `[P, N, kv heads, ...]`.
+PROMPT_CACHE = (DATA, MODEL)
+SAMPLE_CACHE = (DATA, None, MODEL)
+
+
+def layout(tree: Any, rules: Rules | None, *, fully_sharded: bool) -> Any:
+    """Where each leaf of parameters, or of a training state with them, belongs.
+
+    The optimizer's moments have the names of their parameters, and lie as they do; those of another
+    rank, such as factored ones, are whole on every device, and so are vectors without a rule.
+
+    Args:
+      tree: Arrays, or their shapes.
+      rules: By name, the last of a leaf's path that is among them. None: the model has none.
+      fully_sharded: Also cut matrices over `data`: each device holds its part of parameters,
+        gradients and moments, and gathers a layer's matrices when it computes the layer.
+
+    Returns:
+      A tree of partition specs; None without a mesh.
+
+    Raises:
+      ValueError: If a matrix has no rule, or an axis does not divide by the devices that it is to
+        be cut over, naming it.
+    """
+    mesh = parallel.current_mesh()
+    if mesh is None:
+        return None
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> PartitionSpec:
+        rule = _rule(path, leaf, rules or {})
+        if rule is None or np.ndim(leaf) != len(rule.axes):
+            return PartitionSpec()
+        axes: list[str | None] = []
+        for axis, over in enumerate(rule.axes):
+            if over == FULLY:
+                over = DATA if fully_sharded else None
+            if over is not None and np.shape(leaf)[axis] % mesh.shape[over]:
+                raise ValueError(
+                    f"mesh: expected axis {axis} of {_names(path)[-1]} to divide by {over} = "
+                    f"{mesh.shape[over]}, got the shape {list(np.shape(leaf))}"
+                )
+            axes.append(over)
+        return PartitionSpec(*axes)
+
+    return jax.tree_util.tree_map_with_path(of_leaf, tree)
+
+
+def decays(params: nnx.State, rules: Rules | None) -> nnx.State:
+    """True at the parameters that decay.
+
+    Args:
+      params: Of a model.
+      rules: By name, as for `layout`. None: everything of two axes or more decays.
+
+    Raises:
+      ValueError: If there are rules, but none for a matrix.
+    """
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> bool:
+        if rules is None:
+            return np.ndim(leaf) >= 2
+        rule = _rule(path, leaf, rules)
+        return rule is not None and rule.decays
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def _rule(path: tuple[Any, ...], leaf: Any, rules: Rules) -> Rule | None:
+    names = _names(path)
+    rule = next((rules[name] for name in reversed(names) if name in rules), None)
+    if rule is None and np.ndim(leaf) >= 2:
+        raise ValueError(
+            f"rules: expected one for every matrix, got none for {'.'.join(filter(None, names))} "
+            f"of the shape {list(np.shape(leaf))}; say how it is cut and whether it decays, as in "
+            "maxpo.lm.model.sharding.RULES"
+        )
+    return rule
+
+
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
