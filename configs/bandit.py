@@ -1,4 +1,4 @@
-"""Bandit study: seven estimators at the same N, k and step size.
+"""Bandit study: seven methods at the same N, k and step size.
 
     python -m experiments.bandit --config=configs/bandit.py[:VARIANT] [--config.FIELD=VALUE]
 
@@ -28,14 +28,14 @@ def get_config(variant: str = "default") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seeds = 32  # Trained at once; errors are standard errors over them.
-    config.estimators = (
+    config.methods = (  # See maxpo.methods; a learning_rate in one is its own.
         "reinforce",
         "rloo",
         "grpo",
-        "pkpo",
-        "pkpo_loo",
-        "pkpo_loo_minus_one",
-        "maxpo",
+        "pkpo:k=4",
+        "pkpo_loo:k=4",
+        "pkpo_loo_minus_one:k=4",
+        "maxpo:k=4",
     )
     config.group_size = 16  # N, samples for each context and update.
     config.updates = 1000
@@ -44,7 +44,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.optimizer = "sgd"  # Any of optax's that takes a learning rate alone.
     config.learning_rate = 4.0
 
-    config.k = ConfigDict({"initial": 4.0, "final": 4.0, "updates": 0})  # Linear over `updates`.
+    config.k_updates = 0  # Updates over which a k such as 8->1 changes; 0: all.
     config.eval_k = 4.0  # The k of the reported J_k.
 
     config.task = ConfigDict()
@@ -62,7 +62,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     elif variant == "tabular":
         config.task.num_features = 0
     elif variant == "anneal":
-        config.k = ConfigDict({"initial": 8.0, "final": 1.0, "updates": 800})
+        config.methods = tuple(name.replace("k=4", "k=8->1") for name in config.methods)
+        config.k_updates = 800
         config.eval_k = 8.0
     elif variant == "square":
         config.task = ConfigDict({"name": "square", "num_contexts": 1, "mean": 0.5, "std": 0.1})
@@ -71,5 +72,5 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.seeds = 8
         config.updates = 200
         config.evaluate_every = 20
-        config.estimators = ("rloo", "pkpo_loo_minus_one", "maxpo")
+        config.methods = ("rloo", "pkpo_loo_minus_one:k=4", "maxpo:k=4")
     return config

@@ -29,7 +29,15 @@ def get_config(variant: str = "default") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.seeds = 8  # Trained at once; errors are standard errors over them.
-    config.methods = ("rloo", "grpo", "grpo+entropy", "pkpo_loo_minus_one", "maxpo")
+    # See maxpo.methods. Here a method may also have an entropy bonus, for a nat and step: a number
+    # or entropy=sweep. Where it has a learning_rate, that is not swept.
+    config.methods = (
+        "rloo",
+        "grpo",
+        "grpo:entropy=sweep",
+        "pkpo_loo_minus_one:k=8",
+        "maxpo:k=8",
+    )
     config.group_size = 16  # N, episodes of each maze and update.
     config.mazes = 16  # Fresh ones in each update.
     config.updates = 300
@@ -37,13 +45,12 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.loss = "score_function"  # Or clipped_ratio, which allows several epochs.
     config.epochs = 1  # Optimizer steps on each batch.
     config.max_gradient_norm = 1.0
-    config.k = ConfigDict({"initial": 8.0, "final": 8.0, "updates": 0})  # Linear over `updates`.
     config.eval_k = 8  # The k of the learning curves, and the criterion of the sweep.
 
     # For each method the setting with the best max@eval_k on validation mazes.
     config.sweep = ConfigDict()
     config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's.
-    config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # A nat and step; of "+entropy" alone.
+    config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # Of entropy=sweep.
     config.sweep.seeds = 2
     config.sweep.updates = 300
 
@@ -69,7 +76,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         # A convolution over the maze is a hundred times the work of a window.
         config.task.update(view="full", size=7, horizon=24)
         config.policy = ConfigDict({"kind": "conv", "hidden": (16, 16)})
-        config.methods = ("rloo", "grpo", "maxpo")
+        config.methods = ("rloo", "grpo", "maxpo:k=8")
         config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 150, 30
         config.sweep.update(learning_rates=(3e-3, 1e-2), updates=150)
         config.evaluation.update(mazes=32, samples=16, curve_samples=64)
@@ -82,12 +89,12 @@ def get_config(variant: str = "default") -> ConfigDict:
             {"name": "xminigrid", "environment": "MiniGrid-FourRooms", "horizon": 60}
         )
         # It makes a two hundredth of the steps a second.
-        config.methods = ("rloo", "maxpo")
+        config.methods = ("rloo", "maxpo:k=8")
         config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 100, 50
         config.sweep.update(learning_rates=(3e-3, 1e-2), updates=100)
         config.evaluation.update(mazes=16, samples=16, curve_samples=64)
     elif variant == "quick":
-        config.methods = ("rloo", "maxpo")
+        config.methods = ("rloo", "maxpo:k=8")
         config.seeds = 4
         config.updates = config.sweep.updates = 120
         config.sweep.learning_rates = (3e-3, 1e-2)

@@ -23,11 +23,11 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.common = 4.0  # The step size at which estimators are also compared with each other.
     config.seeds = 32  # The best step size is chosen on half of them and reported on the other.
     config.updates = 500
-    config.estimators = bandit.get_config().estimators
+    config.methods = bandit.get_config().methods
     if variant == "quick":
         config.bandits = ("default",)
         config.step_sizes = (1.0, 4.0)
         config.seeds = 4
         config.updates = 10
-        config.estimators = ("rloo", "maxpo")
+        config.methods = ("rloo", "maxpo:k=4")
     return config

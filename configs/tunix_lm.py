@@ -19,8 +19,8 @@ def get_config(variant: str = "default") -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
-    config.estimators = ("rloo", "maxpo")  # Names in Tunix's registry; NAME:K where K is another.
-    config.k = 4.0
+    config.methods = ("rloo", "maxpo:k=4")  # See maxpo.methods.
+    config.eval_k = 4.0  # The k of the reported max@k.
     config.updates = 60
     config.prompts = 8  # For each update.
     config.num_generations = 8  # N, samples for each prompt.

@@ -1,6 +1,6 @@
-"""Compares estimators on bandits whose objective is known exactly.
+"""Compares methods on bandits whose objective is known exactly.
 
-Every estimator trains the same policies on the same bandits with the same N, k and step size, all
+Every method trains the same policies on the same bandits with the same N, k and step size, all
 seeds at once. Reported are the exact J_1 and J_k, the variance of the gradient along the way and
 the entropy of the policy; see configs/bandit.py for the variants.
 """
@@ -17,13 +17,15 @@ from maxpo.studies import bandit
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Runs the study in `workdir` and returns its summary, a dict of figures by estimator."""
+    """Runs the study in `workdir` and returns its summary, a dict of figures by method."""
     bandit.check_config(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
         trainer = bandit.make_trainer(config)
-        numbers = {name: number for number, name in enumerate(config.estimators)}
+        methods = bandit.read_methods(config)
+        numbers = {method.label: number for number, method in enumerate(methods)}
+        rates = {method.label: method.learning_rate or config.learning_rate for method in methods}
         state, start = run.restore({name: trainer.init(trainer.keys) for name in numbers})
 
         def evaluate(step: int) -> None:
@@ -31,7 +33,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 metrics = trainer.evaluate(number, trainer.keys, state[name])
                 figures = bandit.summarize(metrics)
                 runs.check_finite(step, {f"parameters of {name}": state[name].params})
-                run.log(step, {"estimator": name, **figures})
+                run.log(step, {"method": name, **figures})
 
         if start == 0:
             evaluate(0)
@@ -42,7 +44,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         for step in runs.steps(start, config.updates, every=config.evaluate_every):
             for name, number in numbers.items():
                 began = time.perf_counter()
-                state[name] = advance(number, config.learning_rate, trainer.keys, state[name])
+                state[name] = advance(number, rates[name], trainer.keys, state[name])
                 jax.block_until_ready(state[name])
                 seconds[name] += time.perf_counter() - began
             evaluate(step)

@@ -101,7 +101,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         curves = {
             name: study.curves(study.test, keys, trained) for name, trained in policies.items()
         }
-        figures = {name: maze.summarise_curves(curve, ks) for name, curve in curves.items()}
+        figures = {name: maze.summarize_curves(curve, ks) for name, curve in curves.items()}
         optimal = jax.vmap(study.environment.optimal_return)(study.test)
         optimum = None if optimal is None else float(jnp.mean(optimal))
         history = runs.read_metrics(run.folder)

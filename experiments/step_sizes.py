@@ -1,6 +1,6 @@
 """Compares estimators at a common step size and at each one's own best.
 
-Every estimator is trained on the bandits of configs/bandit.py at every step size of a grid, all
+Every method is trained on the bandits of configs/bandit.py at every step size of a grid, all
 step sizes and seeds at once, so that scale cannot explain who wins.
 """
 
@@ -16,7 +16,7 @@ from maxpo.studies import bandit, step_sizes
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Runs the study in `workdir` and returns its summary, figures by "bandit estimator"."""
+    """Runs the study in `workdir` and returns its summary, figures by "bandit method"."""
     runs.check_numbers(config, above={"step_sizes": 0})
     if config.common not in config.step_sizes:
         raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}.")
@@ -27,9 +27,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     studies = {}
     for variant in config.bandits:
         study = bandit_configs.get_config(variant)
-        study.update(seeds=config.seeds, updates=config.updates, estimators=config.estimators)
+        study.update(seeds=config.seeds, updates=config.updates, methods=config.methods)
         study.evaluate_every = config.updates
         bandit.check_config(study)
+        if any(method.learning_rate for method in bandit.read_methods(study)):
+            raise ValueError("methods: expected no learning_rate, which is what is varied here.")
         studies[variant] = study
 
     with runs.Run(config, workdir) as run:
@@ -41,7 +43,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             found = step_sizes.final_objectives(studies[variant], config.step_sizes)
             objectives[variant] = found
             for name, values in found.items():
-                run.log(number, {"bandit": variant, "estimator": name, "max_at_k": values})
+                run.log(number, {"bandit": variant, "method": name, "max_at_k": values})
             for name, row in step_sizes.compare(found, config.step_sizes, config.common).items():
                 summary[f"{variant} {name}"] = row
         eval_ks = {variant: study.eval_k for variant, study in studies.items()}

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.integrations import host
 from maxpo.integrations import tunix as integration
+from maxpo.methods import parse_method, parse_methods
 
 Report = Callable[[np.ndarray, np.ndarray], None]
 """Called after each rollout with the flat rewards and advantages `[B * N]`."""
@@ -104,19 +105,15 @@ def make_cluster(config: ConfigDict) -> Any:
 
 
 def register(config: ConfigDict) -> dict[str, str]:
-    """Registers the config's estimators with Tunix; returns their names there.
+    """Registers the config's methods with Tunix; returns the names there, by label.
 
     Those names hold k, as a name in Tunix means one function for as long as the process lives.
     """
     known = integration.names()
-    names = {
-        name: name if name in known or ":" in name else f"{name}:{config.k:g}"
-        for name in config.estimators
-    }
-    new = [name for name in names.values() if name not in known]
+    new = [spec for spec in config.methods if spec not in known]
     if new:
         integration.register(*new)
-    return names
+    return {parse_method(spec).label: spec for spec in config.methods}
 
 
 def train(config: ConfigDict, estimator: str, report: Report) -> Any:
@@ -155,13 +152,13 @@ def train(config: ConfigDict, estimator: str, report: Report) -> Any:
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Runs the study in `workdir` and returns its summary, a dict of figures by estimator."""
+    """Runs the study in `workdir` and returns its summary, a dict of figures by method."""
     check_config(config)
     registered = register(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
-        history: dict[str, list[dict[str, float]]] = {name: [] for name in config.estimators}
+        history: dict[str, list[dict[str, float]]] = {label: [] for label in registered}
         for number, (name, rows) in enumerate(history.items()):
             # Policies are trained one after the other: steps count the updates of all of them.
             before = number * config.updates
@@ -176,12 +173,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
                 groups = rewards.reshape(-1, config.num_generations)
                 figures = {
                     "mean_reward": float(rewards.mean()),
-                    "max_at_k": float(host.max_at_k(groups, config.k).mean()),
+                    "max_at_k": float(host.max_at_k(groups, config.eval_k).mean()),
                 }
                 rows.append(figures)
                 update = len(rows)
                 runs.check_finite(before + update, {f"{name} advantages": advantages})
-                run.log(before + update, {"estimator": name, "update": update, **figures})
+                run.log(before + update, {"method": name, "update": update, **figures})
 
             train(config, registered[name], report)
         summary = {
@@ -201,20 +198,26 @@ def check_config(config: ConfigDict) -> None:
         at_least={
             "seed": 0,
             "odds": 0,
+            "num_generations": 2,
+            "updates": 1,
+            "prompts": 1,
+            "report_updates": 1,
+            "eval_k": 1,
             **{f"model.{name}": 1 for name, size in config.model.items() if isinstance(size, int)},
         },
         above={"learning_rate": 0},
     )
     letters = len(LetterTokenizer.LETTERS) - 1
     if not 1 <= len(config.odds) <= letters or abs(sum(config.odds) - 1) > 1e-6:
-        raise ValueError(f"expected odds of 1 to {letters} letters with sum 1, got {config.odds}")
-    if not 1 <= config.k < config.num_generations:
         raise ValueError(
-            f"expected 1 <= k < num_generations, got k = {config.k} and num_generations = "
-            f"{config.num_generations}"
+            f"odds: expected those of 1 to {letters} letters with sum 1, got {config.odds}"
         )
-    if min(config.updates, config.prompts, config.report_updates) < 1:
-        raise ValueError("expected updates, prompts and report_updates of at least 1")
+    parse_methods(config.methods, group_size=config.num_generations)
+    if config.eval_k > config.num_generations:
+        raise ValueError(
+            f"eval_k: expected at most num_generations = {config.num_generations}, got "
+            f"{config.eval_k}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,40 +1,84 @@
-"""Methods to compare, each written as one short string."""
+"""Methods to compare, each written as one short string: an estimator with its settings.
+
+    maxpo:k=4                     estimators with a k need one
+    maxpo:k=8->1                  k changes in a straight line over the run
+    blended:k=4,weight=0.5        any other number that the estimator takes
+    rloo:learning_rate=1e-4       a learning rate of its own, for every training run
+    grpo:entropy=0.01             what a study adds; here the maze's entropy bonus
+
+Bandits, mazes, language models and Tunix all read this language.
+"""
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import optax
 
-from maxpo import estimators, training
+from maxpo import estimators
+
+__all__ = [
+    "BINARY",
+    "Advantages",
+    "K",
+    "Method",
+    "bind_estimator",
+    "check_graded",
+    "choose_advantages",
+    "k_schedule",
+    "needs_only_k",
+    "parse_method",
+    "parse_methods",
+]
+
+K: TypeAlias = float | Callable[[Any], Any]
+
+BINARY = ("max_rl", "pass_at_k_training")
+"""Estimators whose formula takes rewards for 0 or 1."""
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
+
+
+class Advantages(Protocol):
+    """A bound estimator."""
+
+    def __call__(
+        self, rewards: jax.Array, step: jax.Array | int, where: jax.Array | None = None
+    ) -> jax.Array:
+        """Advantages of rewards, both `[..., N]`, after `step` updates."""
 
 
 class Method(NamedTuple):
     """An advantage estimator with its settings; see `parse_method`.
 
     Attributes:
-      estimator: One of `estimators.names()`.
-      k: Its k at the first and behind the last update; None if it has none.
+      estimator: Its name, see `estimators.get`.
+      k: Its k at the first update and after the last; None if it has none.
       options: Its other keyword arguments.
       learning_rate: Its own, or None for that of the config.
+      extra: What the study adds to the language.
     """
 
     estimator: str
     k: tuple[float, float] | None
     options: dict[str, float]
     learning_rate: float | None
+    extra: Mapping[str, float | str] = MappingProxyType({})
 
     @property
     def label(self) -> str:
-        """How tables and figures call it: what tells methods apart, and no learning rate.
+        """Its name in tables and figures: what tells methods apart, and no learning rate.
 
         >>> parse_method("maxpo:k=8->1,learning_rate=1e-4").label
         'maxpo k=8->1'
         """
         settings = {} if self.k is None else {"k": "->".join(f"{k:g}" for k in _ends(self.k))}
-        settings |= {name: f"{value:g}" for name, value in self.options.items()}
+        for name, value in {**self.options, **self.extra}.items():
+            settings[name] = value if isinstance(value, str) else f"{value:g}"
         return " ".join([self.estimator, *(f"{name}={text}" for name, text in settings.items())])
 
     @property
@@ -46,28 +90,31 @@ class Method(NamedTuple):
         """
         return self.label.replace(" ", "_").replace("=", "").replace("->", "-")
 
-    def advantages(
-        self, rewards: jax.Array, where: jax.Array, step: jax.Array, steps: int
-    ) -> jax.Array:
-        """Advantages `[P, N]` of rewards at a step; k goes in a straight line over all `steps`."""
-        k = training.k_schedule(*self.k, steps) if self.k else 1
-        return training.bind_estimator(self.estimator, k, where=where, **self.options)(
-            rewards, step
-        )
+    def bind(self, steps: int) -> Advantages:
+        """The advantages, with a k that changes in a straight line over `steps` updates."""
+        k = k_schedule(*self.k, steps) if self.k else 1
+        return bind_estimator(self.estimator, k, **self.options)
 
 
-def parse_method(spec: str) -> Method:
+def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = None) -> Method:
     """Reads `ESTIMATOR[:NAME=VALUE,...]`.
 
     Names are `k`, which may change in a straight line over the run, `learning_rate`, and whatever
     else the estimator takes: `"rloo"`, `"maxpo:k=4"`, `"maxpo:k=8->1"`, `"grpo:epsilon=1e-4"`.
 
+    Args:
+      spec: The text.
+      extra: Further names, with the words that they may be instead of a number.
+
     Raises:
       ValueError: If it is none of this, quoting the spec.
 
     >>> parse_method("maxpo:k=8->1")
-    Method(estimator='maxpo', k=(8.0, 1.0), options={}, learning_rate=None)
+    Method(estimator='maxpo', k=(8.0, 1.0), options={}, learning_rate=None, extra={})
+    >>> parse_method("grpo:entropy=sweep", extra={"entropy": ("sweep",)}).extra
+    {'entropy': 'sweep'}
     """
+    words = extra or {}
     name, colon, rest = spec.partition(":")
     try:
         parameters = _parameters(name)
@@ -75,6 +122,7 @@ def parse_method(spec: str) -> Method:
         raise ValueError(f"method {spec!r}: {error}") from None
     if name == "l_statistic":
         raise ValueError(f"method {spec!r}: l_statistic takes rank weights, which no spec can give")
+    known = [*parameters, "learning_rate", *words]
     values: dict[str, Any] = {}
     for setting in rest.split(",") if colon else []:
         option, equals, text = setting.partition("=")
@@ -83,9 +131,13 @@ def parse_method(spec: str) -> Method:
                 f"method {spec!r}: expected ESTIMATOR[:NAME=VALUE,...], each name once, "
                 f"got {setting!r}"
             )
-        if option not in {*parameters, "learning_rate"}:
-            known = ", ".join([*parameters, "learning_rate"])
-            raise ValueError(f"method {spec!r}: expected options among {known}; got {option!r}")
+        if option not in known:
+            raise ValueError(
+                f"method {spec!r}: expected options among {', '.join(known)}; got {option!r}"
+            )
+        if text in words.get(option, ()):
+            values[option] = [text]
+            continue
         values[option] = [_number(spec, part) for part in text.split("->")]
         if len(values[option]) > (2 if option == "k" else 1):
             raise ValueError(f"method {spec!r}: expected one number, or k=FIRST->LAST; got {text}")
@@ -93,25 +145,39 @@ def parse_method(spec: str) -> Method:
         if option not in values and parameters[option].default is inspect.Parameter.empty:
             raise ValueError(f"method {spec!r}: expected a {option}, as in {name}:{option}=4")
     k = values.pop("k", None)
-    numbers = {option: value[0] for option, value in values.items()}
-    rate = numbers.pop("learning_rate", None)
+    singles = {option: value[0] for option, value in values.items()}
+    rate = singles.pop("learning_rate", None)
     if rate is not None and not rate > 0:
         raise ValueError(f"method {spec!r}: expected a learning_rate above 0, got {rate:g}")
-    return Method(name, k and (k[0], k[-1]), numbers, rate)
+    added = {option: singles.pop(option) for option in words if option in singles}
+    for option, value in added.items():
+        if not isinstance(value, str) and value < 0:
+            raise ValueError(f"method {spec!r}: expected {option} of at least 0, got {value:g}")
+    return Method(name, k and (k[0], k[-1]), singles, rate, added)
 
 
-def parse_methods(specs: Sequence[str], *, group_size: int) -> list[Method]:
+def parse_methods(
+    specs: Sequence[str], *, group_size: int, extra: Mapping[str, Collection[str]] | None = None
+) -> list[Method]:
     """Reads all of them and tries each on groups of that size.
 
+    Args:
+      specs: As for `parse_method`.
+      group_size: N.
+      extra: As for `parse_method`.
+
     Raises:
-      ValueError: If one cannot be read, its k does not fit the group, or two are the same.
+      ValueError: If there is none, one cannot be read, its k does not fit the group, or two are the
+        same.
     """
-    methods = [parse_method(spec) for spec in specs]
+    if not specs:
+        raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
+    methods = [parse_method(spec, extra=extra) for spec in specs]
     for spec, method in zip(specs, methods, strict=True):
         for k in method.k or (1.0,):
             try:
-                advantages = training.bind_estimator(method.estimator, k, **method.options)
-                advantages(jnp.zeros(group_size), jnp.int32(0))
+                advantages = bind_estimator(method.estimator, k, **method.options)
+                advantages(jnp.zeros(group_size), 0)
             except ValueError as error:
                 message = f"method {spec!r} with group_size = {group_size}: {error}"
                 raise ValueError(message) from None
@@ -134,17 +200,95 @@ def choose_advantages(
     Returns:
       (rewards `[P, N]`, where, updates done, number of the method) to advantages `[P, N]`.
     """
+    branches = [method.bind(steps) for method in methods]
 
     def advantages(
         rewards: jax.Array, where: jax.Array, step: jax.Array, number: jax.Array
     ) -> jax.Array:
-        branches = [
-            lambda rewards, where, step, method=method: method.advantages(
-                rewards, where, step, steps
+        return jax.lax.switch(number, branches, rewards, step, where)
+
+    return advantages
+
+
+def k_schedule(initial: float, final: float, updates: int) -> K:
+    """A k that goes from `initial` to `final` in a straight line over `updates`, then constant.
+
+    A k that does not change stays a number, whose gap weights are then computed while tracing.
+
+    Raises:
+      ValueError: If a k is below 1, or it changes over less than one update.
+    """
+    if not (initial >= 1 and final >= 1):
+        raise ValueError(f"expected k >= 1, got k from {initial} to {final}.")
+    if initial == final:
+        return initial
+    if updates < 1:
+        raise ValueError(f"expected k to change over at least 1 update, got {updates}.")
+    return optax.linear_schedule(initial, final, updates)
+
+
+def needs_only_k(name: str) -> bool:
+    """Whether the named estimator needs nothing but rewards and, perhaps, a k.
+
+    Raises:
+      ValueError: If there is no such estimator.
+
+    >>> needs_only_k("maxpo"), needs_only_k("blended")
+    (True, False)
+    """
+    parameters = inspect.signature(estimators.get(name)).parameters.values()
+    return {p.name for p in parameters if p.default is p.empty} <= {"rewards", "k"}
+
+
+def check_graded(names: Iterable[str], field: str, setting: str) -> None:
+    """Raises ValueError if rewards are graded and one of the estimators needs 0/1 rewards.
+
+    Args:
+      names: Of the estimators.
+      field: What the config calls them.
+      setting: The field of the config that makes rewards graded.
+    """
+    for name in names:
+        if name in BINARY:
+            raise ValueError(
+                f"{field}: expected estimators of graded rewards, as {setting} says, got {name}, "
+                "which needs rewards of 0 or 1."
             )
-            for method in methods
-        ]
-        return jax.lax.switch(number, branches, rewards, where, step)
+
+
+def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
+    """The named estimator as a function of rewards and the update's number.
+
+    Args:
+      name: One of `estimators.names()`.
+      k: A number, or an optax schedule of the update's number; it may change from update to update
+        without another compilation. Estimators of the mean have no k and ignore it.
+      **options: Further keyword arguments of the estimator, such as GRPO's `epsilon`.
+
+    Returns:
+      The advantages.
+
+    Raises:
+      ValueError: If there is no such estimator.
+      TypeError: If it takes no such option, or needs another one.
+
+    >>> bind_estimator("maxpo", 2)(jnp.array([1., 2., 4.]), 0)
+    Array([-2., -2.,  4.], dtype=float32)
+    """
+    function = estimators.get(name)
+    parameters = inspect.signature(function).parameters
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise TypeError(f"{name}: expected options among {[*parameters][1:]}, got {unknown}.")
+    needed = {p.name for p in parameters.values() if p.default is p.empty} - {"rewards", "k"}
+    if not needed <= {*options}:
+        raise TypeError(f"{name}: expected the options {sorted(needed)}, got {sorted(options)}.")
+
+    def advantages(
+        rewards: jax.Array, step: jax.Array | int, where: jax.Array | None = None
+    ) -> jax.Array:
+        of_k = {"k": k(step) if callable(k) else k} if "k" in parameters else {}
+        return function(rewards, **of_k, where=where, **options)
 
     return advantages
 
@@ -159,6 +303,6 @@ def _ends(k: tuple[float, float]) -> tuple[float, ...]:
 
 
 def _number(spec: str, text: str) -> float:
-    if not re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", text):
+    if not _NUMBER.fullmatch(text):
         raise ValueError(f"method {spec!r}: expected a number, got {text!r}")
     return float(text)

@@ -97,7 +97,7 @@ def run_bandit(folder):
 def run_maze(folder):
     config = load_config("configs/maze.py:quick")
     config.seeds, config.updates, config.evaluate_every = 8, 4, 4
-    config.methods = ("maxpo",)
+    config.methods = ("maxpo:k=8",)
     config.sweep.update(learning_rates=(1e-2,), seeds=8, updates=4)
     config.task.update(size=7, horizon=8)
     config.mazes, config.evaluation.mazes, config.evaluation.samples = 4, 4, 8

@@ -1,11 +1,14 @@
 """What a method's string means, and what is no method."""
 
+import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from maxpo import estimators
+from maxpo import estimators, methods
 from maxpo.methods import Method, parse_method, parse_methods
+from maxpo.studies.variance.unbiasedness import VARIANTS
 
 REWARDS = jnp.array([[0.0, 3.0, 1.0, 2.0, 0.5, 0.25]])
 ALL = jnp.ones(REWARDS.shape, bool)
@@ -66,12 +69,46 @@ def test_what_is_no_method_is_quoted(spec, message):
     assert repr(spec) in str(error.value)
 
 
+def test_a_study_may_add_to_the_language():
+    extra = {"entropy": ("sweep",)}
+    method = parse_method("grpo:entropy=0.01,epsilon=1e-4", extra=extra)
+    assert method == Method("grpo", None, {"epsilon": 1e-4}, None, {"entropy": 0.01})
+    assert method.label == "grpo epsilon=0.0001 entropy=0.01"
+    method = parse_method("maxpo:k=2,entropy=sweep", extra=extra)
+    assert (method.label, method.folder) == ("maxpo k=2 entropy=sweep", "maxpo_k2_entropysweep")
+    for spec, message in (
+        ("grpo:entropy=all", "expected a number, got 'all'"),
+        ("grpo:entropy=-1", "expected entropy of at least 0, got -1"),
+        ("maxpo:k=sweep", "expected a number, got 'sweep'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            parse_method(spec, extra=extra)
+    with pytest.raises(ValueError, match="got 'entropy'"):
+        parse_method("grpo:entropy=0.01")
+
+
+def test_one_function_chooses_among_methods():
+    specs = ("rloo", "maxpo:k=5->1", "blended:k=2,weight=0.5")
+    choose = jax.jit(methods.choose_advantages(parse_methods(specs, group_size=6), 4))
+    where = ALL.at[0, 3].set(False)
+    for number, expected in enumerate(
+        (
+            estimators.rloo(REWARDS, where=where),
+            estimators.maxpo(REWARDS, 3, where=where),
+            estimators.blended(REWARDS, 2, 0.5, where=where),
+        )
+    ):
+        np.testing.assert_allclose(choose(REWARDS, where, 2, number), expected, atol=1e-6)
+
+
 def test_k_must_fit_the_group():
     parse_methods(["maxpo:k=5", "rloo", "pkpo:k=6"], group_size=6)
     with pytest.raises(ValueError, match=r"'maxpo:k=6' with group_size = 6: .*N - 1 = 5.*k = 6"):
         parse_methods(["rloo", "maxpo:k=6"], group_size=6)
     with pytest.raises(ValueError, match=r"1 <= k <= N - 1 = 5.*k = 8"):
         parse_methods(["maxpo:k=8->1"], group_size=6)
+    with pytest.raises(ValueError, match="methods: expected at least one"):
+        parse_methods([], group_size=6)
     with pytest.raises(ValueError, match="expected different ones, got 'maxpo k=4' twice"):
         parse_methods(["maxpo:k=4", "maxpo:k=4,learning_rate=1e-4"], group_size=6)
 
@@ -79,13 +116,61 @@ def test_k_must_fit_the_group():
 def test_k_goes_from_the_first_step_to_the_last():
     method = parse_method("maxpo:k=5->1")
     for step, k in ((0, 5), (4, 3), (8, 1), (20, 1)):
-        found = method.advantages(REWARDS, ALL, jnp.int32(step), 8)
+        found = method.bind(8)(REWARDS, jnp.int32(step), ALL)
         np.testing.assert_allclose(found, estimators.maxpo(REWARDS, k), rtol=1e-6)
 
 
 def test_samples_without_a_reward_influence_nothing():
     where = ALL.at[0, 1].set(False)
-    found = parse_method("maxpo:k=2").advantages(REWARDS, where, jnp.int32(0), 8)
+    found = parse_method("maxpo:k=2").bind(8)(REWARDS, 0, where)
     rest = np.delete(REWARDS[0], 1)
     assert found[0, 1] == 0
     np.testing.assert_allclose(np.delete(found[0], 1), estimators.maxpo(rest, 2), rtol=1e-6)
+
+
+DRAWN = jax.random.normal(jax.random.key(0), (2, 6))
+
+
+def test_k_schedule():
+    assert methods.k_schedule(4, 4, 0) == 4
+    schedule = methods.k_schedule(5.0, 1.0, 8)
+    assert [float(schedule(step)) for step in (0, 2, 8, 100)] == [5, 4, 1, 1]
+    with pytest.raises(ValueError, match=r"expected k >= 1, got k from 2 to 0\.5"):
+        methods.k_schedule(2, 0.5, 10)
+    with pytest.raises(ValueError, match="at least 1 update, got 0"):
+        methods.k_schedule(2, 1, 0)
+
+
+def test_a_changing_k_compiles_once():
+    advantages = methods.bind_estimator("maxpo", methods.k_schedule(5.0, 1.0, 4))
+    compiled = jax.jit(chex.assert_max_traces(advantages, n=1))
+    for step in range(6):
+        expected = estimators.maxpo(DRAWN, max(5 - step, 1))
+        np.testing.assert_allclose(compiled(DRAWN, jnp.int32(step)), expected, atol=3e-6)
+
+
+@pytest.mark.parametrize("name", estimators.names())
+def test_every_estimator_can_be_bound(name):
+    needed = {"l_statistic": {"rank_weights": [0.5, 0.5]}, "blended": {"weight": 0.3}}
+    options = needed.get(name, {})
+    assert methods.needs_only_k(name) == (not options)
+    assert methods.bind_estimator(name, 3, **options)(DRAWN, 0).shape == DRAWN.shape
+    if options:
+        with pytest.raises(TypeError, match=rf"{name}: expected the options .*, got \[\]"):
+            methods.bind_estimator(name, 3)
+
+
+def test_options_are_passed_on():
+    weights = [0.0, 0.0, 1.0]
+    bound = methods.bind_estimator("l_statistic", 3, rank_weights=weights)
+    np.testing.assert_array_equal(bound(DRAWN, 0), estimators.l_statistic(DRAWN, weights))
+    with pytest.raises(TypeError, match=r"grpo: expected options among .*epsilon.*got \['eps'\]"):
+        methods.bind_estimator("grpo", 3, eps=1.0)
+
+
+def test_estimators_of_binary_rewards_are_refused_for_graded_ones():
+    assert {name for name, variant in VARIANTS.items() if variant.binary} == {*methods.BINARY}
+    methods.check_graded(["rloo", "maxpo"], "methods", "task.binary")
+    for name in methods.BINARY:
+        with pytest.raises(ValueError, match=f"methods: .* as task.binary says, got {name}, which"):
+            methods.check_graded(["rloo", name], "methods", "task.binary")

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from maxpo import estimators, training
+from maxpo import estimators, methods
 from maxpo._extras import missing_extra
 
 # Tunix's own, by the same formulas.
@@ -27,14 +27,15 @@ _BUILT_IN = ("grpo", "rloo")
 def register(*names: str, k: float | None = None) -> tuple[str, ...]:
     """Adds estimators to Tunix's advantage registry, for `GRPOConfig(advantage_estimator=...)`.
 
-    Call it before the learner is made, in every process. A name may bring its own k, as in
-    `register("maxpo:4", "maxpo:8")`, and is then the name in Tunix, too.
+    Call it before the learner is made, in every process. A name may be a method with settings of
+    its own (see `maxpo.methods`), as in `register("maxpo:k=4", "blended:k=4,weight=0.5")`, and is
+    then the name in Tunix, too.
 
     Tunix has `grpo` and `rloo` of its own, which stay what they are.
 
     Args:
-      *names: Estimators of `estimators.names()`, or `NAME:K`. None means all that need no other
-        argument than k.
+      *names: Estimators of `estimators.names()`, or methods, of which `NAME:K` is short for
+        `NAME:k=K`. None means all that need no other argument than k.
       k: Number of samples whose best counts, for those names that bring none;
         1 <= k <= num_generations - 1.
 
@@ -56,7 +57,7 @@ def register(*names: str, k: float | None = None) -> tuple[str, ...]:
     if taken:
         raise ValueError(
             f"register: Tunix has {', '.join(taken)} already, its own or from an earlier call of "
-            'register. For a second k give names with it, as in register("maxpo:8").'
+            'register. For a second k give names with it, as in register("maxpo:k=8").'
         )
     for name, function in new.items():
         registry.register_advantage_estimator(name)(function)
@@ -77,13 +78,15 @@ def _known(registry: Any) -> tuple[str, ...]:
 
 
 def _alone_with_k() -> tuple[str, ...]:
-    return tuple(filter(training.needs_only_k, estimators.names()))
+    return tuple(filter(methods.needs_only_k, estimators.names()))
 
 
 def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
-    """The estimator `NAME` or `NAME:K` as Tunix calls it."""
+    """The estimator, or the method, of that name as Tunix calls it."""
     base, colon, own_k = name.partition(":")
     function = estimators.get(base)  # It names the known ones.
+    if "=" in own_k:
+        return _as_tunix_calls_it(name, _of_method(name))
     if base not in _alone_with_k():
         raise ValueError(
             f"register: {base} needs more than k; expected one of {', '.join(_alone_with_k())}."
@@ -100,7 +103,23 @@ def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
         options["k"] = _check_k(k)
     elif colon:
         raise ValueError(f"register: {base} has no k, got {name!r}.")
+    return _as_tunix_calls_it(name, lambda groups: function(groups, **options))
 
+
+def _of_method(spec: str) -> Callable[[np.ndarray], Any]:
+    """The advantages of a method whose settings do not change, which Tunix has no way to tell."""
+    method = methods.parse_method(spec)
+    if method.learning_rate is not None:
+        raise ValueError(f"register: expected no learning_rate, Tunix has its own; got {spec!r}.")
+    if method.k and method.k[0] != method.k[1]:
+        raise ValueError(f"register: expected one k, Tunix knows no steps; got {spec!r}.")
+    bound: Any = method.bind(1)
+    return lambda groups: bound(groups, 0)
+
+
+def _as_tunix_calls_it(
+    name: str, function: Callable[[np.ndarray], Any]
+) -> Callable[..., np.ndarray]:
     def advantages(rewards: np.ndarray, num_generations: int) -> np.ndarray:
         rewards = np.asarray(rewards)
         if rewards.ndim != 1 or rewards.size % num_generations:
@@ -110,7 +129,7 @@ def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
             )
         groups = rewards.reshape(-1, num_generations)
         try:
-            return np.asarray(function(groups, **options), np.float32).reshape(-1)
+            return np.asarray(function(groups), np.float32).reshape(-1)
         except ValueError as error:
             raise ValueError(f"{error} N is GRPOConfig's num_generations.") from None
 

@@ -1,4 +1,4 @@
-"""Training bandit policies with several estimators, all seeds of each in one compiled call.
+"""Training bandit policies with several methods, all seeds of each in one compiled call.
 
 Every update draws one group of N actions for each context, computes advantages, and takes one
 optimizer step on the mean score-function loss. What is reported is exact: the objectives J_1 and
@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, runs, training
 from maxpo.bandits import task as bandit
+from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies.variance import moments
 
@@ -41,10 +42,10 @@ class Trainer(NamedTuple):
     Attributes:
       keys: `[S]` PRNG keys.
       init: keys -> the state before the first update.
-      advance: (estimator, learning_rate, keys, state) -> the state after `evaluate_every` further
-        updates with that estimator, given by its number in the config. Compiled once for all.
+      advance: (method, learning_rate, keys, state) -> the state after `evaluate_every` further
+        updates with that method, given by its number in the config. Compiled once for all.
       objective: (key, state) -> exact J_k of one seed's policy.
-      evaluate: (estimator, keys, state) -> metrics. Compiled once for all.
+      evaluate: (method, keys, state) -> metrics. Compiled once for all.
     """
 
     keys: jax.Array
@@ -56,11 +57,6 @@ class Trainer(NamedTuple):
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
-    for name in config.estimators:
-        if not training.needs_only_k(name):
-            raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
-    if not config.estimators or len(set(config.estimators)) < len(config.estimators):
-        raise ValueError(f"estimators: expected different names, got {config.estimators}.")
     runs.check_numbers(
         config,
         at_least={
@@ -71,7 +67,7 @@ def check_config(config: ConfigDict) -> None:
             "evaluate_every": 1,
             "variance_batches": 2,
             "eval_k": 1,
-            "k.updates": 0,
+            "k_updates": 0,
         },
         above={"learning_rate": 0},
     )
@@ -80,19 +76,22 @@ def check_config(config: ConfigDict) -> None:
             f"updates: expected a multiple of evaluate_every = {config.evaluate_every}, "
             f"got {config.updates}."
         )
-    training.k_schedule(config.k.initial, config.k.final, config.k.updates)
-    largest = max(config.k.initial, config.k.final)
-    if largest > config.group_size - 1:
-        raise ValueError(
-            f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
-            f"left out, got {largest}."
-        )
     _check_optimizer(config)
     _check_task(config.task)
+    names = [method.estimator for method in read_methods(config)]
     if config.task.name != "contextual":
-        training.check_graded(config.estimators, "estimators", f"task.name={config.task.name}")
+        check_graded(names, "methods", f"task.name={config.task.name}")
     elif config.task.law != "bernoulli":
-        training.check_graded(config.estimators, "estimators", f"task.law={config.task.law}")
+        check_graded(names, "methods", f"task.law={config.task.law}")
+
+
+def read_methods(config: ConfigDict) -> list[Method]:
+    """The config's methods, in its order.
+
+    Raises:
+      ValueError: As `parse_methods`.
+    """
+    return parse_methods(config.methods, group_size=config.group_size)
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -147,13 +146,13 @@ def make_task(task: ConfigDict, key: jax.Array) -> Task:
 
 
 def make_trainer(config: ConfigDict) -> Trainer:
-    """The trainer of the config's estimators.
+    """The trainer of the config's methods.
 
     Seed s has the same task, the same initial policy and the same random numbers whatever the
-    estimator, so differences between estimators are paired.
+    method, so differences between methods are paired.
     """
-    k = training.k_schedule(config.k.initial, config.k.final, config.k.updates)
-    advantages = [training.bind_estimator(name, k) for name in config.estimators]
+    steps = config.k_updates or config.updates
+    advantages = [method.bind(steps) for method in read_methods(config)]
     make_optimizer = getattr(optax, config.optimizer)
 
     def make(key: jax.Array) -> tuple[Task, nnx.GraphDef, nnx.State]:
@@ -162,7 +161,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
         return task, *nnx.split(policy)
 
     def gradient(
-        estimator: jax.Array,
+        method: jax.Array,
         task: Task,
         graph: nnx.GraphDef,
         state: training.TrainState,
@@ -171,7 +170,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
         observations = task.observations
         actions = nnx.merge(graph, state.params).sample(key, observations, config.group_size)
         # A switch, so that all that the estimators share is compiled once.
-        weights = jax.lax.switch(estimator, advantages, task.reward(actions), state.step)
+        weights = jax.lax.switch(method, advantages, task.reward(actions), state.step)
 
         def loss(params: nnx.State) -> jax.Array:
             log_probs = nnx.merge(graph, params).log_prob(observations, actions)
@@ -184,7 +183,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
         return training.init_state(params, make_optimizer(config.learning_rate))
 
     def advance(
-        estimator: jax.Array, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
+        method: jax.Array, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
         optimizer = make_optimizer(learning_rate)
         task, graph, _ = make(key)
@@ -192,7 +191,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
         def update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             sample_key = jax.random.fold_in(train_key, state.step)
-            gradients = gradient(estimator, task, graph, state, sample_key)
+            gradients = gradient(method, task, graph, state, sample_key)
             return training.apply_gradients(state, gradients, optimizer), None
 
         return jax.lax.scan(update, state, length=config.evaluate_every)[0]
@@ -201,12 +200,12 @@ def make_trainer(config: ConfigDict) -> Trainer:
         task, graph, _ = make(key)
         return task.expected_max(nnx.merge(graph, state.params), config.eval_k)
 
-    def evaluate(estimator: jax.Array, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+    def evaluate(method: jax.Array, seed_key: jax.Array, state: training.TrainState) -> Metrics:
         task, graph, _ = make(seed_key)
         policy = nnx.merge(graph, state.params)
         key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
         keys = jax.random.split(key, config.variance_batches)
-        drawn = jax.vmap(lambda key: gradient(estimator, task, graph, state, key))(keys)
+        drawn = jax.vmap(lambda key: gradient(method, task, graph, state, key))(keys)
         variances = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)), drawn)
         return {
             "max_at_k": objective(seed_key, state),
@@ -234,20 +233,20 @@ def summarize(metrics: Metrics) -> dict[str, float]:
     return figures
 
 
-def final_figures(history: Sequence[Mapping[str, Any]], estimator: str) -> dict[str, float]:
-    """The last figures that were logged of an estimator."""
-    row = [row for row in history if row["estimator"] == estimator][-1]
-    return {key: value for key, value in row.items() if key not in ("step", "estimator")}
+def final_figures(history: Sequence[Mapping[str, Any]], label: str) -> dict[str, float]:
+    """The last figures that were logged of a method."""
+    row = [row for row in history if row["method"] == label][-1]
+    return {key: value for key, value in row.items() if key not in ("step", "method")}
 
 
 def learning_curves(history: Sequence[Mapping[str, Any]], eval_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
     figure = Figure(figsize=(11, 7.5), layout="constrained")
     axes = figure.subplots(2, 2, sharex=True)
-    lines = styles(list(dict.fromkeys(row["estimator"] for row in history)))
+    lines = styles(list(dict.fromkeys(row["method"] for row in history)))
     for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
         for name, style in lines.items():
-            rows = [row for row in history if row["estimator"] == name]
+            rows = [row for row in history if row["method"] == name]
             steps = [row["step"] for row in rows]
             mean = np.array([row[metric] for row in rows])
             error = 2 * np.array([row[f"{metric}_sem"] for row in rows])

@@ -4,8 +4,8 @@ A group is N episodes of one maze. Every update draws fresh mazes, runs a group 
 advantages from the returns `[M, N]` and takes optimizer steps, all in one compiled function over
 all seeds. Curves of max@k and pass@k come from held-out mazes that no seed trains on.
 
-A method is written "ESTIMATOR" or "ESTIMATOR+entropy", the latter with an entropy bonus whose
-coefficient is chosen together with the learning rate.
+A method (see `maxpo.methods`) may have an entropy bonus, as in "grpo:entropy=0.01"; the coefficient
+of "grpo:entropy=sweep" is chosen together with the learning rate.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,14 @@ from ml_collections import ConfigDict
 from maxpo import losses, max_at_k, parallel, pass_at_k, runs, training
 from maxpo.mazes.environment import Environment, Observation, Trajectory, rollout
 from maxpo.mazes.policy import GridPolicy, Kind
+from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.studies.variance import moments
 
 Metrics = dict[str, jax.Array]
 
-BONUS = "+entropy"
+EXTRA = {"entropy": ("sweep",)}
+"""What this study adds to the language of methods."""
+
 LOSSES = ("score_function", "clipped_ratio")
 
 # Of the config's key: the held-out mazes are the same for all seeds. And of a seed's key.
@@ -85,12 +88,6 @@ METRICS = {
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
-    names = [name.removesuffix(BONUS) for name in config.methods]
-    for name in names:
-        if not training.needs_only_k(name):
-            raise ValueError(f"methods: expected estimators that need only a k, got {name}.")
-    if not names or len(set(config.methods)) < len(names):
-        raise ValueError(f"methods: expected different names, got {config.methods}.")
     runs.check_numbers(
         config,
         at_least={
@@ -107,7 +104,6 @@ def check_config(config: ConfigDict) -> None:
             "evaluation.samples": 2,
             "evaluation.curve_samples": 2,
             "eval_k": 1,
-            "k.updates": 0,
             "policy.hidden": 1,
         },
         above={"max_gradient_norm": 0},
@@ -123,19 +119,13 @@ def check_config(config: ConfigDict) -> None:
         values = _field(config, field)
         if not values or not all(0 < value < float("inf") for value in values):
             raise ValueError(f"{field}: expected some above 0, got {values}.")
-    choices = len(config.sweep.learning_rates) * max(
-        len(_coefficients(config, name)) for name in config.methods
+    methods = read_methods(config)
+    choices = max(
+        len({*_rates(config, method)}) * len(_coefficients(config, method)) for method in methods
     )
     if choices > 1 and not config.sweep.updates:
         raise ValueError(
             f"sweep.updates: expected more than 0 to choose among {choices} settings, got 0."
-        )
-    training.k_schedule(config.k.initial, config.k.final, config.k.updates)
-    largest = max(config.k.initial, config.k.final)
-    if largest > config.group_size - 1:
-        raise ValueError(
-            f"k: expected at most group_size - 1 = {config.group_size - 1}, because a sample is "
-            f"left out, got {largest}."
         )
     for field in ("samples", "curve_samples"):
         if config.eval_k > config.evaluation[field]:
@@ -155,11 +145,21 @@ def check_config(config: ConfigDict) -> None:
             f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}."
         )
     # Goals of XLand-MiniGrid give less the later they are reached.
+    names = [method.estimator for method in methods]
     values = getattr(make_environment(config.task), "values", None)
     if values is None:
-        training.check_graded(names, "methods", f"task.name={config.task.name}")
+        check_graded(names, "methods", f"task.name={config.task.name}")
     elif not {*values} <= {0, 1}:
-        training.check_graded(names, "methods", f"task.values={values}")
+        check_graded(names, "methods", f"task.values={values}")
+
+
+def read_methods(config: ConfigDict) -> list[Method]:
+    """The config's methods, in its order.
+
+    Raises:
+      ValueError: As `parse_methods`.
+    """
+    return parse_methods(config.methods, group_size=config.group_size, extra=EXTRA)
 
 
 def make_environment(task: ConfigDict) -> Environment:
@@ -194,8 +194,8 @@ def make_study(config: ConfigDict) -> Study:
     between methods are paired.
     """
     environment = make_environment(config.task)
-    k = training.k_schedule(config.k.initial, config.k.final, config.k.updates)
-    advantages = [training.bind_estimator(name.removesuffix(BONUS), k) for name in config.methods]
+    methods = read_methods(config)
+    advantages = [method.bind(config.updates) for method in methods]
     root = jax.random.key(config.seed)
     make_instances = jax.vmap(environment.make_instance)
 
@@ -299,7 +299,7 @@ def make_study(config: ConfigDict) -> Study:
     )
     return Study(
         environment,
-        {name: jnp.int32(number) for number, name in enumerate(config.methods)},
+        {method.label: jnp.int32(number) for number, method in enumerate(methods)},
         held_out(_VALIDATION),
         held_out(_TEST),
         jax.jit(jax.vmap(init)),
@@ -370,11 +370,12 @@ def sweep_keys(config: ConfigDict) -> jax.Array:
 
 def sweep_settings(config: ConfigDict) -> dict[tuple[str, float], Settings]:
     """What a sweep tries by method and entropy coefficient: each learning rate with every seed."""
-    rates = np.repeat(config.sweep.learning_rates, config.sweep.seeds)
     return {
-        (name, value): make_settings(rates, value)
-        for name in config.methods
-        for value in _coefficients(config, name)
+        (method.label, value): make_settings(
+            np.repeat(_rates(config, method), config.sweep.seeds), value
+        )
+        for method in read_methods(config)
+        for value in _coefficients(config, method)
         if config.sweep.updates
     }
 
@@ -400,12 +401,13 @@ def best_settings(
       ValueError: If no setting of a method has finite scores.
     """
     best = {}
-    for name in config.methods:
+    for method in read_methods(config):
+        name, rates = method.label, _rates(config, method)
         tried = [row for row in history if row["phase"] == "sweep" and row["method"] == name]
         settings = [
             (float(np.mean(scores)), rate, row["entropy_coefficient"])
             for row in tried
-            for rate, scores in zip(config.sweep.learning_rates, row["scores"], strict=True)
+            for rate, scores in zip(rates, row["scores"], strict=True)
             if np.all(np.isfinite(scores))
         ]
         if settings:
@@ -416,12 +418,20 @@ def best_settings(
                 f"{name}: every setting of the sweep led to a score that is not finite."
             )
         else:
-            best[name] = (config.sweep.learning_rates[0], _coefficients(config, name)[0])
+            best[name] = (rates[0], _coefficients(config, method)[0])
     return best
 
 
-def _coefficients(config: ConfigDict, name: str) -> tuple[float, ...]:
-    return config.sweep.entropy_coefficients if name.endswith(BONUS) else (0.0,)
+def _rates(config: ConfigDict, method: Method) -> tuple[float, ...]:
+    """Learning rates to try, as many for each method: they train side by side in one program."""
+    if method.learning_rate is None:
+        return config.sweep.learning_rates
+    return (method.learning_rate,) * len(config.sweep.learning_rates)
+
+
+def _coefficients(config: ConfigDict, method: Method) -> tuple[float, ...]:
+    value = method.extra.get("entropy", 0.0)
+    return config.sweep.entropy_coefficients if isinstance(value, str) else (value,)
 
 
 def summarize(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
@@ -433,7 +443,7 @@ def summarize(metrics: Mapping[str, jax.Array]) -> dict[str, float]:
     return figures
 
 
-def summarise_curves(curves: Metrics, ks: Sequence[int]) -> dict[str, float]:
+def summarize_curves(curves: Metrics, ks: Sequence[int]) -> dict[str, float]:
     """As `summarize`, with a figure `max@k` and `pass@k` for each k."""
     flat: Metrics = {}
     for name, label in (("max_at_k", "max"), ("pass_at_k", "pass")):
@@ -462,12 +472,13 @@ def make_table(
     ks = curve_ks(config)
     at_k = {name: curve["max_at_k"][:, ks.index(config.eval_k)] for name, curve in curves.items()}
     minus = f"max@{config.eval_k} minus maxpo"
+    maxpo = next((name for name in curves if name.split()[0] == "maxpo"), None)
     last = {row["method"]: row for row in history}
     table: dict[str, dict[str, Any]] = {}
     for name, curve in curves.items():
-        figures = summarise_curves(curve, ks)
-        if "maxpo" in curves:
-            figures |= summarize({minus: at_k[name] - at_k["maxpo"]})
+        figures = summarize_curves(curve, ks)
+        if maxpo is not None:
+            figures |= summarize({minus: at_k[name] - at_k[maxpo]})
         if name in last:
             figures |= {key: last[name][key] for key in ("entropy", "entropy_sem")}
         columns = [f"{label}@{k}" for label in ("max", "pass") for k in _ends(config)]

@@ -28,21 +28,22 @@ def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dic
       learning_rates: The L step sizes, all trained at once.
 
     Returns:
-      For each estimator `[L, S]`, NaN where training left the floating-point numbers.
+      For each method's label `[L, S]`, NaN where training left the floating-point numbers.
     """
     trainer = bandit.make_trainer(config)
     rates = jnp.asarray(learning_rates)
 
     @jax.jit
-    def train(estimator: jax.Array) -> jax.Array:
+    def train(method: jax.Array) -> jax.Array:
         def at(rate: jax.Array) -> jax.Array:
-            state = trainer.advance(estimator, rate, trainer.keys, trainer.init(trainer.keys))
+            state = trainer.advance(method, rate, trainer.keys, trainer.init(trainer.keys))
             return jax.vmap(trainer.objective)(trainer.keys, state)
 
         return jax.vmap(at)(rates)
 
     return {
-        name: np.asarray(train(number), np.float64) for number, name in enumerate(config.estimators)
+        method.label: np.asarray(train(number), np.float64)
+        for number, method in enumerate(bandit.read_methods(config))
     }
 
 
@@ -57,7 +58,7 @@ def compare(
       common: One of them.
 
     Returns:
-      For each estimator `common`, `best` and, where MaxPO is among them, `minus_maxpo`, each with
+      For each method `common`, `best` and, where MaxPO is among them, `minus_maxpo`, each with
       `_sem`, and `best_step_size`. The best step size is that of the first half of the seeds, its
       J_k the mean of the second half. `minus_maxpo` is the difference at the common step size,
       seed by seed: they share tasks and random numbers, so it is known far better than either.
@@ -65,13 +66,14 @@ def compare(
     at_common = {
         name: values[list(learning_rates).index(common)] for name, values in objectives.items()
     }
+    maxpo = next((name for name in objectives if name.split()[0] == "maxpo"), None)
     rows = {}
     for name, values in objectives.items():
         half = values.shape[1] // 2
         chosen = int(np.argmax(np.nan_to_num(values[:, :half].mean(axis=1), nan=-np.inf)))
         figures = {"common": at_common[name], "best": values[chosen, half:]}
-        if "maxpo" in at_common:
-            figures["minus_maxpo"] = at_common[name] - at_common["maxpo"]
+        if maxpo is not None:
+            figures["minus_maxpo"] = at_common[name] - at_common[maxpo]
         row: dict[str, float] = {}
         for label, by_seed in figures.items():
             value, error = moments.mean(by_seed)
@@ -94,9 +96,9 @@ def step_size_figure(
     """
     figure = Figure(figsize=(4.2 * len(objectives), 4.2), layout="constrained")
     axes = figure.subplots(1, len(objectives), squeeze=False)[0]
-    for axis, (law, by_estimator) in zip(axes, objectives.items(), strict=True):
-        lines = styles(list(by_estimator))
-        for name, values in by_estimator.items():
+    for axis, (law, by_method) in zip(axes, objectives.items(), strict=True):
+        lines = styles(list(by_method))
+        for name, values in by_method.items():
             mean = values.mean(axis=1)
             error = 2 * values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
             draw_line(axis, learning_rates, mean, mean - error, mean + error, name, lines[name])

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import estimators, training
+from maxpo import estimators
+from maxpo.methods import bind_estimator
 from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies import bandit
 from maxpo.studies.variance.gradient_variance import exact_map_row
@@ -41,7 +42,7 @@ def shares_over_k(name: str, rewards: ArrayLike, ks: ArrayLike) -> jax.Array:
            [-1. , -1. ,  2. ]], dtype=float32)
     """
     # A schedule that takes the number of the update for k.
-    advantages = training.bind_estimator(name, lambda k: k)
+    advantages = bind_estimator(name, lambda k: k)
     rewards, ks = jnp.asarray(rewards, jnp.float32), jnp.asarray(ks, jnp.float32)
     over_k = jax.vmap(lambda k: advantages(rewards, k))(ks)
     if "k" in inspect.signature(estimators.get(name)).parameters:
@@ -175,7 +176,8 @@ def train(config: ConfigDict) -> Iterator[list[Mapping[str, Any]]]:
     """
     bandit.check_config(config)
     trainer = bandit.make_trainer(config)
-    states = dict.fromkeys(config.estimators, trainer.init(trainer.keys))
+    labels = [method.label for method in bandit.read_methods(config)]
+    states = dict.fromkeys(labels, trainer.init(trainer.keys))
     history: list[Mapping[str, Any]] = []
     for step in range(0, config.updates + 1, config.evaluate_every):
         for number, name in enumerate(states):
@@ -184,5 +186,5 @@ def train(config: ConfigDict) -> Iterator[list[Mapping[str, Any]]]:
                     number, config.learning_rate, trainer.keys, states[name]
                 )
             metrics = trainer.evaluate(number, trainer.keys, states[name])
-            history.append({"step": step, "estimator": name, **bandit.summarize(metrics)})
+            history.append({"step": step, "method": name, **bandit.summarize(metrics)})
         yield history

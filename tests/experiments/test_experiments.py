@@ -1,5 +1,6 @@
 """Every real config, shrunk, through its binary's own function."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -8,23 +9,29 @@ import pytest
 from matplotlib.figure import Figure
 
 from experiments import bandit, estimator_speed, results, step_sizes
-from maxpo import estimators, training
+from maxpo import estimators
+from maxpo.methods import needs_only_k, parse_method
 from maxpo.runs import UsageError, load_config, read_metrics
 
 
 def shrink(config):
     config.update(seeds=2, updates=4, evaluate_every=2, variance_batches=2)
-    config.k.updates = min(config.k.updates, 3)
-    config.estimators = ("pkpo", "maxpo")  # Each costs compile time.
+    config.k_updates = min(config.k_updates, 3)
+    k = "8->1" if config.k_updates else "4"
+    config.methods = (f"pkpo:k={k}", f"maxpo:k={k}")  # Each costs compile time.
     config.task.num_contexts = min(config.task.num_contexts, 2)
     return config
+
+
+def labels(config):
+    return tuple(parse_method(spec).label for spec in config.methods)
 
 
 @pytest.mark.parametrize("variant", ["default", "bernoulli", "heavy_tailed", "anneal", "square"])
 def test_bandit(variant, tmp_path, capsys):
     config = shrink(load_config(f"configs/bandit.py:{variant}"))
     summary = bandit.train_and_evaluate(config, tmp_path)
-    assert tuple(summary) == config.estimators
+    assert tuple(summary) == labels(config)
     assert json.loads((tmp_path / "summary.json").read_text()) == summary
     for figures in summary.values():
         assert {
@@ -38,7 +45,7 @@ def test_bandit(variant, tmp_path, capsys):
         assert all(np.isfinite(value) for value in figures.values())
         assert figures["max_at_k"] >= figures["mean_reward"]
     history = read_metrics(tmp_path)
-    assert [row["step"] for row in history if row["estimator"] == "maxpo"] == [0, 2, 4]
+    assert [row["step"] for row in history if row["method"] == labels(config)[1]] == [0, 2, 4]
     assert (tmp_path / "learning_curves.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "maxpo" in printed
@@ -48,9 +55,14 @@ def test_bandit(variant, tmp_path, capsys):
 
 def test_bandit_takes_every_estimator(tmp_path):
     config = shrink(load_config("configs/bandit.py:quick"))
-    config.estimators = tuple(filter(training.needs_only_k, estimators.names()))
+    names = filter(needs_only_k, estimators.names())
+    specs = [
+        f"{name}:k=2" if "k" in inspect.signature(estimators.get(name)).parameters else name
+        for name in names
+    ]
+    config.methods = (*specs, "blended:k=2,weight=0.5")
     config.task.update(law="bernoulli", law_parameter=0.3)  # For those of 0/1 rewards.
-    assert tuple(bandit.train_and_evaluate(config, tmp_path)) == config.estimators
+    assert tuple(bandit.train_and_evaluate(config, tmp_path)) == labels(config)
 
 
 def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
@@ -74,7 +86,7 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
             with pytest.raises(InterruptedRunError):
                 bandit.train_and_evaluate(config, tmp_path / "parts")
     parts = bandit.train_and_evaluate(config, tmp_path / "parts")
-    for name in config.estimators:
+    for name in labels(config):
         for figure, value in whole[name].items():
             assert figure == "updates_per_second" or parts[name][figure] == value
     metrics = [(tmp_path / folder / "metrics.jsonl").read_bytes() for folder in ("whole", "parts")]
@@ -110,7 +122,7 @@ def test_step_sizes_labels_each_bandit_with_its_own_k(tmp_path, monkeypatch):
     monkeypatch.setattr(
         step_sizes.step_sizes,
         "final_objectives",
-        lambda study, rates: {name: np.ones((len(rates), 4)) for name in study.estimators},
+        lambda study, rates: {name: np.ones((len(rates), 4)) for name in study.methods},
     )
     given = []
     monkeypatch.setattr(
@@ -127,7 +139,7 @@ def test_bandit_refuses_another_config_and_a_bad_one(tmp_path):
     with pytest.raises(UsageError, match=r"learning_rate: 4\.0 -> 0\.5"):
         bandit.train_and_evaluate(config, tmp_path / "run")
     config.group_size = 4
-    with pytest.raises(ValueError, match="group_size - 1 = 3"):
+    with pytest.raises(ValueError, match="N - 1 = 3"):
         bandit.train_and_evaluate(config, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 

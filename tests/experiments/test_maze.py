@@ -14,8 +14,7 @@ from maxpo.runs import UsageError, load_config, read_metrics, read_timings
 
 def shrink(config):
     config.update(seeds=2, group_size=3, mazes=2, updates=4, evaluate_every=2, eval_k=2)
-    config.methods = ("grpo+entropy", "maxpo")
-    config.k.update(initial=2.0, final=2.0)
+    config.methods = ("grpo:entropy=sweep", "maxpo:k=2")
     config.sweep.update(
         learning_rates=(0.003, 0.01), entropy_coefficients=(0.01,), seeds=1, updates=2
     )
@@ -55,13 +54,13 @@ def whole(tmp_path_factory):
 def test_a_run_ends_with_a_table_and_figures(config, whole, capsys):
     folder, summary = whole
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert list(summary["table"]) == ["before training", "grpo+entropy", "maxpo"]
+    assert list(summary["table"]) == ["before training", "grpo entropy=sweep", "maxpo k=2"]
     for row in summary["table"].values():
         figures = [value for name, value in row.items() if name not in ("learning rate", "bonus")]
         assert np.all(np.isfinite(figures))
         assert row["max@1"] <= row["max@2"] <= row["max@4"] <= summary["optimal_return"]
-    assert summary["settings"]["grpo+entropy"]["entropy_coefficient"] == 0.01
-    assert summary["settings"]["maxpo"]["learning_rate"] in config.sweep.learning_rates
+    assert summary["settings"]["grpo entropy=sweep"]["entropy_coefficient"] == 0.01
+    assert summary["settings"]["maxpo k=2"]["learning_rate"] in config.sweep.learning_rates
     history = read_metrics(folder)
     assert [row["update"] for row in history if row.get("update") is not None][::2] == [0, 2, 4]
     assert [row["step"] for row in read_timings(folder)] == [2, 4, 6]
@@ -110,7 +109,7 @@ def test_an_environment_of_others_is_trained_in():
     config = shrink(load_config("configs/maze.py:xminigrid"))
     study, keys = maze.maze.make_study(config), maze.maze.run_keys(config)
     settings = maze.maze.make_settings([0.01] * config.seeds, 0.01)
-    method = study.methods["grpo+entropy"]
+    method = study.methods["grpo entropy=sweep"]
     state = study.advance(method, settings, keys, study.init(keys))
     assert state.step.tolist() == [2, 2]
     chex.assert_tree_all_finite(state.params)
@@ -128,7 +127,7 @@ def test_every_variant_is_a_study(variant):
         study, keys = maze.maze.make_study(config), maze.maze.run_keys(config)
         settings = maze.maze.make_settings([0.01] * config.seeds, 0.0)
         state = study.init(keys)
-        after = study.advance(study.methods["maxpo"], settings, keys, state)
+        after = study.advance(study.methods["maxpo k=2"], settings, keys, state)
         return state, after, study.curves(study.test, keys, state)
 
     state, after, curves = jax.eval_shape(run)

@@ -20,7 +20,8 @@ FILE = "configs/tunix_lm.py"
 
 def shrink(config):
     config.updates, config.prompts, config.num_generations = 3, 2, 4
-    config.k, config.report_updates = 2.0, 2
+    config.eval_k, config.report_updates = 2.0, 2
+    config.methods = ("rloo", "maxpo:k=2")
     return config
 
 
@@ -28,11 +29,11 @@ def test_run_and_second_run(tmp_path):
     pytest.importorskip("tunix")
     config = shrink(load_config(FILE))
     summary = tunix_lm.train_and_evaluate(config, tmp_path)
-    assert list(summary) == ["rloo", "maxpo"]
+    assert list(summary) == ["rloo", "maxpo k=2"]
     assert all(0 <= row["mean_reward"] <= row["max_at_k"] <= 1 for row in summary.values())
     rows = read_metrics(tmp_path)
-    assert [(row["estimator"], row["update"]) for row in rows] == [
-        (name, update) for name in ("rloo", "maxpo") for update in (1, 2, 3)
+    assert [(row["method"], row["update"]) for row in rows] == [
+        (name, update) for name in ("rloo", "maxpo k=2") for update in (1, 2, 3)
     ]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     # In one process, though Tunix's registry knows the names by now.
@@ -42,9 +43,10 @@ def test_run_and_second_run(tmp_path):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("k", 8.0, "k = 8.0 and num_generations = 8"),
+        ("methods", ("maxpo:k=8",), "'maxpo:k=8' with group_size = 8: .*N - 1 = 7"),
+        ("eval_k", 9.0, "eval_k: expected at most num_generations = 8, got 9.0"),
         ("odds", (0.5, 0.4), "with sum 1"),
-        ("updates", 0, "at least 1"),
+        ("updates", 0, "updates: expected at least 1, got 0"),
     ],
 )
 def test_refuses(tmp_path, field, value, message):

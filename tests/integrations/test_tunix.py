@@ -57,10 +57,33 @@ def test_names_with_their_own_k():
         np.testing.assert_array_equal(advantages(name, rewards, 5), estimators.maxpo(rewards, k))
 
 
+def test_methods_with_settings_of_their_own():
+    specs = ("maxpo:k=3", "blended:k=2,weight=0.5", "grpo:epsilon=1e-3")
+    assert integration.register(*specs) == specs
+    rewards = np.arange(5.0, dtype=np.float32) ** 2
+    for name, expected in zip(
+        specs,
+        (
+            estimators.maxpo(rewards, 3),
+            estimators.blended(rewards, 2, 0.5),
+            estimators.grpo(rewards, epsilon=1e-3),
+        ),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(advantages(name, rewards, 5), expected)
+    for spec, message in (
+        ("maxpo:k=8->1", "expected one k"),
+        ("rloo:learning_rate=1e-3", "no learning_rate"),
+        ("maxpo:j=3", "expected options among"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            integration.register(spec)
+
+
 def test_twice_is_an_error_and_changes_nothing():
     integration.register(k=4)
     before = registry.get_advantage_estimator("maxpo")
-    with pytest.raises(ValueError, match=r"Tunix has .*maxpo.* already.*maxpo:8"):
+    with pytest.raises(ValueError, match=r"Tunix has .*maxpo.* already.*maxpo:k=8"):
         integration.register(k=8)
     with pytest.raises(ValueError, match="rloo already"):
         integration.register("rloo", "maxpo:5")

@@ -17,18 +17,18 @@ def small_config(**fields):
     config = load_config("configs/bandit.py")
     config.update(seeds=2, updates=4, evaluate_every=2, variance_batches=4, group_size=3)
     config.task.update(num_contexts=2, num_features=0, num_arms=3)
-    config.k.update(initial=2.0, final=2.0)
+    config.methods = ("rloo", "grpo", "pkpo_loo_minus_one:k=2", "maxpo:k=2")
     config.update(fields)
     return config
 
 
 def test_gradient_variance_equals_enumeration():
     """Uniform tabular policy: every batch of a context has the same probability."""
-    config = small_config(estimators=("reinforce", "maxpo"), variance_batches=20_000)
+    config = small_config(methods=("reinforce", "maxpo:k=2"), variance_batches=20_000)
     trainer = bandit.make_trainer(config)
     state = trainer.init(trainer.keys)
     arms, n = 3, 3
-    for number, name in enumerate(config.estimators):
+    for number, name in enumerate(("reinforce", "maxpo")):
         actual = trainer.evaluate(number, trainer.keys, state)["gradient_variance"]
         for seed in range(2):
             task = bandit.make_task(config.task, jax.random.fold_in(trainer.keys[seed], 0))
@@ -48,7 +48,7 @@ def test_gradient_variance_equals_enumeration():
 
 
 def test_seeds_are_paired_across_estimators_and_differ_from_each_other():
-    trainer = bandit.make_trainer(small_config(estimators=("rloo", "maxpo")))
+    trainer = bandit.make_trainer(small_config(methods=("rloo", "maxpo:k=2")))
     state = trainer.init(trainer.keys)
     before = [trainer.evaluate(number, trainer.keys, state)["max_at_k"] for number in (0, 1)]
     np.testing.assert_array_equal(*before)
@@ -56,8 +56,7 @@ def test_seeds_are_paired_across_estimators_and_differ_from_each_other():
 
 
 def test_maxpo_at_k_of_one_trains_as_rloo():
-    config = small_config(estimators=("rloo", "maxpo"))
-    config.k.update(initial=1.0, final=1.0)
+    config = small_config(methods=("rloo", "maxpo:k=1"))
     trainer = bandit.make_trainer(config)
     state = trainer.init(trainer.keys)
     chex.assert_trees_all_close(
@@ -66,7 +65,7 @@ def test_maxpo_at_k_of_one_trains_as_rloo():
 
 
 def test_training_raises_the_objective_it_is_for():
-    config = small_config(updates=60, evaluate_every=60, estimators=("rloo", "maxpo"), seeds=8)
+    config = small_config(updates=60, evaluate_every=60, methods=("rloo", "maxpo:k=2"), seeds=8)
     trainer = bandit.make_trainer(config)
     state = trainer.init(trainer.keys)
     before = trainer.evaluate(0, trainer.keys, state)
@@ -87,7 +86,7 @@ def test_learning_curves_draw_every_estimator():
     row = {"max_at_k": 1.0, "mean_reward": 1.0, "gradient_variance": 1.0, "entropy": 1.0}
     row |= {f"{name}_sem": 0.1 for name in row}
     history = [
-        {"step": step, "estimator": name, **row} for step in (0, 1) for name in ("rloo", "max_rl")
+        {"step": step, "method": name, **row} for step in (0, 1) for name in ("rloo", "max_rl")
     ]
     figure = bandit.learning_curves(history, 4)
     assert [len(axis.lines) for axis in figure.axes] == [2, 2, 2, 2]
@@ -96,15 +95,19 @@ def test_learning_curves_draw_every_estimator():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"group_size": 2}, "k: expected at most group_size - 1 = 1, .* got 2.0"),
-        ({"estimators": ("maxp0",)}, "expected one of the estimators .* got 'maxp0'"),
-        ({"estimators": ("rloo", "rloo")}, "different names, got"),
-        ({"estimators": ("l_statistic",)}, "only a k, got l_statistic"),
+        (
+            {"group_size": 2},
+            "'maxpo:k=2' with group_size = 2: .*N - 1 = 1",
+        ),
+        ({"methods": ("maxp0",)}, "expected one of the estimators .* got 'maxp0'"),
+        ({"methods": ("rloo", "rloo")}, "expected different ones, got 'rloo' twice"),
+        ({"methods": ()}, "methods: expected at least one"),
+        ({"methods": ("l_statistic",)}, "l_statistic takes rank weights"),
+        ({"methods": ("maxpo:k=0.5",)}, "'maxpo:k=0.5' with group_size = 3: .*k.* 0.5"),
         ({"seeds": 1}, "seeds: expected at least 2, got 1"),
         ({"updates": 3}, "updates: expected a multiple of evaluate_every = 2, got 3"),
         ({"optimizer": "sdg"}, "optimizer: expected a name of optax, got 'sdg'"),
         ({"eval_k": 0.0}, "eval_k: expected at least 1, got 0.0"),
-        ({"k.initial": 0.5}, "expected k >= 1, got k from 0.5"),
         ({"task.law": "cauchy"}, "task.law: expected one of gaussian, .* got 'cauchy'"),
         ({"task.name": "maze"}, "task.name: expected contextual or square, got 'maze'"),
         ({"learning_rate": -1.0}, "learning_rate: expected .* got -1.0"),

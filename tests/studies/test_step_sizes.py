@@ -8,9 +8,9 @@ from maxpo.studies import bandit, step_sizes
 
 def test_every_step_size_trains_as_on_its_own():
     config = load_config("configs/bandit.py")
-    config.update(seeds=3, updates=4, evaluate_every=4, estimators=("maxpo",))
+    config.update(seeds=3, updates=4, evaluate_every=4, methods=("maxpo:k=4",))
     config.task.num_contexts = 2
-    found = step_sizes.final_objectives(config, (0.5, 4.0))["maxpo"]
+    found = step_sizes.final_objectives(config, (0.5, 4.0))["maxpo k=4"]
     trainer = bandit.make_trainer(config)
     state = trainer.init(trainer.keys)
     for rate, row in zip((0.5, 4.0), found, strict=True):

@@ -32,7 +32,7 @@ from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of, verification_counts
 from maxpo.lm.training.update import make_reference, make_update
-from maxpo.methods import Method, choose_advantages, parse_methods
+from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
 
 __all__ = ["RL_DEFAULTS", "Result", "train"]
 
@@ -154,7 +154,7 @@ def train(
         raise ValueError("held_out: expected at least one problem or None, got none")
     (chosen,) = parse_methods([method], group_size=group_size)
     if not binary:
-        training.check_graded([chosen.estimator], "method", "binary=False")
+        check_graded([chosen.estimator], "method", "binary=False")
     config = _config(
         {
             "steps": steps,

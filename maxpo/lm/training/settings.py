@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from maxpo import parallel, runs, training
+from maxpo import parallel, runs
 from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.transformer import Transformer
@@ -18,7 +18,7 @@ from maxpo.lm.tasks import text, tokenizers
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
-from maxpo.methods import Method, parse_methods
+from maxpo.methods import Method, check_graded, parse_methods
 
 __all__ = ["Settings", "digests", "make_model", "make_settings"]
 
@@ -65,11 +65,9 @@ def make_settings(config: ConfigDict) -> Settings:
     _check_numbers(config)
     check_rl(config)
     _check_success(config.task)
-    if not config.methods:
-        raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
     if not config.task.binary:
-        training.check_graded([method.estimator for method in methods], "methods", "task.binary")
+        check_graded([method.estimator for method in methods], "methods", "task.binary")
     task = _make_task(config.task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo import estimators, losses, runs, training
+from maxpo import estimators, losses, runs
+from maxpo.methods import needs_only_k
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.variance import pkpo_toy, unbiasedness
 from maxpo.studies.variance.binary_moments import exact_moments
@@ -35,7 +36,7 @@ _RESOLVED = 0.1
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
     for name in config.estimators:
-        if not training.needs_only_k(name):
+        if not needs_only_k(name):
             raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
     if not {*PAIR} <= {*config.estimators}:
         raise ValueError(

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from maxpo import training
+from maxpo.methods import bind_estimator
 
 Advantages = Callable[[jax.Array], jax.Array]
 """Rewards `[M, N]` of M groups to advantages `[..., M, N]`: several estimators share a call."""
@@ -152,7 +152,7 @@ def estimator_moments(
     Returns:
       Moments with leaves `[C, Q, E]`.
     """
-    bound = [training.bind_estimator(name, lambda k: k) for name in names]
+    bound = [bind_estimator(name, lambda k: k) for name in names]
 
     def advantages(rewards: jax.Array) -> jax.Array:
         return jax.vmap(lambda k: jnp.stack([function(rewards, k) for function in bound]))(ks)

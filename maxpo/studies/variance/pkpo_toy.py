@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from maxpo import max_at_k, training
+from maxpo import max_at_k
 from maxpo.bandits import task as bandit
+from maxpo.methods import bind_estimator
 from maxpo.plotting import styles
 from maxpo.studies.variance.moments import Estimate, mean
 
@@ -61,7 +62,7 @@ def draw(
     noise = jax.random.normal(key, (estimates, group_size))
     rewards = bandit.SquareOnInterval(jnp.zeros((1, 1)), 0.0, STD).reward(theta + STD * noise)
     scores = noise / STD
-    advantages = [training.bind_estimator(name, lambda k: k)(rewards, k) for name in names]
+    advantages = [bind_estimator(name, lambda k: k)(rewards, k) for name in names]
     gradients = jnp.stack([jnp.mean(a * scores, axis=-1) for a in advantages])
     return Draws(max_at_k(rewards, k), gradients)
 
