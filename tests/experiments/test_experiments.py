@@ -167,9 +167,9 @@ def test_estimator_speed(tmp_path):
 def test_step_sizes(tmp_path):
     config = load_config("configs/step_sizes.py:quick")
     summary = step_sizes.train_and_evaluate(config, tmp_path)
-    assert list(summary) == ["default rloo", "default maxpo"]
+    assert list(summary) == ["default rloo", "default maxpo k=4"]
     assert all(np.isfinite(value) for row in summary.values() for value in row.values())
-    assert summary["default maxpo"]["minus_maxpo"] == 0
+    assert summary["default maxpo k=4"]["minus_maxpo"] == 0
     assert (tmp_path / "step_sizes.png").exists()
     config.common = 3.0
     with pytest.raises(ValueError, match=r"common: expected one of \(1\.0, 4\.0\), got 3\.0"):

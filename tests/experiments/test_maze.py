@@ -99,7 +99,7 @@ def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):
     with pytest.raises(UsageError, match=r"max_gradient_norm: 1\.0 -> 0\.5"):
         maze.train_and_evaluate(config, whole[0])
     config.group_size = 2
-    with pytest.raises(ValueError, match="group_size - 1 = 1"):
+    with pytest.raises(ValueError, match="N - 1 = 1"):
         maze.train_and_evaluate(config, tmp_path / "bad")
     assert not (tmp_path / "bad").exists()
 
@@ -127,7 +127,7 @@ def test_every_variant_is_a_study(variant):
         study, keys = maze.maze.make_study(config), maze.maze.run_keys(config)
         settings = maze.maze.make_settings([0.01] * config.seeds, 0.0)
         state = study.init(keys)
-        after = study.advance(study.methods["maxpo k=2"], settings, keys, state)
+        after = study.advance(study.methods["rloo"], settings, keys, state)
         return state, after, study.curves(study.test, keys, state)
 
     state, after, curves = jax.eval_shape(run)

@@ -359,7 +359,7 @@ def test_figures(study, keys):
     config = small_config()
     state = study.init(keys)
     ks = maze.curve_ks(config)
-    curve = maze.summarise_curves(study.curves(study.test, keys, state), ks)
+    curve = maze.summarize_curves(study.curves(study.test, keys, state), ks)
     figure = maze_figures.curves({"rloo": curve, "maxpo": curve}, ks, 2, 0.9)
     assert [len(axis.lines) for axis in figure.axes] == [4, 3]  # The optimum on the left alone.
     row = {name: 1.0 for metric in maze.METRICS for name in (metric, f"{metric}_sem")}

@@ -35,10 +35,11 @@ def generate(
     every sample a time, until all have drawn `eos_id` or `max_new_tokens` tokens. Tokens are drawn
     from the softmax of `logits / temperature`, truncated by `top_k` first and by `top_p` then.
 
-    The function compiles anew for other shapes, `eos_id`, `pad_id`, `top_k`, and for whether it is
+    The function compiles again for other shapes, `eos_id`, `pad_id`, `top_k`, and for whether it is
     greedy or has a `top_p`; not for other parameters, temperatures, values of `top_p` or keys. It
     may be called inside `jax.jit`; there a model that is merged from its graph definition and state
-    costs less on the host for each call than one that passes through `nnx.jit`.
+    costs less on the host for each call than one that passes through `nnx.jit`. A module that holds
+    something unhashable compiles at every call outside of `jax.jit`.
 
     See "The Curious Case of Neural Text Degeneration" (https://arxiv.org/abs/1904.09751) for top_p.
 
@@ -54,7 +55,7 @@ def generate(
         the last one's equals included.
       eos_id: The token that ends a completion.
       key: PRNG key. A sample's tokens depend on it and on the sample's place in the batch.
-      pad_id: What stands behind the end.
+      pad_id: What stands after the end.
 
     Returns:
       Completions `[P, N, T]`. The log-probabilities are those of the distribution that was drawn
@@ -94,7 +95,7 @@ def generate(
 
     graph, state = nnx.split(model)
     return _generate(
-        graph,
+        _hashable(graph),
         state,
         prompts,
         key,
@@ -107,6 +108,21 @@ def generate(
         eos_id=eos_id,
         pad_id=pad_id,
     )
+
+
+class _ById:
+    """A graph definition that cannot be hashed, because its module holds something that cannot."""
+
+    def __init__(self, graph: Any):
+        self.graph = graph
+
+
+def _hashable(graph: Any) -> Any:
+    try:
+        hash(graph)
+    except TypeError:
+        return _ById(graph)
+    return graph
 
 
 class _Loop(NamedTuple):
@@ -140,7 +156,7 @@ def _generate(
     eos_id: int,
     pad_id: int,
 ) -> Completions:
-    model = nnx.merge(graph, state)
+    model = nnx.merge(graph.graph if isinstance(graph, _ById) else graph, state)
     P, N, T = prompts.tokens.shape[0], group_size, max_new_tokens
     prompt, hidden = model.prefill(prompts)
     weights = model.decoding_weights()
