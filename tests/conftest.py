@@ -1,7 +1,16 @@
 """Settings for every test."""
 
+import os
+
 import hypothesis
 import pytest
+
+# Compiling is most of what tests do, and without LLVM's optimizations it takes two thirds of the
+# time. Before any test asks JAX for a device; to test what users run, set XLA_FLAGS="".
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+)
 
 # Compiling dominates the first example of a property, so a deadline would only measure that.
 # Fixed seeds: a run that fails can be repeated.

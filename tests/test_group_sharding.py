@@ -11,6 +11,7 @@ import pytest
 CHILD = Path(__file__).with_name("group_sharding_child.py")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "size"),
     # The second size looks ranks up by bisection, the first by comparing all pairs.

@@ -48,6 +48,7 @@ def test_links_lead_somewhere(notebook):
             assert target.startswith("https://") or (NOTEBOOK.parent / target).exists(), target
 
 
+@pytest.mark.slow
 def test_it_runs_from_top_to_bottom(notebook, tmp_path, monkeypatch):
     # Nobody's profile, and no accelerator to be asked for.
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))

@@ -58,11 +58,13 @@ def assert_close(found, expected, name):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6, err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parallel_child.MESHES)
 def test_language_model(trained, alone, name):
     assert_close(of_run(trained[1], name), alone, name)
 
 
+@pytest.mark.slow
 def test_training_changes_more_than_the_tolerance(alone, tmp_path):
     config = parallel_child.make_lm_config(tmp_path)
     start = parallel_child.leaves(parallel_child.stages.Programs(make_settings(config)).params)
@@ -70,11 +72,13 @@ def test_training_changes_more_than_the_tolerance(alone, tmp_path):
     assert min(changes) > 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bandit", "maze"])
 def test_independent_runs(trained, name):
     assert_close(of_run(trained[1], name), of_run(trained[1], f"{name} on one"), name)
 
 
+@pytest.mark.slow
 def test_one_device_reads_the_checkpoint_of_eight(trained):
     folder, found = trained
     config = parallel_child.make_lm_config(folder / "inputs")

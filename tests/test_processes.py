@@ -91,6 +91,7 @@ def alone(tmp_path_factory):
     return parallel_child.run_lm(tmp_path_factory.mktemp("alone"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
 def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
     """First one of them is killed, at which the others must end by themselves; then all are."""

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from experiments import lm
 from maxpo.runs import load_config, read_metrics
@@ -45,6 +46,7 @@ def study(folder):
     lm.train_and_evaluate(config, folder / "run")
 
 
+@pytest.mark.slow
 def test_the_modes_change_nothing(tmp_path):
     child = subprocess.Popen(
         [sys.executable, __file__, str(tmp_path / "modes")],

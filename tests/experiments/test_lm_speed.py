@@ -66,6 +66,7 @@ def test_quick_variant(tmp_path, capsys):
     assert lm_speed.train_and_evaluate(config, tmp_path) == summary
 
 
+@pytest.mark.slow
 def test_gpu_variant_compares_with_peaks(tmp_path):
     config = shrink(load_config(f"{FILE}:gpu"))
     config.model.tied_embeddings = False
