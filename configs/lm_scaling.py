@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 
 from maxpo.runs import check_variant
 
+__all__ = ["QWEN3", "VARIANTS", "get_config"]
+
 VARIANTS = ("default", "quick")
 
 QWEN3 = {"head_dim": 128, "kv_heads": 8, "qk_norm": True, "vocab_size": 151_936}

@@ -19,6 +19,8 @@ from ml_collections import ConfigDict
 
 from maxpo.runs import check_variant
 
+__all__ = ["VARIANTS", "get_config"]
+
 VARIANTS = ("default", "full", "rooms", "clipped", "xminigrid", "quick")
 
 

@@ -9,6 +9,8 @@ from ml_collections import ConfigDict
 
 from maxpo.runs import check_variant
 
+__all__ = ["VARIANTS", "get_config"]
+
 VARIANTS = ("default", "quick")
 
 

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from configs import bandit
 from maxpo.runs import check_variant
 
+__all__ = ["VARIANTS", "get_config"]
+
 VARIANTS = ("default", "quick")
 
 

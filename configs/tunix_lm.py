@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 
 from maxpo.runs import check_variant
 
+__all__ = ["get_config"]
+
 
 def get_config(variant: str = "default") -> ConfigDict:
     """The config of the only variant."""

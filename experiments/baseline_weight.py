@@ -14,6 +14,8 @@ from maxpo import runs
 from maxpo.studies import jobs
 from maxpo.studies.variance import baseline_weight
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, whose `cells` are the rows measured."""

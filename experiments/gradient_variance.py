@@ -15,6 +15,8 @@ from maxpo.studies import jobs
 from maxpo.studies.variance import figures as variance_figures
 from maxpo.studies.variance import gradient_variance, pkpo_toy, unbiasedness
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, whose `cells` are the rows measured."""

@@ -14,6 +14,8 @@ from maxpo import parallel, runs
 from maxpo.lm.training.settings import digests, make_settings
 from maxpo.studies import lm as study
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary.

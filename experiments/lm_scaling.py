@@ -14,6 +14,8 @@ from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.studies.speed import lm_scaling
 from maxpo.studies.speed.lm_scaling import Case
 
+__all__ = ["MESH", "check_config", "large_cases", "row", "train_and_evaluate", "weak_cases"]
+
 MESH = ("data", "model")
 
 

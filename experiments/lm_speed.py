@@ -16,6 +16,8 @@ from maxpo import runs
 from maxpo.lm.model.transformer import Transformer
 from maxpo.studies.speed import lm_speed
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the benchmark in `workdir` and returns its summary, the rows of the table."""

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.studies import maze, maze_figures
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, with a table by method."""

@@ -14,6 +14,8 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the studies and returns their summaries by study."""

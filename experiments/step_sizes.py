@@ -14,6 +14,8 @@ from configs import bandit as bandit_configs
 from maxpo import runs
 from maxpo.studies import bandit, step_sizes
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, figures by "bandit method"."""

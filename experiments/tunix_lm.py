@@ -20,6 +20,18 @@ from maxpo.integrations import host
 from maxpo.integrations import tunix as integration
 from maxpo.methods import parse_method, parse_methods
 
+__all__ = [
+    "LetterTokenizer",
+    "Report",
+    "batches",
+    "check_config",
+    "is_right",
+    "make_cluster",
+    "register",
+    "train",
+    "train_and_evaluate",
+]
+
 Report = Callable[[np.ndarray, np.ndarray], None]
 """Called after each rollout with the flat rewards and advantages `[B * N]`."""
 

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.studies.speed import verification_speed
 
+__all__ = ["train_and_evaluate"]
+
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the benchmark in `workdir` and returns its summary, the rows of the table by name."""

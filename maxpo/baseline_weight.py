@@ -42,6 +42,8 @@ from jax.typing import ArrayLike
 
 from maxpo._numbers import as_floats, same_width
 
+__all__ = ["WeightState", "add_products", "init_weight", "update_weight", "weight_of"]
+
 
 class WeightState(NamedTuple):
     """Exponential moving averages over updates, not yet corrected for their start at 0.

@@ -45,6 +45,26 @@ from maxpo._sharding import Function, group_local
 from maxpo._subsets import Array, all_below, any_above
 from maxpo.order_statistics import centered_weights, gap_sums, max_at_k
 
+__all__ = [
+    "Estimator",
+    "blended",
+    "canonical",
+    "dr_grpo",
+    "get",
+    "grpo",
+    "l_statistic",
+    "leave_two_out_baseline",
+    "max_rl",
+    "maxpo",
+    "names",
+    "pass_at_k_training",
+    "pkpo",
+    "pkpo_loo",
+    "pkpo_loo_minus_one",
+    "reinforce",
+    "rloo",
+]
+
 Estimator = Callable[..., jax.Array]
 
 _BY_NAME: dict[str, Estimator] = {}

@@ -30,6 +30,22 @@ from jax.typing import ArrayLike
 
 from maxpo._numbers import as_floats, same_width
 
+__all__ = [
+    "KLEstimator",
+    "LossAggregation",
+    "RatioDiagnostics",
+    "clipped_ratio_loss",
+    "entropy",
+    "kl_penalty",
+    "masked_mean",
+    "ratio_diagnostics",
+    "reduce_tokens",
+    "score_function_loss",
+    "sequence_log_probs",
+    "token_clipped_ratio_loss",
+    "token_score_function_loss",
+]
+
 LossAggregation = Literal["constant", "sequence", "token"]
 KLEstimator = Literal["k1", "k2", "k3"]
 

@@ -31,6 +31,16 @@ from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
 from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 
+__all__ = [
+    "Weights",
+    "centered_weights",
+    "gap_numbers",
+    "gap_sums",
+    "max_at_k",
+    "pass_at_k",
+    "rank_warp",
+]
+
 Weights: TypeAlias = Callable[[Array, Scalar], tuple[Array, Array]]
 """Maps gap numbers m = 0..N-2 and the number n of valid samples to (above, below) weights.
 

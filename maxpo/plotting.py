@@ -9,6 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
+__all__ = ["STYLES", "Style", "draw_line", "legend_below", "styles"]
+
 Style = dict[str, Any]
 
 # Dashes and shades besides colors, so that lines can be told apart in gray.

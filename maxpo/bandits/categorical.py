@@ -9,6 +9,8 @@ from flax import nnx
 
 from maxpo import losses
 
+__all__ = ["Categorical"]
+
 
 class Categorical(nnx.Module):
     """Softmax over `num_arms` actions, from a perceptron on the observation.

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+__all__ = ["Gaussian"]
+
 
 class Gaussian(nnx.Module):
     """Normal distribution with mean theta, its one parameter, and a fixed standard deviation.

@@ -17,6 +17,19 @@ from jax.typing import ArrayLike
 from maxpo.bandits.categorical import Categorical
 from maxpo.bandits.gaussian import Gaussian
 
+__all__ = [
+    "REWARD_LAWS",
+    "ContextualBandit",
+    "RewardLaw",
+    "SquareOnInterval",
+    "bernoulli",
+    "expected_max",
+    "expected_max_of_square",
+    "gaussian",
+    "heavy_tailed",
+    "make_contextual_bandit",
+]
+
 RewardLaw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
 
 

@@ -28,6 +28,8 @@ from maxpo._groups import Groups, as_k
 from maxpo._numbers import host_floats
 from maxpo._subsets import all_below
 
+__all__ = ["Array", "Place", "Weights", "max_at_k", "maxpo", "rank_warp"]
+
 Array = NDArray[Any]
 
 

@@ -31,6 +31,8 @@ import numpy as np
 
 from maxpo.integrations import host
 
+__all__ = ["RewardFunction", "max_at_k_reward"]
+
 RewardFunction = Callable[..., Sequence[float | None]]
 
 

@@ -20,6 +20,8 @@ import numpy as np
 from maxpo import estimators, methods
 from maxpo._extras import missing_extra
 
+__all__ = ["names", "register"]
+
 # Tunix's own, by the same formulas.
 _BUILT_IN = ("grpo", "rloo")
 

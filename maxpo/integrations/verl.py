@@ -25,6 +25,8 @@ from maxpo.integrations import host
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["maxpo_advantage"]
+
 
 def maxpo_advantage(
     token_level_rewards: "torch.Tensor",

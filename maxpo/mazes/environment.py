@@ -11,6 +11,8 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+__all__ = ["Act", "Environment", "Observation", "Trajectory", "rollout"]
+
 
 class Observation(NamedTuple):
     """What an agent sees, all float32.

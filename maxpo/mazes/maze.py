@@ -16,6 +16,8 @@ import numpy as np
 from maxpo.mazes import solver
 from maxpo.mazes.environment import Observation
 
+__all__ = ["ACTIONS", "MOVES", "Kind", "Maze", "MazeEnvironment", "MazeState", "View"]
+
 Kind = Literal["perfect", "rooms"]
 View = Literal["local", "full"]
 

@@ -12,6 +12,8 @@ from flax import nnx
 from maxpo import losses
 from maxpo.mazes.environment import Observation
 
+__all__ = ["GridPolicy", "Kind"]
+
 Kind = Literal["mlp", "conv"]
 
 

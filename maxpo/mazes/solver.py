@@ -5,6 +5,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
+__all__ = ["distances", "optimal_actions", "optimal_return"]
+
 _MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from maxpo._extras import missing_extra
 from maxpo.mazes.environment import Observation
 
+__all__ = ["XMiniGrid", "XMiniGridState"]
+
 
 class XMiniGridState(NamedTuple):
     """Where an episode is.

@@ -22,6 +22,20 @@ from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies.variance import moments
 
+__all__ = [
+    "METRICS",
+    "Metrics",
+    "Task",
+    "Trainer",
+    "check_config",
+    "final_figures",
+    "learning_curves",
+    "make_task",
+    "make_trainer",
+    "read_methods",
+    "summarize",
+]
+
 Task = bandit.ContextualBandit | bandit.SquareOnInterval
 Metrics = dict[str, jax.Array]
 

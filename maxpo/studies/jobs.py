@@ -8,6 +8,8 @@ import numpy as np
 
 from maxpo import runs
 
+__all__ = ["Job", "Row", "run_jobs"]
+
 Row = dict[str, Any]
 Job = Callable[[jax.Array], list[Row]]
 

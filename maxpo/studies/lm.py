@@ -15,6 +15,8 @@ from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.settings import Settings
 from maxpo.lm.training.stages import SFT, Stages
 
+__all__ = ["BEFORE", "Scores", "compare", "figures", "run_stages", "table"]
+
 BEFORE = "warm start"
 
 Scores = dict[str, np.ndarray]

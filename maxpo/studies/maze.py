@@ -25,6 +25,29 @@ from maxpo.mazes.policy import GridPolicy, Kind
 from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.studies.variance import moments
 
+__all__ = [
+    "EXTRA",
+    "LOSSES",
+    "METRICS",
+    "Metrics",
+    "Settings",
+    "Study",
+    "best_settings",
+    "check_config",
+    "curve_ks",
+    "episode_loss",
+    "make_environment",
+    "make_settings",
+    "make_study",
+    "make_table",
+    "read_methods",
+    "run_keys",
+    "summarize",
+    "summarize_curves",
+    "sweep_keys",
+    "sweep_settings",
+]
+
 Metrics = dict[str, jax.Array]
 
 EXTRA = {"entropy": ("sweep",)}

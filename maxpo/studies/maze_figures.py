@@ -15,6 +15,8 @@ from maxpo.mazes.maze import MOVES, Maze
 from maxpo.plotting import Style, draw_line, legend_below, styles
 from maxpo.studies import maze
 
+__all__ = ["BEFORE", "curves", "draw_maze", "draw_paths", "learning_curves", "trajectories", "walk"]
+
 BEFORE = "before training"
 _BEFORE_STYLE: Style = {"color": "#9a9a9a", "linestyle": (0, (1, 2)), "linewidth": 1.5}
 

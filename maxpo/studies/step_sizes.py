@@ -19,6 +19,8 @@ from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies import bandit
 from maxpo.studies.variance import moments
 
+__all__ = ["compare", "final_objectives", "step_size_figure"]
+
 
 def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dict[str, np.ndarray]:
     """Exact J_k after the `config.evaluate_every` updates of one `Trainer.advance`.

@@ -18,6 +18,8 @@ from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies import bandit
 from maxpo.studies.variance.gradient_variance import exact_map_row
 
+__all__ = ["Row", "advantages_over_k", "regime_rows", "shares_over_k", "sums_over_k", "train"]
+
 Row = dict[str, Any]
 
 _MARKERS = "osD^vP*X"

@@ -22,6 +22,8 @@ from maxpo._extras import missing_extra
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.transformer import Transformer
 
+__all__ = ["check_pretrained", "load_config", "load_pretrained", "save_pretrained"]
+
 _CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 _CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+__all__ = ["Completions", "Prompts", "check_prompts", "check_tokens"]
+
 
 class Prompts(NamedTuple):
     """Padded prompts.

@@ -16,6 +16,8 @@ from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.prompts import Prompts, check_prompts, check_tokens
 from maxpo.lm.model.sharding import PROMPT_CACHE, RULES, SAMPLE_CACHE
 
+__all__ = ["Cache", "Layers", "PromptCache", "Transformer"]
+
 
 class Layers(nnx.Module):
     """The parameters of all layers, stacked along a leading axis; see `LayerWeights`."""

@@ -14,6 +14,16 @@ from typing import Any, NamedTuple
 
 from maxpo.lm.tasks.text import Problem, preloads, text_only
 
+__all__ = [
+    "DEEPEST",
+    "LONGEST",
+    "gold_number",
+    "is_mathematics",
+    "math_verifier",
+    "numeric_answer",
+    "numeric_verifier",
+]
+
 LONGEST = 4000  # Digits of a number; Python itself refuses a little more.
 DEEPEST = 20  # Brackets and fractions within each other.
 _FARTHEST = 10_000  # Characters around a number that are read.

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from maxpo.lm.tasks.text import Problem, text_only
 
+__all__ = ["LONGEST", "exact_score", "television_score"]
+
 _OPERATIONS = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,

@@ -21,6 +21,16 @@ import numpy as np
 from maxpo._extras import missing_extra
 from maxpo.lm.tasks.text import Problem, TextTask, load_verifier
 
+__all__ = [
+    "MAX_DRAWS_IN_VAIN",
+    "MOST_AT_A_TIME",
+    "SECONDS_OF_A_REQUEST",
+    "Progress",
+    "ReasoningVerifier",
+    "make_reasoning_task",
+    "reasoning_names",
+]
+
 # Draws without a new problem until a data set counts as exhausted.
 MAX_DRAWS_IN_VAIN = 1000
 # Entries that are asked for in one request.

@@ -5,6 +5,18 @@ import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+__all__ = [
+    "AVerifier",
+    "Problem",
+    "TextTask",
+    "Verifier",
+    "digest",
+    "is_text_only",
+    "load_verifier",
+    "preloads",
+    "text_only",
+]
+
 
 class Problem(NamedTuple):
     """One problem.

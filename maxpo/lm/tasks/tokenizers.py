@@ -13,6 +13,8 @@ from maxpo._extras import missing_extra
 if TYPE_CHECKING:
     import tokenizers
 
+__all__ = ["END_TOKENS", "PAD_TOKENS", "CharTokenizer", "Tokenizer", "load_tokenizer", "pad"]
+
 END_TOKENS = ("</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from maxpo.lm.training.evaluation import Curve
 from maxpo.plotting import draw_line, legend_below, styles
 
+__all__ = ["BAND", "PANELS", "POINTS", "History", "best_of_k_figure", "learning_curves"]
+
 PANELS = {
     "mean_reward": "mean reward of the training groups",
     "max_at_k": "max@{k} of the training groups",

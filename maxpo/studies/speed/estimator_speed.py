@@ -27,6 +27,19 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators, runs
 
+__all__ = [
+    "Timing",
+    "check_config",
+    "contenders",
+    "leave_two_out_quadratic",
+    "measure",
+    "pkpo_recurrence",
+    "scaling_figure",
+    "sort_keys",
+    "sort_with_index",
+    "table",
+]
+
 
 def sort_with_index(rewards: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Sorted rewards and the permutation that sorts them."""

@@ -33,6 +33,18 @@ from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
 
+__all__ = [
+    "COLLECTIVES",
+    "Case",
+    "communicated_bytes",
+    "compile_elsewhere",
+    "compile_update",
+    "matrix_shapes",
+    "parameter_count",
+    "state_bytes",
+    "update_flops",
+]
+
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 

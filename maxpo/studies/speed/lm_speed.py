@@ -36,6 +36,33 @@ from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.token_log_probs import completion_log_probs, token_log_probs
 from maxpo.lm.model.transformer import Transformer
 
+__all__ = [
+    "CACHES",
+    "PEAKS",
+    "QUARTERS",
+    "Batch",
+    "Calls",
+    "Peak",
+    "check_config",
+    "decoding_bytes",
+    "figure",
+    "huggingface_calls",
+    "make_batch",
+    "model_config",
+    "our_calls",
+    "parameters_of_layers",
+    "peak",
+    "policy_loss",
+    "table",
+    "take_turns",
+    "unchunked_loss",
+    "update_flops",
+    "update_function",
+    "update_memory",
+    "whole_sequence_loss",
+    "whole_sequences",
+]
+
 CACHES = ("dynamic", "static")
 QUARTERS = 4
 

@@ -23,6 +23,8 @@ from maxpo.mazes.environment import Environment, Observation, rollout
 from maxpo.mazes.maze import MazeEnvironment
 from maxpo.mazes.xminigrid import XMiniGrid
 
+__all__ = ["Timing", "check_config", "make_environments", "measure", "table"]
+
 
 class Timing(NamedTuple):
     """One environment's throughput, in millions a second.

@@ -7,6 +7,8 @@ import time
 
 from maxpo.lm.tasks.text import Problem, text_only
 
+__all__ = ["compute", "execute", "read", "wait"]
+
 
 def compute(problem: Problem, completion: str) -> float:
     """Keeps a core busy for that long."""

@@ -17,6 +17,17 @@ from maxpo.lm.tasks.text import Problem, Verifier
 from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.studies.speed import timed_verifiers
 
+__all__ = [
+    "ANSWER",
+    "PROGRAM",
+    "VERIFIERS",
+    "Timing",
+    "check_config",
+    "make_batch",
+    "measure",
+    "table",
+]
+
 # What a model of code is asked for, and tests of it.
 ANSWER = """
 def solve(numbers):

@@ -30,6 +30,22 @@ from maxpo.studies.variance.binary_moments import exact_moments
 from maxpo.studies.variance.gradient_variance import ks_for
 from maxpo.studies.variance.moments import Bandits, mean, ratio
 
+__all__ = [
+    "Products",
+    "Rule",
+    "above",
+    "agreement",
+    "certificates",
+    "check_config",
+    "counts",
+    "figure",
+    "inner_products",
+    "make_jobs",
+    "past_weights",
+    "summarize",
+    "table",
+]
+
 # A cell is not resolved where the groups that decide E|H|^2 are too rare (its relative error over
 # groups is beyond the first number), or fewer than 16 of the bandits decide V(0), V(1) or E|H|^2
 # (a relative error over bandits beyond the second): errors of ratios cannot be trusted there.

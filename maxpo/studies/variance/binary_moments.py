@@ -13,6 +13,8 @@ import jax
 import numpy as np
 from jax.typing import ArrayLike
 
+__all__ = ["exact_moments"]
+
 
 def exact_moments(
     advantages: Callable[[ArrayLike], ArrayLike],

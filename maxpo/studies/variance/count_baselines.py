@@ -20,6 +20,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+__all__ = ["best_weight", "certificate", "leave_two_out", "variance"]
+
 
 def variance(
     baseline: np.ndarray | float, *, group_size: int, k: int, success_rate: float

@@ -9,6 +9,8 @@ from matplotlib.lines import Line2D
 
 from maxpo.plotting import STYLES
 
+__all__ = ["regime_map", "sweeps"]
+
 # Of J_k: those that can be compared with one another.
 _SHOWN = ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo")
 

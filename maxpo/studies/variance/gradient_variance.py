@@ -24,6 +24,20 @@ from maxpo.studies.variance.binary_moments import exact_moments
 from maxpo.studies.variance.moments import Moments, estimator_moments, log2_ratio, mean, ratio
 from maxpo.studies.variance.points import Point, make_bandits, make_points, two_reward_bandits
 
+__all__ = [
+    "PAIR",
+    "REFERENCE",
+    "agreement",
+    "by_section",
+    "check_config",
+    "exact_map_row",
+    "exact_variance",
+    "ks_for",
+    "make_jobs",
+    "summarize",
+    "table",
+]
+
 # What all others are compared with, and the pair of the map.
 REFERENCE = "pkpo_loo_minus_one"
 PAIR = (REFERENCE, "maxpo")

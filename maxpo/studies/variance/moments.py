@@ -27,6 +27,18 @@ from jax.typing import ArrayLike
 
 from maxpo.methods import bind_estimator
 
+__all__ = [
+    "Advantages",
+    "Bandits",
+    "Estimate",
+    "Moments",
+    "estimator_moments",
+    "gradient_moments",
+    "log2_ratio",
+    "mean",
+    "ratio",
+]
+
 Advantages = Callable[[jax.Array], jax.Array]
 """Rewards `[M, N]` of M groups to advantages `[..., M, N]`: several estimators share a call."""
 

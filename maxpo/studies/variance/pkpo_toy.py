@@ -22,6 +22,8 @@ from maxpo.methods import bind_estimator
 from maxpo.plotting import styles
 from maxpo.studies.variance.moments import Estimate, mean
 
+__all__ = ["STD", "Draws", "curve", "draw", "exact_objective", "figure", "variance", "variances"]
+
 STD = 0.1
 
 

@@ -10,6 +10,17 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.studies.variance.moments import Bandits
 
+__all__ = [
+    "LAWS",
+    "Point",
+    "bernoulli",
+    "gaussian",
+    "make_bandits",
+    "make_points",
+    "pareto",
+    "two_reward_bandits",
+]
+
 
 class Point(NamedTuple):
     """A place in the grid.

@@ -20,6 +20,19 @@ from matplotlib.ticker import MaxNLocator
 from maxpo import estimators
 from maxpo.bandits import task as bandit
 
+__all__ = [
+    "CASES",
+    "VARIANTS",
+    "AtK",
+    "Case",
+    "Variant",
+    "compare",
+    "expected_gradient",
+    "figure",
+    "objective_gradient",
+    "table",
+]
+
 AtK = Callable[..., jax.Array]
 """(rewards `[..., N]`, k) to advantages `[..., N]`."""
 
