@@ -1,6 +1,6 @@
 """Odds of drawing k of several samples without replacement, for any real k >= 0.
 
-Every gap weight of `maxpo.order_statistics` is built from one quantity,
+Every gap weight of `maxpo._gap_sums` is built from one quantity,
 
     P(below, total, k) = C(below, k) / C(total, k) = prod_{j = below+1 .. total} max(j - k, 0) / j,
 

@@ -13,7 +13,7 @@ Notation, for a group of N samples and k of them drawn without replacement:
     v_k         mean of the maximum over all k-subsets (`maxpo.max_at_k`)
     v_k^(-i)    the same with sample i left out of the group
     EI_i        q_i - v_{k-1}^(-i): by how much sample i is expected to improve the best of k - 1
-    d_m         gap m between the sorted rewards, m = 0..N-2 (`maxpo.order_statistics`)
+    d_m         gap m between the sorted rewards, m = 0..N-2 (`maxpo._gap_sums`)
 
 Rules that all of them share:
 
@@ -40,10 +40,11 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
+from maxpo._gap_sums import centered_weights, gap_sums
 from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
 from maxpo._sharding import Function, group_local
 from maxpo._subsets import Array, all_below, any_above
-from maxpo.order_statistics import centered_weights, gap_sums, max_at_k
+from maxpo.order_statistics import max_at_k
 
 __all__ = [
     "Estimator",

@@ -277,7 +277,7 @@ def _table(weights: Weights, n: int, size: int, k: float) -> tuple[Array, Array]
 def _gap_sums(
     groups: Groups, above: Array, below: Array, *, needed: float, base: float = 0
 ) -> Array:
-    """`maxpo.order_statistics.gap_sums` on the host."""
+    """`maxpo._gap_sums.gap_sums` on the host."""
     rewards, where = np.asarray(groups.rewards), groups.where
     values = rewards.astype(np.float64)
     sound = np.isfinite(values)

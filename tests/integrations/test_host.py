@@ -176,8 +176,8 @@ def test_errors(arguments, error, message):
 
 def test_starts_no_device():
     code = (
-        "from maxpo.integrations import numpy\n"
-        "numpy.maxpo([[1., 2., 4.]], 2)\n"
+        "from maxpo.integrations import host\n"
+        "host.maxpo([[1., 2., 4.]], 2)\n"
         "from jax._src import xla_bridge\n"
         "assert not xla_bridge._backends, xla_bridge._backends\n"
     )
