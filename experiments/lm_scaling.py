@@ -87,7 +87,7 @@ def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
         "state, GB": lm_scaling.state_bytes(case) / 1e9,
         "compiled arguments, GB": found["arguments"] / 1e9,
         "compiled temporaries, GB": found["temporaries"] / 1e9,
-        "TFLOP": lm_scaling.update_flops(case) / 1e12,
+        "TFLOP": lm_scaling.flops_of_device(case) / 1e12,
         "sent, GB": sum(sent.values()) / 1e9,
         "collectives": sum(found["collectives"].values()),
     }

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.lm.model.transformer import Transformer
 from maxpo.studies.speed import lm_speed
+from maxpo.studies.speed.turns import take_turns
 
 __all__ = ["train_and_evaluate"]
 
@@ -32,8 +33,10 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         calls = lm_speed.our_calls(config, model, batch, key)
         if config.huggingface:
             calls |= lm_speed.huggingface_calls(config, model, batch)
-        seconds = lm_speed.take_turns(
-            calls, config.repeats, lambda rounds: runs.progress(rounds, unit="rounds")
+        seconds = take_turns(
+            calls,
+            config.repeats,
+            progress=lambda rounds: runs.progress(rounds, unit="rounds"),
         )
         # A step is a round that is done, of all calls.
         for step, taken in enumerate(zip(*seconds.values(), strict=True), start=1):

@@ -14,7 +14,6 @@ them, and compared as medians.
 
 import functools
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -26,6 +25,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, runs
+from maxpo.studies.speed.turns import take_turns
 
 __all__ = [
     "Timing",
@@ -216,18 +216,11 @@ def measure(config: ConfigDict, shape: tuple[int, int], key: jax.Array) -> list[
         memory["pkpo_recurrence"] = None
         calls["pkpo_recurrence"] = lambda: [pkpo_recurrence(g, config.k) for g in on_host]
 
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(config.repeats + 1):
-        for name, call in calls.items():
-            if name == "pkpo_recurrence" and repeat > config.numpy_repeats:
-                continue
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            if repeat:  # The first one warms up.
-                taken[name].append(1e3 * (time.perf_counter() - began))
+    limits = {"pkpo_recurrence": config.numpy_repeats}
+    taken = take_turns(calls, config.repeats, at_most=limits)
     return [
-        Timing(name, groups, group_size, float(np.median(times)), memory[name])
-        for name, times in taken.items()
+        Timing(name, groups, group_size, 1e3 * float(np.median(seconds)), memory[name])
+        for name, seconds in taken.items()
     ]
 
 

@@ -10,7 +10,6 @@ prints one line of JSON for the case that its argument describes.
 
 import functools
 import json
-import math
 import os
 import re
 import subprocess
@@ -32,6 +31,7 @@ from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
+from maxpo.studies.speed.work import parameter_count, update_flops
 
 __all__ = [
     "COLLECTIVES",
@@ -39,10 +39,8 @@ __all__ = [
     "communicated_bytes",
     "compile_elsewhere",
     "compile_update",
-    "matrix_shapes",
-    "parameter_count",
+    "flops_of_device",
     "state_bytes",
-    "update_flops",
 ]
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -138,28 +136,6 @@ def compile_elsewhere(case: Case) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def matrix_shapes(shape: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """All parameters that are not norms or biases, by their names in `RULES`."""
-    heads, width = shape.heads * shape.head_width, shape.head_width
-    group = shape.heads // shape.kv_heads
-    matrices: dict[str, tuple[int, ...]] = {
-        "embedding": (shape.vocab_size, shape.hidden),
-        "qkv": (shape.layers, shape.hidden, shape.kv_heads, group + 2, width),
-        "attention_out": (shape.layers, heads, shape.hidden),
-        "gate": (shape.layers, shape.hidden, shape.mlp),
-        "up": (shape.layers, shape.hidden, shape.mlp),
-        "down": (shape.layers, shape.mlp, shape.hidden),
-    }
-    if not shape.tied_embeddings:
-        matrices["output"] = matrices["embedding"]
-    return matrices
-
-
-def parameter_count(shape: TransformerConfig) -> int:
-    """Entries of all matrices."""
-    return sum(math.prod(matrix) for matrix in matrix_shapes(shape).values())
-
-
 def state_bytes(case: Case) -> float:
     """Parameters and Adam's two moments, float32, that one device holds.
 
@@ -169,21 +145,18 @@ def state_bytes(case: Case) -> float:
     return 12 * parameter_count(TransformerConfig(**case.shape)) / devices
 
 
-def update_flops(case: Case) -> float:
-    """Operations of the products of one update, for each device.
-
-    Six for each parameter that a token meets, and for each token that it attends to twelve for each
-    entry of all heads of all layers. Prompts run once for their group; completions alone meet the
-    unembedding.
-    """
-    shape = TransformerConfig(**case.shape)
-    P, N, S, T = case.prompts, case.group_size, case.prompt_length, case.new_tokens
-    vocabulary = shape.vocab_size * shape.hidden
-    in_layers = parameter_count(shape) - vocabulary * (1 if shape.tied_embeddings else 2)
-    tokens = P * S + P * N * T
-    pairs = P * S * S / 2 + P * N * T * (S + T / 2)
-    attention = 12 * pairs * shape.layers * shape.heads * shape.head_width
-    return (6 * tokens * in_layers + 6 * P * N * T * vocabulary + attention) / case.model
+def flops_of_device(case: Case) -> float:
+    """Operations of the products of one update, for each device; see `update_flops`."""
+    return (
+        update_flops(
+            TransformerConfig(**case.shape),
+            prompts=case.prompts,
+            group_size=case.group_size,
+            prompt_length=case.prompt_length,
+            new_tokens=case.new_tokens,
+        )
+        / case.model
+    )
 
 
 def communicated_bytes(case: Case) -> dict[str, float]:

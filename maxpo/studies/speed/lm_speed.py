@@ -16,7 +16,6 @@ import functools
 import importlib.util
 import os
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from maxpo.lm.model.pretrained import save_pretrained
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.token_log_probs import completion_log_probs, token_log_probs
 from maxpo.lm.model.transformer import Transformer
+from maxpo.studies.speed.work import parameters_of_layers, update_flops
 
 __all__ = [
     "CACHES",
@@ -50,13 +50,10 @@ __all__ = [
     "make_batch",
     "model_config",
     "our_calls",
-    "parameters_of_layers",
     "peak",
     "policy_loss",
     "table",
-    "take_turns",
     "unchunked_loss",
-    "update_flops",
     "update_function",
     "update_memory",
     "whole_sequence_loss",
@@ -346,27 +343,6 @@ def huggingface_calls(config: ConfigDict, model: Transformer, batch: Batch) -> C
     return calls
 
 
-def take_turns(
-    calls: Mapping[str, Callable[[], Any]],
-    repeats: int,
-    progress: Callable[[range], Any] = lambda rounds: rounds,
-) -> dict[str, list[float]]:
-    """Seconds of each call in each round; a round makes every call, and the first is not counted.
-
-    >>> seconds = take_turns({"nothing": lambda: None, "sum": lambda: sum(range(10))}, repeats=2)
-    >>> {name: len(times) for name, times in seconds.items()}
-    {'nothing': 2, 'sum': 2}
-    """
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    for number in progress(range(repeats + 1)):
-        for name, call in calls.items():
-            began = time.perf_counter()
-            jax.block_until_ready(call())
-            if number:
-                taken[name].append(time.perf_counter() - began)
-    return taken
-
-
 def update_memory(config: ConfigDict) -> dict[str, float]:
     """Bytes that an update takes at a long vocabulary, from the compiler: nothing is run.
 
@@ -394,15 +370,8 @@ def update_memory(config: ConfigDict) -> dict[str, float]:
     return found
 
 
-def parameters_of_layers(config: TransformerConfig) -> int:
-    """Entries of all matrices but the embeddings."""
-    width = config.head_width
-    attention = config.hidden * (2 * config.heads + 2 * config.kv_heads) * width
-    return config.layers * (attention + 3 * config.hidden * config.mlp)
-
-
 def decoding_bytes(config: ConfigDict) -> float:
-    """Bytes that decoding cannot but read, all steps behind the first token together.
+    """Bytes that decoding cannot but read, all steps after the first token together.
 
     Each step reads all matrices, the keys and values of each prompt once for its group, and those
     of the completions so far.
@@ -413,24 +382,6 @@ def decoding_bytes(config: ConfigDict) -> float:
     position = 2 * shape.layers * shape.kv_heads * shape.head_width
     positions = (T - 1) * P * S + P * N * (T - 1) * T // 2
     return jnp.dtype(shape.dtype).itemsize * float((T - 1) * matrices + positions * position)
-
-
-def update_flops(config: ConfigDict) -> float:
-    """Operations of matrix products in an update that runs each prompt once.
-
-    Two for each multiplication of the forward pass and twice as many in the backward pass; what is
-    computed again to save memory does not count. Only completions are projected to the vocabulary.
-    """
-    shape = model_config(config)
-    P, N, S, T = config.prompts, config.group_size, config.prompt_length, config.new_tokens
-    positions = P * S + P * N * (T - 1)
-    pairs = P * S * (S + 1) // 2 + P * N * ((T - 1) * S + (T - 1) * T // 2)
-    products = (
-        positions * parameters_of_layers(shape)
-        + pairs * 2 * shape.layers * shape.heads * shape.head_width
-        + P * N * T * shape.vocab_size * shape.hidden
-    )
-    return 3 * 2 * float(products)
 
 
 def peak(config: ConfigDict) -> Peak | None:
@@ -489,7 +440,14 @@ def table(
         rate = decoding_bytes(config) / loop / 1e9
         add("decoding", "GB/s", rate, limit.bandwidth / 1e9, f"peak of {device}")
         if model_config(config).dtype == "bfloat16":
-            rate = update_flops(config) / median["update"] / 1e12
+            flops = update_flops(
+                model_config(config),
+                prompts=P,
+                group_size=N,
+                prompt_length=S,
+                new_tokens=T,
+            )
+            rate = flops / median["update"] / 1e12
             add("update's products", "TFLOP/s", rate, limit.flops / 1e12, f"peak of {device}")
     return rows
 

@@ -9,7 +9,6 @@ the reset, and of such a call the resets are a small part.
 """
 
 import functools
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +21,7 @@ from maxpo import runs
 from maxpo.mazes.environment import Environment, Observation, rollout
 from maxpo.mazes.maze import MazeEnvironment
 from maxpo.mazes.xminigrid import XMiniGrid
+from maxpo.studies.speed.turns import turns
 
 __all__ = ["Timing", "check_config", "make_environments", "measure", "table"]
 
@@ -83,22 +83,19 @@ def measure(config: ConfigDict, environments: dict[str, Environment]) -> list[Ti
     run = jax.jit(_random_episodes, static_argnums=(0, 1, 2))
     start = jax.jit(_start, static_argnums=(0, 1))
     keys = jax.random.split(jax.random.key(config.seed), config.instances)
-    calls: dict[tuple[str, str], Callable[[jax.Array], Any]] = {}
+    key = jax.random.key(0)
+    calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, environment in environments.items():
         instances = jax.block_until_ready(jax.jit(jax.vmap(environment.make_instance))(keys))
         for figure, looks in (("steps", False), ("steps_and_views", True)):
             calls[name, figure] = functools.partial(
-                run, environment, config.group_size, looks, instances
+                run, environment, config.group_size, looks, instances, key
             )
-        calls[name, "starts"] = functools.partial(start, environment, config.instances)
+        calls[name, "starts"] = functools.partial(start, environment, config.instances, key)
 
     rates: dict[tuple[str, str], list[float]] = {call: [] for call in calls}
-    for repeat in range(config.repeats + 1):
-        for call, function in calls.items():
-            began = time.perf_counter()
-            count, _ = jax.block_until_ready(function(jax.random.key(repeat)))
-            if repeat:  # The first call compiles.
-                rates[call].append(float(count) / (time.perf_counter() - began) / 1e6)
+    for call, seconds, (count, _) in turns(calls, config.repeats):
+        rates[call].append(float(count) / seconds / 1e6)
     return [
         Timing(name, *(float(np.median(rates[name, figure])) for figure in Timing._fields[1:]))
         for name in environments

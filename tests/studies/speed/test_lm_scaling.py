@@ -43,7 +43,7 @@ def test_formulas_are_those_of_the_compiler():
     """
     case = make_case(layers=1, hidden=256, mlp=1024)
     found = lm_scaling.compile_update(case)
-    assert found["flops"] == pytest.approx(lm_scaling.update_flops(case), rel=0.1)
+    assert found["flops"] == pytest.approx(lm_scaling.flops_of_device(case), rel=0.1)
     assert found["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.02)
 
 
