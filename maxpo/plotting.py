@@ -1,15 +1,26 @@
-"""How methods are drawn: the same line in every figure, and no two lines alike."""
+"""What figures share: lines with bands, the same for a method in every figure, and panels."""
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-__all__ = ["STYLES", "Style", "draw_line", "legend_below", "styles"]
+__all__ = [
+    "STYLES",
+    "Line",
+    "Style",
+    "draw_line",
+    "from_rows",
+    "learning_curves",
+    "legend_below",
+    "styles",
+    "tidy",
+    "with_errors",
+]
 
 Style = dict[str, Any]
 
@@ -93,6 +104,91 @@ def draw_line(
     """A line with a band from `low` to `high`."""
     axis.plot(x, y, label=label, **style)
     axis.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+
+
+class Line(NamedTuple):
+    """A line with its band.
+
+    Attributes:
+      x: `[n]`.
+      y: `[n]`.
+      low: `[n]`, the lower end of the band.
+      high: `[n]`, its upper end.
+    """
+
+    x: Sequence[float] | np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+
+def with_errors(
+    x: Sequence[float] | np.ndarray,
+    means: Sequence[float] | np.ndarray,
+    errors: Sequence[float] | np.ndarray,
+    *,
+    width: float = 2.0,
+) -> Line:
+    """A line of means with a band of `width` standard errors on either side."""
+    y, error = np.asarray(means), width * np.asarray(errors)
+    return Line(x, y, y - error, y + error)
+
+
+def from_rows(
+    rows: Sequence[Mapping[str, Any]], x: str, metric: str, *, by: str = "method"
+) -> dict[str, Line]:
+    """The lines of a metric and its `_sem` in logged rows, one for each label.
+
+    Args:
+      rows: What was logged, in order.
+      x: The field on the horizontal axis.
+      metric: The field on the vertical axis.
+      by: The field of the labels.
+    """
+    lines = {}
+    for label in dict.fromkeys(row[by] for row in rows):
+        own = [row for row in rows if row[by] == label]
+        lines[label] = with_errors(
+            [row[x] for row in own],
+            [row[metric] for row in own],
+            [row[f"{metric}_sem"] for row in own],
+        )
+    return lines
+
+
+def learning_curves(
+    panels: Mapping[str, Mapping[str, Line]], *, xlabel: str, log: Collection[str] = ()
+) -> Figure:
+    """Lines over training, one panel for each title, two side by side, with one legend for all.
+
+    Args:
+      panels: Title to label to line; all have the same labels.
+      xlabel: What is on the horizontal axis.
+      log: Titles of panels with a logarithmic axis.
+    """
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(11, 3.7 * rows), layout="constrained")
+    axes = figure.subplots(rows, 2, sharex=True, squeeze=False)
+    for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
+        for (label, line), style in zip(lines.items(), styles(list(lines)).values(), strict=True):
+            draw_line(axis, *line, label, style)
+        tidy(axis, title)
+        if title in log:
+            axis.set_yscale("log")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[-1]:
+        axis.set_xlabel(xlabel)
+    legend_below(figure, axes.flat[0])
+    return figure
+
+
+def tidy(axis: Axes, title: str = "", *, margin: float = 0.0) -> None:
+    """No frame on the top and the right, the title on the left, and lines up to the edge."""
+    if title:
+        axis.set_title(title, loc="left", fontsize=11)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.margins(x=margin)
 
 
 def legend_below(figure: Figure, axis: Axes) -> None:

@@ -16,10 +16,9 @@ from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import losses, parallel, runs, training
+from maxpo import losses, parallel, plotting, runs, training
 from maxpo.bandits import task as bandit
 from maxpo.methods import Method, check_graded, parse_methods
-from maxpo.plotting import draw_line, legend_below, styles
 from maxpo.studies.variance import moments
 
 __all__ = [
@@ -255,25 +254,16 @@ def final_figures(history: Sequence[Mapping[str, Any]], label: str) -> dict[str,
 
 def learning_curves(history: Sequence[Mapping[str, Any]], eval_k: float) -> Figure:
     """J_k, J_1, gradient variance and entropy over updates, with bands of two standard errors."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    lines = styles(list(dict.fromkeys(row["method"] for row in history)))
-    for axis, (metric, title) in zip(axes.flat, METRICS.items(), strict=True):
-        for name, style in lines.items():
-            rows = [row for row in history if row["method"] == name]
-            steps = [row["step"] for row in rows]
-            mean = np.array([row[metric] for row in rows])
-            error = 2 * np.array([row[f"{metric}_sem"] for row in rows])
-            low = mean - error
-            if metric == "gradient_variance" and np.any(mean > 0):  # Below 0 there is no logarithm.
-                low = np.maximum(low, np.min(mean[mean > 0]) / 10)
-            draw_line(axis, steps, mean, low, mean + error, name, style)
-        axis.set_title(title.format(k=eval_k), loc="left", fontsize=11)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0)
-        if metric == "gradient_variance" and all(row[metric] > 0 for row in history):
-            axis.set_yscale("log")
-    for axis in axes[-1]:
-        axis.set_xlabel("updates")
-    legend_below(figure, axes.flat[0])
-    return figure
+    panels = {}
+    for metric, title in METRICS.items():
+        lines = plotting.from_rows(history, "step", metric)
+        if metric == "gradient_variance":  # There is no logarithm of what is below 0.
+            least = min((row[metric] for row in history if row[metric] > 0), default=0) / 10
+            lines = {
+                label: line._replace(low=np.maximum(line.low, least))
+                for label, line in lines.items()
+            }
+        panels[title.format(k=eval_k)] = lines
+    positive = all(row["gradient_variance"] > 0 for row in history)
+    log = [METRICS["gradient_variance"]] if positive else []
+    return plotting.learning_curves(panels, xlabel="updates", log=log)

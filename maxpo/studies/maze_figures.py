@@ -11,8 +11,9 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from maxpo import plotting
 from maxpo.mazes.maze import MOVES, Maze
-from maxpo.plotting import Style, draw_line, legend_below, styles
+from maxpo.plotting import Style, draw_line, legend_below, styles, tidy, with_errors
 from maxpo.studies import maze
 
 __all__ = ["BEFORE", "curves", "draw_maze", "draw_paths", "learning_curves", "trajectories", "walk"]
@@ -30,7 +31,7 @@ def curves(
     """max@k and pass@k over k, with bands of two standard errors.
 
     Args:
-      figures: By method, as `maze.summarise_curves` makes them.
+      figures: By method, as `maze.summarize_curves` makes them.
       ks: The k of the figures.
       eval_k: The k that was trained for, marked.
       optimum: Mean of the best returns that can be had, drawn as a line; None where unknown.
@@ -41,16 +42,15 @@ def curves(
     lines = styles([name for name in figures if name != BEFORE]) | {BEFORE: _BEFORE_STYLE}
     for axis, label, title in zip(axes, ("max", "pass"), titles, strict=True):
         for name, values in figures.items():
-            mean = np.array([values[f"{label}@{k}"] for k in ks])
-            error = np.array([values[f"{label}@{k}_sem"] for k in ks])
-            draw_line(axis, ks, mean, mean - 2 * error, mean + 2 * error, name, lines[name])
+            mean = [values[f"{label}@{k}"] for k in ks]
+            error = [values[f"{label}@{k}_sem"] for k in ks]
+            draw_line(axis, *with_errors(ks, mean, error), name, lines[name])
         axis.axvline(eval_k, color="#cccccc", linewidth=1, zorder=0)
-        axis.set_title(title, loc="left", fontsize=11)
         axis.set_xscale("log", base=2)
         axis.set_xticks(ks, [str(k) for k in ks])
         axis.set_xlabel("k")
         axis.set_ylim(0, 1.02 if label == "pass" else None)
-        _plain(axis)
+        tidy(axis, title)
     if optimum is not None:
         axes[0].axhline(optimum, color="#222222", linewidth=1, zorder=1, label="optimal return")
     legend_below(figure, axes[0])
@@ -59,22 +59,11 @@ def curves(
 
 def learning_curves(history: Sequence[Mapping[str, Any]], eval_k: float) -> Figure:
     """`maze.METRICS` over updates, with bands of two standard errors over seeds."""
-    figure = Figure(figsize=(11, 7.5), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    lines = styles(list(dict.fromkeys(row["method"] for row in history)))
-    for axis, (metric, title) in zip(axes.flat, maze.METRICS.items(), strict=True):
-        for name, style in lines.items():
-            rows = [row for row in history if row["method"] == name]
-            mean = np.array([row[metric] for row in rows])
-            error = np.array([row[f"{metric}_sem"] for row in rows])
-            updates = [row["update"] for row in rows]
-            draw_line(axis, updates, mean, mean - 2 * error, mean + 2 * error, name, style)
-        axis.set_title(title.format(k=eval_k), loc="left", fontsize=11)
-        _plain(axis)
-    for axis in axes[-1]:
-        axis.set_xlabel("updates")
-    legend_below(figure, axes.flat[0])
-    return figure
+    panels = {
+        title.format(k=eval_k): plotting.from_rows(history, "update", metric)
+        for metric, title in maze.METRICS.items()
+    }
+    return plotting.learning_curves(panels, xlabel="updates")
 
 
 def trajectories(study: maze.Study, states: Mapping[str, Any], keys: jax.Array) -> Figure:
@@ -165,8 +154,3 @@ def draw_paths(
 
 def _shade(value: float, best: float) -> Any:
     return colormaps["viridis_r"](0.25 + 0.75 * value / best) if value > 0 else "#b9b9c0"
-
-
-def _plain(axis: Axes) -> None:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.margins(x=0)

@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo.plotting import draw_line, legend_below, styles
+from maxpo.plotting import draw_line, legend_below, styles, tidy, with_errors
 from maxpo.studies import bandit
 from maxpo.studies.variance import moments
 
@@ -101,13 +101,11 @@ def step_size_figure(
     for axis, (law, by_method) in zip(axes, objectives.items(), strict=True):
         lines = styles(list(by_method))
         for name, values in by_method.items():
-            mean = values.mean(axis=1)
-            error = 2 * values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
-            draw_line(axis, learning_rates, mean, mean - error, mean + error, name, lines[name])
+            error = values.std(axis=1, ddof=1) / values.shape[1] ** 0.5
+            line = with_errors(learning_rates, values.mean(axis=1), error)
+            draw_line(axis, *line, name, lines[name])
         axis.set_xscale("log", base=2)
         axis.set_xlabel("step size")
-        axis.set_title(f"{law}: final max@{eval_ks[law]:g}", loc="left", fontsize=11)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.margins(x=0)
+        tidy(axis, f"{law}: final max@{eval_ks[law]:g}")
     legend_below(figure, axes[0])
     return figure

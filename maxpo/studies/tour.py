@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators
 from maxpo.methods import bind_estimator
-from maxpo.plotting import draw_line, legend_below, styles
+from maxpo.plotting import draw_line, legend_below, styles, tidy
 from maxpo.studies import bandit
 from maxpo.studies.variance.gradient_variance import exact_map_row
 
@@ -95,7 +95,7 @@ def advantages_over_k(rewards: ArrayLike, names: Sequence[str], *, columns: int 
         axis.set_title(
             name, loc="left", fontsize=11, fontweight="bold" if name == "maxpo" else None
         )
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
         axis.set_xticks(range(1, most + 1))
     for axis in axes[-1]:
         axis.set_xlabel("k")
@@ -134,7 +134,7 @@ def sums_over_k(
         title = f"{groups.shape[0]} groups of N = {groups.shape[-1]}"
         axis.set_title(title if shift == 0 else f"the same, all rewards {shift:+g}", loc="left")
         axis.set_xlabel("k")
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
         axis.set_xlim(0.7, ks[-1] + 0.3)
     axes[0].set_ylabel("sum of advantages / sum of their sizes")
     legend_below(figure, axes[0])

@@ -366,9 +366,9 @@ def test_figures(study, keys):
     history = [{"method": "rloo", "update": update, **row} for update in (0, 1)]
     figure = maze_figures.learning_curves(history, 2)
     assert [len(axis.lines) for axis in figure.axes] == [1] * 4
-    figure = maze_figures.trajectories(study, dict.fromkeys(METHODS, state), keys)
+    figure = maze_figures.trajectories(study, dict.fromkeys(study.methods, state), keys)
     titles = [axis.get_title().partition(":")[0] for axis in figure.axes]
-    assert titles == [maze_figures.BEFORE, *METHODS, "", ""]
+    assert titles == [maze_figures.BEFORE, "rloo", SWEPT, MAXPO, "", ""]
     assert [len(axis.lines) for axis in figure.axes] == [1 + 2 * config.group_size] * 4 + [0, 0]
 
 

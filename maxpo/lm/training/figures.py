@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from maxpo import plotting
 from maxpo.lm.training.evaluation import Curve
-from maxpo.plotting import draw_line, legend_below, styles
+from maxpo.plotting import Line, draw_line, styles, tidy, with_errors
 
 __all__ = ["BAND", "PANELS", "POINTS", "History", "best_of_k_figure", "learning_curves"]
 
@@ -42,15 +42,14 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
             axis.axhline(0, **lines[before])
         for label, curve in curves.items():
             # No band where there is no error: of one problem, none is known.
-            band = BAND * np.nan_to_num(curve.error)
-            low, high = curve.value - band, curve.value + band
-            draw_line(axis, curve.k, curve.value, low, high, label, lines[label])
+            line = with_errors(curve.k, curve.value, np.nan_to_num(curve.error), width=BAND)
+            draw_line(axis, *line, label, lines[label])
         axis.set_xscale("log", base=2)
         ks = sorted({k for curve in curves.values() for k in curve.k})
         axis.set_xticks(ks, [str(k) for k in ks])
         axis.minorticks_off()
         axis.set_xlabel("k")
-        _finish(axis, title)
+        tidy(axis, title, margin=0.01)
     axes[0].legend(frameon=False, fontsize=9)
     return figure
 
@@ -64,35 +63,29 @@ def learning_curves(histories: Mapping[str, Sequence[History]], eval_k: int) -> 
       histories: Label to what each seed logged.
       eval_k: The k of what was logged.
     """
-    figure = Figure(figsize=(11, 7.2), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True)
-    lines = styles(list(histories))
-    for axis, (name, title) in zip(axes.flat, PANELS.items(), strict=True):
-        for label, seeds in histories.items():
-            values = np.array([[row[name] for row in history] for history in seeds])
-            places = np.array([row["step"] for row in seeds[0]])
-            pieces = np.array_split(np.arange(len(places)), min(POINTS, len(places)))
-            points = np.array([values[:, piece].mean() for piece in pieces])
-            errors = np.array(
-                [
-                    _error(values[:, piece].mean(axis=1) if len(seeds) > 1 else values[0, piece])
-                    for piece in pieces
-                ]
-            )
-            middles = np.array([places[piece].mean() for piece in pieces])
-            low, high = points - BAND * errors, points + BAND * errors
-            draw_line(axis, middles, points, low, high, label, lines[label])
-        _finish(axis, title.format(k=eval_k))
-    for axis in axes[-1]:
-        axis.set_xlabel("steps")
-    legend_below(figure, axes.flat[0])
-    return figure
+    return plotting.learning_curves(
+        {
+            title.format(k=eval_k): {
+                label: _smoothed(seeds, name) for label, seeds in histories.items()
+            }
+            for name, title in PANELS.items()
+        },
+        xlabel="steps",
+    )
 
 
-def _finish(axis: Axes, title: str) -> None:
-    axis.set_title(title, loc="left", fontsize=11)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.margins(x=0.01)
+def _smoothed(seeds: Sequence[History], name: str) -> Line:
+    """The mean of about `POINTS` pieces of the run."""
+    values = np.array([[row[name] for row in history] for history in seeds])
+    places = np.array([row["step"] for row in seeds[0]])
+    pieces = np.array_split(np.arange(len(places)), min(POINTS, len(places)))
+    errors = [
+        _error(values[:, piece].mean(axis=1) if len(seeds) > 1 else values[0, piece])
+        for piece in pieces
+    ]
+    middles = np.array([places[piece].mean() for piece in pieces])
+    means = [values[:, piece].mean() for piece in pieces]
+    return with_errors(middles, means, errors, width=BAND)
 
 
 def _error(samples: np.ndarray) -> float:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, runs
+from maxpo.plotting import tidy
 from maxpo.studies.speed.turns import take_turns
 
 __all__ = [
@@ -275,6 +276,6 @@ def scaling_figure(timings: Sequence[Timing]) -> Figure:
         axis.set_yscale("log")
         axis.set_xlabel("group size N")
         axis.set_title(title, loc="left", fontsize=11)
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
     time_axis.legend(frameon=False)
     return figure

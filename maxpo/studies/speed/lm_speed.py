@@ -34,6 +34,7 @@ from maxpo.lm.model.pretrained import save_pretrained
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.token_log_probs import completion_log_probs, token_log_probs
 from maxpo.lm.model.transformer import Transformer
+from maxpo.plotting import tidy
 from maxpo.studies.speed.work import parameters_of_layers, update_flops
 
 __all__ = [
@@ -472,5 +473,5 @@ def figure(config: ConfigDict, seconds: Mapping[str, list[float]]) -> Figure:
     quarters.set_xlabel("tokens already sampled")
     quarters.set_title("one decoding step (ms)", loc="left", fontsize=11)
     for axis in (calls, quarters):
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
     return drawing

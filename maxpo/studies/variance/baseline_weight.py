@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from maxpo import baseline_weight, estimators, runs
 from maxpo.bandits.task import expected_max
+from maxpo.plotting import tidy
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.variance import count_baselines
 from maxpo.studies.variance import points as variance_points
@@ -538,7 +539,7 @@ def _draw_cells(axis: Any, rows: Sequence[Row]) -> None:
         loc="left",
         fontsize=10,
     )
-    axis.spines[["top", "right"]].set_visible(False)
+    tidy(axis, margin=0.05)
     axis.legend(frameon=False, title="samples that share an action")
 
 

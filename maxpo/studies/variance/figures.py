@@ -5,9 +5,8 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from maxpo.plotting import STYLES
+from maxpo.plotting import draw_line, legend_below, styles, tidy
 
 __all__ = ["regime_map", "sweeps"]
 
@@ -40,26 +39,18 @@ def sweeps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = [name for name in _SHOWN if all(name in row["variance"] for row in rows)]
     figure = Figure(figsize=(12, 7), layout="constrained")
     axes = figure.subplots(2, 3, sharey=True)
+    lines = styles(names)
     for axis, (name, (label, scale, position)) in zip(axes.flat, _PANELS.items(), strict=True):
         points = [row for row in rows if row["axis"] == name and row["shown"]]
         shown = [row for row in points if row["resolved"]]
         for estimator in names:
             log2 = np.array([row["log2_ratio"][estimator] for row in shown])
             error = 2 * np.array([row["log2_ratio_error"][estimator] for row in shown])
-            x, ratio = [row[position] for row in shown], 2**log2
-            color, dashes = STYLES[estimator]
-            axis.plot(
-                x,
-                ratio,
-                color=color,
-                linestyle=dashes,
-                linewidth=2.4 if estimator == "maxpo" else 1.5,
-                marker="o" if estimator == "maxpo" else "",
-                markersize=4,
-            )
-            axis.fill_between(
-                x, 2 ** (log2 - error), 2 ** (log2 + error), color=color, alpha=0.2, linewidth=0
-            )
+            marker = "o" if estimator == "maxpo" else ""
+            style = lines[estimator] | {"marker": marker, "markersize": 4}
+            x = [row[position] for row in shown]
+            low, high = 2 ** (log2 - error), 2 ** (log2 + error)
+            draw_line(axis, x, 2**log2, low, high, estimator, style)
         axis.set_xscale(scale)
         if scale != "linear":
             axis.minorticks_off()
@@ -68,14 +59,10 @@ def sweeps(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axis.set_yscale("log", base=2)
         axis.set_xlabel(label)
         axis.yaxis.set_major_formatter(lambda y, _: _as_factor(y))
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
     axes[0, 0].set_ylim(1 / 8, 32)
     figure.supylabel("variance / variance of pkpo_loo_minus_one")
-    handles = [
-        Line2D([], [], color=STYLES[name][0], linestyle=STYLES[name][1], label=name, linewidth=2)
-        for name in names
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=len(names), frameon=False)
+    legend_below(figure, axes.flat[0])
     return figure
 
 

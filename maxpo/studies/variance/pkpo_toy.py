@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from maxpo import max_at_k
 from maxpo.bandits import task as bandit
 from maxpo.methods import bind_estimator
-from maxpo.plotting import styles
+from maxpo.plotting import styles, tidy
 from maxpo.studies.variance.moments import Estimate, mean
 
 __all__ = ["STD", "Draws", "curve", "draw", "exact_objective", "figure", "variance", "variances"]
@@ -181,7 +181,7 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
     middle.axhline(0, color="black", linewidth=0.6)
     for axis in (left, middle):
         axis.set_xlabel(r"$\theta$")
-        axis.spines[["top", "right"]].set_visible(False)
+        tidy(axis, margin=0.05)
     left.legend(frameon=False, loc="upper left")
 
     for name, style in styles(list(variances[0]["variance"])).items():
@@ -201,7 +201,7 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
     right.set_xticks([row["group_size"] for row in variances])
     right.xaxis.set_major_formatter("{x:g}")
     right.set_xlabel("samples N")
-    right.spines[["top", "right"]].set_visible(False)
+    tidy(right, margin=0.05)
     right.minorticks_off()
     right.legend(frameon=False, loc="lower left")
     return drawn

@@ -19,6 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from maxpo import estimators
 from maxpo.bandits import task as bandit
+from maxpo.plotting import tidy
 
 __all__ = [
     "CASES",
@@ -220,7 +221,7 @@ def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
                     marker=marker,
                     linewidth=2.4 if name == "maxpo" else 1.5,
                 )
-            axis.spines[["top", "right"]].set_visible(False)
+            tidy(axis, margin=0.05)
         axes[0, column].set_title(f"prompts: {case}", loc="left", fontsize=11)
         axes[-1, column].set_xlabel("k")
         axes[-1, column].xaxis.set_major_locator(MaxNLocator(integer=True))
