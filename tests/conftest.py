@@ -11,6 +11,8 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
 )
+# No test leaves programs in the home of whoever runs it. Tests of the cache switch it on.
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 
 # Compiling dominates the first example of a property, so a deadline would only measure that.
 # Fixed seeds: a run that fails can be repeated.

@@ -1158,6 +1158,44 @@ def test_other_failures_keep_their_traceback_and_leave_no_empty_folder(
     assert not list(Path("runs").iterdir())
 
 
+@pytest.mark.parametrize(
+    ("home", "flags", "kept"),
+    [
+        ("cache", [], True),
+        ("cache", ["--nocompilation_cache"], False),
+        ("configs/plain.py", [], False),  # No folder can be made there.
+    ],
+)
+def test_programs_are_kept_for_the_next_start(
+    experiment: Recorder, home: str, flags: list[str], kept: bool
+) -> None:
+    program = (
+        "import jax\n"
+        "from maxpo import runs\n"
+        "def study(config, workdir):\n"
+        "    jax.jit(lambda x: 2 * x)(1.0)\n"
+        "    print(jax.config.jax_compilation_cache_dir)\n"
+        f"runs.main(study, default_config='configs/demo.py', argv=['demo', *{flags}])\n"
+    )
+    path = Path(home).absolute()
+    environment = os.environ | {
+        "XDG_CACHE_HOME": str(path),
+        "JAX_ENABLE_COMPILATION_CACHE": "1",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    folder = path / "maxpo" / "programs"
+    assert done.stdout.strip() == (str(folder) if kept else "None")
+    if kept:
+        assert any(folder.iterdir())
+
+
 def test_help_shows_the_flags_and_the_fields(experiment: Recorder, capsys: Any) -> None:
     call(experiment, "--config=configs/demo.py:big", "--help")
     printed = capsys.readouterr().out

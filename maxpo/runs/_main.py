@@ -1,5 +1,6 @@
 """`main`: flags, the run's folder and exit codes of an experiment binary."""
 
+import os
 import re
 import sys
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
@@ -19,6 +21,7 @@ from maxpo.runs._run import Run
 FLAGS = (
     *("--config", "--config.FIELD", "--workdir"),
     *("--distributed", "--coordinator_address", "--num_processes", "--process_id"),
+    "--compilation_cache",
 )
 HELP = ("-h", "--help", "--helpshort", "--helpfull")
 
@@ -33,6 +36,10 @@ def main(
 
     The flags are `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` for any field of that config,
     and `--workdir=DIR`; without the last the run gets a time-stamped folder under `runs/`.
+
+    Compiled programs are kept in `JAX_COMPILATION_CACHE_DIR`, or else in `maxpo/programs` under the
+    user's cache folder, so that a run that is started again need not compile them again;
+    `--nocompilation_cache` switches that off.
 
     With `--distributed` this process joins the others of a run before anything else; each is
     started with the same command line, but for `--process_id` where JAX does not find it out.
@@ -57,6 +64,8 @@ def main(
             print(_help(spec, config))
             return
         values = _parse(config, rest)
+        if values["compilation_cache"].value:
+            _keep_programs()
         if values["distributed"].value:
             _join(values)
         workdir = None if values["workdir"].value is None else Path(values["workdir"].value)
@@ -108,6 +117,7 @@ def _parse(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
         flags.DEFINE_bool("distributed", False, "join other processes", flag_values=values)
+        flags.DEFINE_bool("compilation_cache", True, "keep programs", flag_values=values)
         flags.DEFINE_string("coordinator_address", None, "HOST:PORT", flag_values=values)
         flags.DEFINE_integer("num_processes", None, "of the run", flag_values=values)
         flags.DEFINE_integer("process_id", None, "of this process", flag_values=values)
@@ -177,12 +187,27 @@ def new_folder(name: str) -> Path:
             return folder
 
 
+def _keep_programs() -> None:
+    """Switches on JAX's persistent compilation cache where nobody has chosen a folder for it."""
+    settings: Any = jax.config
+    if settings.jax_compilation_cache_dir or not settings.jax_enable_compilation_cache:
+        return
+    try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
+        folder = base / "maxpo" / "programs"
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # No home, or no room: programs are compiled each time.
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def _help(spec: str, config: ConfigDict) -> str:
     program = sys.modules["__main__"].__doc__ or ""
     fields = "\n".join(f"  --config.{name}={value}" for name, value in flatten(config).items())
     return (
         f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n"
         f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n"
+        f"  --nocompilation_cache  compile all programs, also those of earlier runs\n"
         f"  --distributed  one process of several; where JAX does not find them out also\n"
         f"      --coordinator_address=HOST:PORT --num_processes=N --process_id=I\n\n{fields}"
     ).lstrip()

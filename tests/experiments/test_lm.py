@@ -65,6 +65,7 @@ def cache(tmp_path_factory):
     """What is compiled here, for the process that will be killed."""
     folder = str(tmp_path_factory.mktemp("cache"))
     settings = {
+        "jax_enable_compilation_cache": True,
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0,
     }
