@@ -89,7 +89,7 @@ def _gap_sums(
 ) -> jax.Array:
     keys, ranked = _rank(groups)
     gaps, lowest = _gaps(groups, ranked)
-    # Weights behind the last valid gap have no meaning and may be infinite, so `where` and not a
+    # Weights after the last valid gap have no meaning and may be infinite, so `where` and not a
     # product with the zero gap.
     inside = _inside(groups)
     rises = jnp.cumsum(jnp.where(inside, gaps * above, 0), axis=-1)

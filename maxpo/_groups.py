@@ -77,7 +77,7 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scala
     """Checks `k` and returns it as a Python number or as a scalar array in the rewards' dtype.
 
     An array stays an array even where its value is known, so that a new value compiles nothing
-    anew. A traced `k` below 1 becomes NaN; `finish` deals with that, and with one too large. A k
+    again. A traced `k` below 1 becomes NaN; `finish` deals with that, and with one too large. A k
     within a few roundings of an integer is that integer: schedules in float32 miss their own ends.
 
     Args:

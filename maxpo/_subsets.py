@@ -39,7 +39,7 @@ def all_below(below: Array, total: Scalar, k: Scalar, size: int, dtype: jnp.dtyp
       total: The number of samples to draw from, at most `size`.
       k: The number of draws, 0 <= k <= total.
       size: Length of the tables, an upper bound of `total` known while tracing.
-      dtype: Of the result, where it is computed in the graph.
+      dtype: Dtype of the result, where it is computed in the graph.
 
     Returns:
       Probabilities in the broadcast shape: a float64 NumPy array where everything is known while

@@ -28,7 +28,7 @@ Rules that all of them share:
   the dtype counts as infinite.
 * Centered estimators are exactly 0 on a constant group; ties get bitwise equal advantages.
 * k is checked, never clamped. A traced or real-valued k is as good as an int, and changing it
-  compiles nothing anew; if it is then too large for a group, the group gets zeros, and if it is
+  compiles nothing again; if it is then too large for a group, the group gets zeros, and if it is
   below 1, NaN.
 """
 

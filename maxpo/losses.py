@@ -71,8 +71,8 @@ def masked_mean(values: ArrayLike, *, where: ArrayLike | None = None) -> Array:
       A scalar, on the scale of `values`.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: if `where` does not broadcast to `values`.
+      TypeError: If `where` is not boolean.
+      ValueError: If `where` does not broadcast to `values`.
 
     >>> print(masked_mean([1.0, 2.0, float("nan")], where=jnp.array([True, True, False])))
     1.5
@@ -89,14 +89,17 @@ def reduce_tokens(
     length: float = 1.0,
     where: ArrayLike | None = None,
 ) -> Array:
-    """Reduces one value for each token to one scalar, under a named length normalization.
+    """Reduces one value for each token to one scalar, under a named aggregation.
 
     With `|y_i|` the number of kept tokens of sequence `i` and `n` the number of sequences that keep
     at least one token:
 
-    * `"constant"`: `1/n sum_i 1/length sum_t values_it`. Dr. GRPO with `length` the token budget.
-    * `"sequence"`: `1/n sum_i 1/|y_i| sum_t values_it`. GRPO.
-    * `"token"`: `sum_it values_it / sum_i |y_i|`. DAPO.
+    * `"constant"`: `1/n sum_i 1/length sum_t values_it`. Dr. GRPO with `length` the token budget:
+      verl's `seq-mean-token-sum` with length 1, TRL's `dr_grpo`.
+    * `"sequence"`: `1/n sum_i 1/|y_i| sum_t values_it`. GRPO: verl's `seq-mean-token-mean`, TRL's
+      `grpo`.
+    * `"token"`: `sum_it values_it / sum_i |y_i|`. DAPO: verl's `token-mean`, TRL's `dapo`, and
+      `bnpo` where each micro-batch is reduced by itself.
 
     What becomes of an unbiased policy gradient, since `log pi(y_i) = sum_t log pi(y_it | past)`:
 
@@ -123,12 +126,12 @@ def reduce_tokens(
         everything. The rank is not padded: a mask of samples is `where[..., None]`.
 
     Returns:
-      A scalar, on the scale of a sum over tokens divided by the length of the normalization.
+      A scalar, on the scale of a sum over tokens divided by the length of the aggregation.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: for an unknown normalization, a length that is not positive and finite or not
-        used, or shapes that do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If the aggregation is unknown, the length is not positive and finite or not used,
+        or shapes do not match.
 
     >>> mask = jnp.array([[True, True, True], [True, False, False]])
     >>> values = jnp.array([[1.0, 1.0, 1.0], [5.0, 9.0, 9.0]])
@@ -184,8 +187,8 @@ def sequence_log_probs(
       `where=where.any(-1)` on to the sample-level function.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: if the shapes do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If the shapes do not match.
 
     >>> print(sequence_log_probs([[-1.0, -2.0, 7.0]], where=jnp.array([[True, True, False]])))
     [-3.]
@@ -218,8 +221,8 @@ def score_function_loss(
       A scalar: minus the mean over all kept samples. Only its gradient has a meaning.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: if the shapes do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If the shapes do not match.
 
     >>> jax.grad(score_function_loss)(jnp.log(jnp.array([0.5, 0.5])), jnp.array([1.0, -1.0]))
     Array([-0.5,  0.5], dtype=float32)
@@ -259,8 +262,8 @@ def token_score_function_loss(
       A scalar on the scale of `reduce_tokens`. Only its gradient has a meaning.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: as `reduce_tokens`, or if the shapes do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: As `reduce_tokens`, or if the shapes do not match.
 
     >>> log_probs = jnp.log(jnp.array([[0.5, 0.5], [0.5, 0.25]]))
     >>> jax.grad(token_score_function_loss)(log_probs, jnp.array([1.0, -1.0]))
@@ -322,8 +325,8 @@ def clipped_ratio_loss(
       A scalar: minus the mean over all kept samples.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: for a clip outside its range, or shapes that do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If a clip is outside its range, or shapes do not match.
 
     >>> behavior = jnp.log(jnp.array([0.5, 0.5]))
     >>> log_probs = jnp.log(jnp.array([0.75, 0.25]))  # ratios 1.5, clipped to 1.2, and 0.5
@@ -384,8 +387,8 @@ def token_clipped_ratio_loss(
       A scalar on the scale of `reduce_tokens`.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: as `reduce_tokens`, for a clip outside its range, or shapes that do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: As `reduce_tokens`, for a clip outside its range, or shapes that do not match.
 
     >>> behavior = jnp.log(jnp.array([[0.5, 0.5]]))
     >>> log_probs = jnp.log(jnp.array([[0.75, 0.25]]))  # ratios 1.5, clipped to 1.2, and 0.5
@@ -439,8 +442,8 @@ def ratio_diagnostics(
       `RatioDiagnostics` of three scalars; all 0 where nothing is kept.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: for a clip outside its range, or shapes that do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If a clip is outside its range, or shapes do not match.
 
     >>> log_probs = jnp.log(jnp.array([0.5, 0.25]))
     >>> behavior = jnp.log(jnp.array([0.25, 0.25]))
@@ -510,8 +513,8 @@ def kl_penalty(
       default is the mean over sequences of the sum over tokens, then scale and add to the loss.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: for an unknown estimator, or shapes that do not match.
+      TypeError: If `where` is not boolean.
+      ValueError: If the estimator is unknown, or shapes do not match.
 
     >>> log_probs, reference = jnp.log(jnp.array([0.5, 0.25])), jnp.log(jnp.array([0.25, 0.25]))
     >>> print(f"{masked_mean(kl_penalty(log_probs, reference, estimator='k3')):.4f}")
@@ -553,8 +556,8 @@ def entropy(logits: ArrayLike, *, where: ArrayLike | None = None) -> Array:
       `[...]`, in nats, from 0 to `log A`. Reduce with `masked_mean` or `reduce_tokens`.
 
     Raises:
-      TypeError: if `where` is not boolean.
-      ValueError: if `where` does not broadcast to `logits`, or `logits` is a scalar.
+      TypeError: If `where` is not boolean.
+      ValueError: If `where` does not broadcast to `logits`, or `logits` is a scalar.
 
     >>> print(f"{entropy(jnp.array([7.0, 7.0, -jnp.inf])):.4f}")
     0.6931

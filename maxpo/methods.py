@@ -244,7 +244,7 @@ def check_graded(names: Iterable[str], field: str, setting: str) -> None:
     """Raises ValueError if rewards are graded and one of the estimators needs 0/1 rewards.
 
     Args:
-      names: Of the estimators.
+      names: Names of estimators.
       field: What the config calls them.
       setting: The field of the config that makes rewards graded.
     """

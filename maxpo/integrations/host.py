@@ -253,7 +253,7 @@ def _odds(below: Array, total: int, k: float) -> Array:
 
 
 def _tables(weights: Weights, groups: Groups, k: float) -> tuple[Array, Array]:
-    """Weights `[N - 1]`, or `[..., N - 1]` with a mask, zero behind the last valid gap."""
+    """Weights `[N - 1]`, or `[..., N - 1]` with a mask, zero after the last valid gap."""
     if groups.where is None:
         return _table(weights, groups.size, groups.size, k)
     sizes, group_of = np.unique(np.asarray(groups.valid), return_inverse=True)
@@ -287,7 +287,7 @@ def _gap_sums(
     if spoilt is not None:
         values = np.where(spoilt, 0, values)
     if where is not None:
-        # As high as the highest valid sample: no gap, and no weight behind it.
+        # As high as the highest valid sample: no gap, and no weight after it.
         highest = np.where(where, values, -np.inf).max(axis=-1, keepdims=True)
         values = np.where(where, values, np.where(np.isfinite(highest), highest, 0))
 

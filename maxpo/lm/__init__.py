@@ -67,8 +67,8 @@ def load(
     Args:
       folder: With `config.json`, safetensors and `tokenizer.json`.
       context_length: Longest prompt and completion together, in tokens. None: the checkpoint's own.
-      dtype: Of the computation, "float32" or "bfloat16".
-      param_dtype: Of the parameters; training keeps float32 ones whatever it is.
+      dtype: Dtype of the computation, "float32" or "bfloat16".
+      param_dtype: Dtype of the parameters; training keeps float32 ones whatever it is.
       remat: Compute each layer again in the backward pass, which saves memory.
 
     Raises:
@@ -94,7 +94,7 @@ def new(
       size: One of `maxpo.lm.model.config.SIZES`.
       tokenizer: Whose tokens it reads and writes, such as `CharTokenizer.from_texts(texts)`.
       context_length: Longest prompt and completion together, in tokens.
-      seed: Of the parameters.
+      seed: Seed of the random parameters.
       **overrides: Other fields of `TransformerConfig`, such as `layers=2`.
 
     Returns:

@@ -29,7 +29,7 @@ class Observation(NamedTuple):
 class Environment(Protocol):
     """What training and evaluation need of an environment.
 
-    An episode ends with `done`, after `horizon` steps at the latest. Steps behind the end are
+    An episode ends with `done`, after `horizon` steps at the latest. Steps after the end are
     allowed: they pay 0 and stay done.
     """
 
@@ -63,7 +63,7 @@ class Trajectory(NamedTuple):
       observations: `[T, M, N, ...]`, what was seen before each action.
       actions: `[T, M, N]`, int32.
       extras: `[T, M, N, ...]`, what `act` returned beside the actions.
-      rewards: `[T, M, N]`, 0 behind the end.
+      rewards: `[T, M, N]`, 0 after the end.
       mask: `[T, M, N]`, True for the steps of the episode, the one that ends it included.
     """
 

@@ -83,11 +83,11 @@ class MazeEnvironment:
         makes 5 x 5 cells with walls between them.
       kind: "perfect" has one way between any two cells (a minimum spanning tree under random
         weights); "rooms" four rooms with a door between neighbors.
-      values: Of the goals, in ascending order of their distance from the start.
+      values: Values of the goals, in ascending order of their distance from the start.
       horizon: Largest number of steps.
       view: "local" sees the cells up to `radius` away, and nothing else; "full" the whole maze and
         its own place. Both see their last action, so that even without memory one can keep going.
-      radius: Of the local view.
+      radius: Cells that the local view reaches to each side.
 
     Raises:
       ValueError: If a parameter makes no maze, naming it.
@@ -266,7 +266,7 @@ def _places(key: jax.Array, walls: jax.Array, count: int) -> tuple[jax.Array, ja
     goals: list[jax.Array] = []
     on_a_path, taken = no_goals, no_goals
     for number in reversed(range(count)):
-        # In units that keep it an integer, and a cell on a path behind all that are not.
+        # In units that keep it an integer, and a cell on a path after all that are not.
         off = jnp.abs(count * distance - (number + 1) * farthest) + on_a_path * (count * cells)
         off = jnp.where(reachable & ~taken, off, jnp.iinfo(jnp.int32).max)
         goal = jnp.argmin(jnp.where(off == jnp.min(off), ties, 1024)).astype(jnp.int32)

@@ -45,7 +45,7 @@ class GridPolicy(nnx.Module):
           rngs: Draws the hidden layers.
 
         Raises:
-          ValueError: For an unknown kind, or an observation with batch axes.
+          ValueError: If the kind is unknown, or the observation has batch axes.
         """
         if kind not in get_args(Kind):
             raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}.")

@@ -48,7 +48,7 @@ class Checkpoints:
           record: JSON to get back from `load`.
 
         Raises:
-          OSError: if it cannot be written, naming it; earlier ones are still there.
+          OSError: If it cannot be written, naming it; earlier ones are still there.
         """
         import orbax.checkpoint as ocp
 
@@ -79,8 +79,8 @@ class Checkpoints:
           like: a state of the same structure; gives the leaves' kinds and devices.
 
         Raises:
-          DamagedCheckpointError: if it cannot be read or is not what was saved.
-          UsageError: if it is a checkpoint of another program, naming the first leaf that differs.
+          DamagedCheckpointError: If it cannot be read or is not what was saved.
+          UsageError: If it is a checkpoint of another program, naming the first leaf that differs.
         """
         import orbax.checkpoint as ocp
 
@@ -195,7 +195,7 @@ def describe_leaves(state: Any) -> dict[str, str]:
     """Returns the type of each leaf of a pytree under its path.
 
     Raises:
-      TypeError: if a leaf is neither an array nor a number, naming it.
+      TypeError: If a leaf is neither an array nor a number, naming it.
 
     >>> describe_leaves({"w": np.zeros((2, 3), np.float32), "step": 7})
     {"['step']": 'int', "['w']": 'float32[2, 3]'}

@@ -27,7 +27,7 @@ def load_config(spec: str) -> ConfigDict:
       spec: `path/to/file.py`, or `path/to/file.py:variant` to call `get_config("variant")`.
 
     Raises:
-      UsageError: if there is no such file, it has no such variant, or it is not a config file.
+      UsageError: If there is no such file, it has no such variant, or it is not a config file.
     """
     path, colon, variant = spec.partition(":")
     if not Path(path).is_file():

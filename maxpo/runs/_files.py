@@ -29,7 +29,7 @@ def to_json(value: Any, name: str = "value") -> Any:
       name: what the value is called in an error.
 
     Raises:
-      TypeError: for anything else, naming where it is.
+      TypeError: If it is anything else, naming where it is.
 
     >>> to_json({"loss": np.float32(0.5), "worst": [float("inf"), (1, None)]})
     {'loss': 0.5, 'worst': ['Infinity', [1, None]]}
@@ -78,7 +78,7 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Replaces `path`: a reader, and a kill at any moment, finds the old file or the new one.
 
     Raises:
-      OSError: if it cannot be written, naming `path`; what was there before is still there.
+      OSError: If it cannot be written, naming `path`; what was there before is still there.
     """
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with errors_name(path):
@@ -127,7 +127,7 @@ def lock(folder: Path) -> int:
     The kernel gives it back when the descriptor is closed, so also when the process is killed.
 
     Raises:
-      UsageError: if another run, in this process or another, has it.
+      UsageError: If another run, in this process or another, has it.
     """
     descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -35,7 +35,7 @@ class MetricsFile:
         """Adds a line and hands it to the operating system.
 
         Raises:
-          OSError: if it cannot be written, naming the file, which is as before.
+          OSError: If it cannot be written, naming the file, which is as before.
         """
         line = json.dumps(to_json(record, "metrics"), allow_nan=False).encode() + b"\n"
         rest = memoryview(line)
@@ -66,7 +66,7 @@ def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     The folder may be of a run that is still going on: a last line that is not complete is left out.
 
     Raises:
-      ValueError: naming the first line that is no JSON object.
+      ValueError: If a line is no JSON object, naming the first.
     """
     return _read_lines(Path(folder, "metrics.jsonl"))
 
@@ -120,7 +120,8 @@ def check_finite(step: int, values: Any) -> None:
       values: a pytree of numbers and arrays, usually a dict; its keys name the value in the error.
 
     Raises:
-      FloatingPointError: naming the step, the value, and for an array where it is.
+      FloatingPointError: If one is not finite, naming the step, the value, and for an array where
+        it is.
 
     >>> check_finite(7, {"loss": np.array([0.1, float("nan"), 0.2])})
     Traceback (most recent call last):

@@ -27,7 +27,7 @@ def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> I
     `Run.restore` returned. Progress and throughput are counted in updates.
 
     Raises:
-      ValueError: if `every` is not positive.
+      ValueError: If `every` is not positive.
 
     >>> list(steps(4, 10, every=4))
     [8, 10]

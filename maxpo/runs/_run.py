@@ -60,7 +60,7 @@ class Run:
           keep: how many of the last checkpoints to keep.
 
         Raises:
-          UsageError: if the folder holds a run with another config, naming the fields that differ,
+          UsageError: If the folder holds a run with another config, naming the fields that differ,
             or anything that is no run; or if another process has it. The folder is not touched.
         """
         if keep < 1:
@@ -143,8 +143,8 @@ class Run:
           The state and the step.
 
         Raises:
-          UsageError: if the checkpoint's leaves are not those of `initial_state`.
-          OSError: if there are checkpoints and none can be used.
+          UsageError: If the checkpoint's leaves are not those of `initial_state`.
+          OSError: If there are checkpoints and none can be used.
         """
         self._check_unfinished()
         if self._leaves is not None:
@@ -188,8 +188,8 @@ class Run:
           The state and the step.
 
         Raises:
-          UsageError: if the checkpoint's leaves are not those of `like`.
-          OSError: if there is no checkpoint, or the last one cannot be used.
+          UsageError: If the checkpoint's leaves are not those of `like`.
+          OSError: If there is no checkpoint, or the last one cannot be used.
         """
         if self.summary is None:
             raise RuntimeError(f"{self.folder} is not finished: use restore")
@@ -216,8 +216,8 @@ class Run:
             makes the file differ between a run and the same run resumed.
 
         Raises:
-          ValueError: if the step is saved already, or before that of the last line.
-          OSError: if it cannot be written; earlier lines are still there.
+          ValueError: If the step is saved already, or before that of the last line.
+          OSError: If it cannot be written; earlier lines are still there.
         """
         self._check_unfinished()
         if step <= self._saved:
@@ -231,7 +231,7 @@ class Run:
         if not self._primary:
             return
         if self._metrics is None:
-            # Nothing was restored: an experiment without checkpoints, which begins anew each time.
+            # Nothing was restored: an experiment without checkpoints, which begins again each time.
             if self._checkpoints.steps():
                 raise RuntimeError(f"{self.folder} has checkpoints: call restore before log")
             self._open_metrics(0)
@@ -242,7 +242,7 @@ class Run:
     def log_timings(self, step: int, timings: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **timings}` to `timings.jsonl`: what no two runs have in common.
 
-        Seconds, and all that is computed from them. A resumed run drops the lines of steps behind
+        Seconds, and all that is computed from them. A resumed run drops the lines of steps after
         its checkpoint and goes on from there. Lines are not waited for to be on the disk.
 
         Args:
@@ -250,7 +250,7 @@ class Run:
           timings: as the metrics of `log`.
 
         Raises:
-          OSError: if it cannot be written; earlier lines are still there.
+          OSError: If it cannot be written; earlier lines are still there.
         """
         self._check_unfinished()
         if "step" in timings:
@@ -266,9 +266,9 @@ class Run:
         """Writes a checkpoint of the state after `step` updates; on the disk when it returns.
 
         Raises:
-          ValueError: if the step is not after the last one, or the state would not come back as it
+          ValueError: If the step is not after the last one, or the state would not come back as it
             is because a leaf has another type than at `restore`, naming it.
-          OSError: if it cannot be written; earlier checkpoints are still there.
+          OSError: If it cannot be written; earlier checkpoints are still there.
         """
         self._check_unfinished()
         if self._leaves is None:
@@ -424,7 +424,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     """Returns whether a run would be new in the folder; touches nothing.
 
     Raises:
-      UsageError: if there is something else.
+      UsageError: If there is something else.
     """
     if not folder.exists():
         return True

@@ -17,7 +17,7 @@ def format_table(rows: Rows) -> str:
         name to the row. Columns come in the order in which they are met; a value a row does not
         have is shown as "-". Floats are shown with 4 significant digits; "NaN" and "Infinity", as
         a summary has them, are floats. A column `x_sem` is no column of its own but the standard
-        error behind `x`, or "-" where there is none, as of the mean of one number.
+        error after `x`, or "-" where there is none, as of the mean of one number.
 
     >>> print(format_table({"maxpo": {"max@4": 0.91234, "seeds": 32}, "grpo": {"max@4": 0.5}}))
             max@4  seeds
@@ -48,7 +48,7 @@ def format_table(rows: Rows) -> str:
 
 
 def _with_errors(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts standard errors behind their values."""
+    """Puts standard errors after their values."""
     merged = {}
     for column, value in row.items():
         if column.endswith("_sem") and column.removesuffix("_sem") in row:

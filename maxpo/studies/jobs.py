@@ -20,7 +20,7 @@ def run_jobs(run: runs.Run, jobs: Sequence[Job], seed: int) -> list[Row]:
     Args:
       run: An open run, not finished.
       jobs: Each takes a PRNG key of its own and returns rows to log.
-      seed: Of the keys.
+      seed: Seed of the keys.
     """
     # What a job measures depends on nothing but its number, so there is no state to carry.
     state, start = run.restore(np.int32(0))

@@ -348,7 +348,7 @@ def episode_loss(
         clipped_ratio    the same with a clipped importance ratio for each step
         bonus            entropy/(M N) sum_i sum_t H(pi(. | o_it))
 
-    Steps behind the end of an episode count nowhere. The bonus is for the steps that were taken: no
+    Steps after the end of an episode count nowhere. The bonus is for the steps that were taken: no
     gradient leads to where there is more of it.
 
     Args:
@@ -415,7 +415,7 @@ def best_settings(
     """For each method the learning rate and entropy coefficient with the largest mean score.
 
     Args:
-      config: Of the study.
+      config: The study's config.
       history: What was logged. Rows of the sweep hold the `method`, its `entropy_coefficient` and
         the `scores` `[L, seeds]`, max@K on the validation mazes for each learning rate. A setting
         with a score that is not finite is never best. Without sweep there is but one setting.
@@ -483,7 +483,7 @@ def make_table(
     """A row for each policy: its settings, its curves at 1, K and their end, its last entropy.
 
     Args:
-      config: Of the study.
+      config: The study's config.
       curves: By name, `[S, len(ks)]`; a policy without settings is one that was not trained.
       settings: Learning rate and entropy coefficient by method.
       history: The rows that were logged in training.

@@ -34,7 +34,7 @@ def curves(
       figures: By method, as `maze.summarize_curves` makes them.
       ks: The k of the figures.
       eval_k: The k that was trained for, marked.
-      optimum: Mean of the best returns that can be had, drawn as a line; None where unknown.
+      optimum: Mean of the best possible returns, drawn as a line; None where unknown.
     """
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)

@@ -26,7 +26,8 @@ def final_objectives(config: ConfigDict, learning_rates: Sequence[float]) -> dic
     """Exact J_k after the `config.evaluate_every` updates of one `Trainer.advance`.
 
     Args:
-      config: Of a bandit study, as `bandit.check_config` takes it; its own step size is not used.
+      config: A bandit study's config, as `bandit.check_config` takes it; its own step size is not
+        used.
       learning_rates: The L step sizes, all trained at once.
 
     Returns:

@@ -86,7 +86,7 @@ def project(
 
     Args:
       config: Shape of the model.
-      weights: Of this layer.
+      weights: The arrays of this layer.
       states: `[..., D]`.
       rotation: `[..., head_dim / 2]`, of the tokens' positions.
 
@@ -114,7 +114,7 @@ def finish(
 
     Args:
       config: Shape of the model.
-      weights: Of this layer.
+      weights: The arrays of this layer.
       states: `[..., D]`, the input of the layer.
       attended: `[..., heads, head_dim]`.
 

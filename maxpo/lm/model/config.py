@@ -52,13 +52,13 @@ class TransformerConfig:
       attention_bias: Biases on queries, keys and values, as in Qwen2.
       rope_theta: Base of the rotary positions.
       norm_epsilon: Added to mean squares.
-      dtype: Of the computation. Norms, softmax and logits are float32 whatever it is.
-      param_dtype: Of the parameters.
+      dtype: Dtype of the computation. Norms, softmax and logits are float32 whatever it is.
+      param_dtype: Dtype of the parameters.
       remat: Keep only each layer's input for the backward pass and compute the rest again: a layer
         costs a third more and takes far less memory.
 
     Raises:
-      ValueError: for sizes that are not positive or do not fit, or an unknown dtype.
+      ValueError: If a size is not positive or does not fit, or a dtype is unknown.
     """
 
     vocab_size: int
@@ -134,7 +134,7 @@ def make_config(
       **overrides: Any other field of `TransformerConfig`.
 
     Raises:
-      ValueError: for an unknown size or field, or fields that do not fit.
+      ValueError: If the size or a field is unknown, or fields do not fit.
 
     >>> make_config("tiny", vocab_size=128, context_length=96, dtype="bfloat16").head_dim
     32

@@ -63,8 +63,8 @@ def generate(
       distribution (temperature 1, whole), as the one "drawn from" would make them all 0.
 
     Raises:
-      TypeError: for prompts whose tokens are not integers or whose mask is not boolean.
-      ValueError: for settings out of range, an empty prompt, or prompts and completions that
+      TypeError: If the prompts' tokens are not integers or their mask is not boolean.
+      ValueError: If a setting is out of range, a prompt is empty, or prompts and completions
         exceed the model's context together.
     """
     check_prompts(prompts)
@@ -209,7 +209,7 @@ def _generate(
 
 
 def truncate(logits: jax.Array, *, top_k: int | None, top_p: ArrayLike | None) -> jax.Array:
-    """Sets the logits `[..., V]` of unlikely tokens to -inf: below `top_k`, then behind `top_p`."""
+    """Sets the logits `[..., V]` of unlikely tokens to -inf: below `top_k`, then beyond `top_p`."""
     if top_k is not None:
         least = jax.lax.top_k(logits, top_k)[0][..., -1:]
         logits = jnp.where(logits < least, -jnp.inf, logits)

@@ -45,12 +45,12 @@ def load_config(
       folder: The checkpoint.
       context_length: Longest prompt and completion together. None: the longest that the checkpoint
         is made for.
-      dtype: Of the computation.
-      param_dtype: Of the parameters, whatever the checkpoint stores.
+      dtype: Dtype of the computation.
+      param_dtype: Dtype of the parameters, whatever the checkpoint stores.
       remat: As in `TransformerConfig`.
 
     Raises:
-      ValueError: if there is no such file, the model is of another architecture or has a feature
+      ValueError: If there is no such file, the model is of another architecture or has a feature
         that `Transformer` lacks (scaled rotary positions, sliding windows, quantisation, ...),
         or if a field is missing or ill-typed, naming it; or for a context longer than the
         checkpoint's.
@@ -156,16 +156,16 @@ def load_pretrained(
     Args:
       folder: The checkpoint.
       context_length: As in `load_config`.
-      dtype: Of the computation.
-      param_dtype: Of the parameters; the checkpoint's own are cast.
+      dtype: Dtype of the computation.
+      param_dtype: Dtype of the parameters; the checkpoint's own are cast.
       remat: As in `TransformerConfig`.
 
     Returns:
       The model, on the default device.
 
     Raises:
-      MissingExtraError: if the package `safetensors` is missing.
-      ValueError: as `load_config` and `check_pretrained`.
+      MissingExtraError: If the package `safetensors` is missing.
+      ValueError: As `load_config` and `check_pretrained`.
     """
     safetensors = _import_safetensors("load_pretrained")
     config = load_config(
@@ -193,8 +193,8 @@ def check_pretrained(folder: str | os.PathLike[str], config: TransformerConfig) 
       config: What `load_config` made of it.
 
     Raises:
-      MissingExtraError: if the package `safetensors` is missing.
-      ValueError: if a file is missing or damaged, or tensors are missing, too many, of another
+      MissingExtraError: If the package `safetensors` is missing.
+      ValueError: If a file is missing or damaged, or tensors are missing, too many, of another
         shape or not floating-point numbers, or a tied model has an unembedding of its own, naming
         them.
     """
@@ -218,8 +218,8 @@ def save_pretrained(
       dtype: What to store the parameters as, "float32" or "bfloat16". None: as they are.
 
     Raises:
-      MissingExtraError: if the package `safetensors` is missing.
-      ValueError: if no architecture has both `qk_norm` and `attention_bias`, or for another dtype.
+      MissingExtraError: If the package `safetensors` is missing.
+      ValueError: If no architecture has both `qk_norm` and `attention_bias`, or for another dtype.
     """
     safetensors = _import_safetensors("save_pretrained")
     config = model.config

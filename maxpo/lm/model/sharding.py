@@ -101,7 +101,7 @@ def decays(params: nnx.State, rules: Rules | None) -> nnx.State:
     """True at the parameters that decay.
 
     Args:
-      params: Of a model.
+      params: Parameters of a model.
       rules: By name, as for `layout`. None: everything of two axes or more decays.
 
     Raises:

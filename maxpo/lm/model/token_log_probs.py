@@ -60,8 +60,8 @@ def token_log_probs(
       Both `[...]`, float32.
 
     Raises:
-      TypeError: if `targets` are not integers.
-      ValueError: for shapes that do not match, or a chunk size or temperature that is not positive.
+      TypeError: If `targets` are not integers.
+      ValueError: If shapes do not match, or a chunk size or temperature is not positive.
 
     >>> uniform = token_log_probs(jnp.zeros((2, 3)), jnp.ones((4, 3)), jnp.array([0, 3]))
     >>> print(jnp.exp(uniform.log_probs), jnp.exp(uniform.entropy))

@@ -127,7 +127,7 @@ class Transformer(nnx.Module):
           `[B, T, D]` in the dtype of the computation.
 
         Raises:
-          TypeError, ValueError: for other dtypes or shapes, or a T beyond the context.
+          TypeError, ValueError: If dtypes or shapes are others, or T exceeds the context.
         """
         check_tokens("tokens", tokens, mask, axes="BT")
         self.check_length(tokens.shape[1], 0)
@@ -151,7 +151,7 @@ class Transformer(nnx.Module):
           `[P, N, T, D]`; at t = 0 the state of the prompt's last token.
 
         Raises:
-          TypeError, ValueError: for other dtypes or shapes, or a length beyond the context.
+          TypeError, ValueError: If dtypes or shapes are others, or a length exceeds the context.
         """
         check_prompts(prompts)
         check_tokens("completions", tokens, mask, axes="PNT")

@@ -235,7 +235,7 @@ class _Token(NamedTuple):
         close, comma; variable or bad, which make a number none; word, stop or equals, which end it.
       text: What was written.
       spaced: Whether white space is in front.
-      value: Of a number and of a power; None where a number is too long to read.
+      value: Value of a number and of a power; None where a number is too long to read.
     """
 
     kind: str

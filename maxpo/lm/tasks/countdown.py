@@ -30,7 +30,7 @@ def exact_score(problem: Problem, completion: str) -> float:
     code, and also takes powers. Values are exact fractions.
 
     Args:
-      problem: Of reasoning-gym's data set `countdown`, or any with `entry["metadata"]` that has
+      problem: A problem of reasoning-gym's `countdown`, or any with `entry["metadata"]` that has
         `numbers` and `target`.
       completion: The answer, an expression with `+ - * /` and brackets.
 
@@ -56,7 +56,7 @@ def television_score(problem: Problem, completion: str) -> float:
     See https://en.wikipedia.org/wiki/Countdown_(game_show)#Numbers_round for the game.
 
     Args:
-      problem: Of reasoning-gym's data set `countdown`, or any with `entry["metadata"]` that has
+      problem: A problem of reasoning-gym's `countdown`, or any with `entry["metadata"]` that has
         `numbers` and `target`.
       completion: The answer.
 

@@ -71,7 +71,7 @@ def make_jsonl_task(
       held_out_path: Problems to measure on.
       prompt_field: Where an object has its prompt, a string.
       answer_field: Where it has its answer, a string or a number; None where there is none.
-      template: Of the prompt that the model reads, with `{prompt}` in it.
+      template: Template of the prompt that the model reads, with `{prompt}` in it.
       verifier: "numeric" compares numbers exactly, see `maxpo.lm.tasks.answers.numeric_answer`.
         "math" compares mathematics in LaTeX, see `maxpo.lm.tasks.answers.math_verifier`. Or
         "module:function": your own function of a `Problem`, whose `entry` is the object of the

@@ -48,11 +48,12 @@ class Progress(Protocol):
 class ReasoningVerifier:
     """Rewards of a data set's own scorer.
 
-    Pickles as its arguments, so sending it to another process costs little; there it is built anew.
+    Pickles as its arguments, so sending it to another process costs little; it is built again
+    there.
 
     Args:
       dataset: Name of the data set.
-      options: Of its configuration. Some scorers depend on them.
+      options: Fields of its configuration. Some scorers depend on them.
       threshold: None keeps the scorer's partial scores. A number makes rewards 0/1: 1 where the
         score reaches it.
     """
@@ -102,8 +103,8 @@ def make_reasoning_task(
       train_size: Number of problems to train on.
       held_out_size: Number of problems to measure on.
       seed: Which problems. Same arguments, same problems.
-      template: Of the prompt.
-      answer_template: Of the answer, for supervised training.
+      template: Template of the prompt.
+      answer_template: Template of the answer, for supervised training.
       options: Fields of the data set's configuration, without `seed` and `size`.
       threshold: None keeps partial scores. A number makes rewards 0/1, 1 where the score reaches
         it: many scorers give a little for a wrong answer (countdown 0.01 or 0.05), and pass@k
@@ -114,8 +115,8 @@ def make_reasoning_task(
         no more than a few hundred a second.
 
     Raises:
-      MissingExtraError: if the package is missing.
-      ValueError: if the data set, an option, a field of a template or the verifier is unknown, or
+      MissingExtraError: If the package is missing.
+      ValueError: If the data set, an option, a field of a template or the verifier is unknown, or
         if the data set has too few different problems.
     """
     options = dict(options or {})

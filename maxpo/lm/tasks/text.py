@@ -112,11 +112,11 @@ def load_verifier(name: str, **built_in: Verifier) -> Verifier:
     """A verifier by its name.
 
     Args:
-      name: Of one that is built in, or "module:function".
+      name: Name of one that is built in, or "module:function".
       **built_in: Those that need no module, by name.
 
     Raises:
-      ValueError: if it is neither, cannot be imported or is no function.
+      ValueError: If it is neither, cannot be imported or is no function.
     """
     if name in built_in:
         return built_in[name]

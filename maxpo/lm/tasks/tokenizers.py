@@ -51,7 +51,7 @@ class CharTokenizer:
       alphabet: The characters, each once.
 
     Raises:
-      ValueError: if the alphabet is empty or has a character twice.
+      ValueError: If the alphabet is empty or has a character twice.
 
     >>> tokenizer = CharTokenizer.from_texts(["1+2", "3"])
     >>> tokenizer.encode("2+3")
@@ -81,7 +81,7 @@ class CharTokenizer:
         """Ids of a text.
 
         Raises:
-          ValueError: if a character is not in the alphabet.
+          ValueError: If a character is not in the alphabet.
         """
         try:
             return [self._ids[character] for character in text]
@@ -98,7 +98,7 @@ class CharTokenizer:
         and which an untrained one samples, become the replacement character.
 
         Raises:
-          ValueError: if an id is negative.
+          ValueError: If an id is negative.
         """
         ids = _content(ids, self)
         if min(ids, default=0) < 0:
@@ -117,7 +117,7 @@ class CharTokenizer:
         """The tokenizer that `to_json` described.
 
         Raises:
-          ValueError: if the text is something else.
+          ValueError: If the text is something else.
         """
         try:
             content = json.loads(text)
@@ -167,8 +167,8 @@ def load_tokenizer(
       pad_token: What fills up rows, as text.
 
     Raises:
-      MissingExtraError: if the package `tokenizers` is missing.
-      ValueError: if the file is missing or is no tokenizer, if a named token is not in its
+      MissingExtraError: If the package `tokenizers` is missing.
+      ValueError: If the file is missing or is no tokenizer, if a named token is not in its
         vocabulary, or if which token ends a completion is not clear.
     """
     try:
@@ -227,7 +227,7 @@ def pad(
       Tokens `[B, T]`, int32, and mask `[B, T]`, True on the tokens of the sequences.
 
     Raises:
-      ValueError: if a sequence is longer than `length`, or the side is unknown.
+      ValueError: If a sequence is longer than `length`, or the side is unknown.
 
     >>> tokens, mask = pad([[5, 6], [7]], length=3, pad_id=0)
     >>> tokens.tolist(), mask.tolist()

@@ -81,7 +81,7 @@ class PendingScores:
         """Waits for the scores.
 
         Raises:
-          RuntimeError: if no worker could be started, or the pool was closed before the end.
+          RuntimeError: If no worker could be started, or the pool was closed before the end.
         """
         self._done.wait()
         if self._error is not None:
@@ -168,8 +168,8 @@ class VerifierPool:
           completions: `[P][N]` texts, a group for each problem.
 
         Raises:
-          RuntimeError: if the pool is closed.
-          ValueError: if the lengths do not fit.
+          RuntimeError: If the pool is closed.
+          ValueError: If the lengths do not fit.
         """
         if not self._finalizer.alive:
             raise RuntimeError("the pool is closed")

@@ -129,7 +129,7 @@ def train(
       prompts: P, problems in each step.
       steps: Updates.
       max_new_tokens: T, the longest completion in tokens.
-      temperature: Of sampling, in training and evaluation.
+      temperature: Temperature of sampling, in training and evaluation.
       optimizer: Any. None: AdamW with the learning rate, warm-up and clipping of `rl`.
       success: The reward from which a completion is correct, for pass@k.
       binary: Train on whether the reward is at least `success`, not on the reward.

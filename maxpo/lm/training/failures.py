@@ -20,7 +20,7 @@ class FailureLog:
 
         Args:
           what: Whose scores they are, such as "step 3".
-          scores: Of all its samples.
+          scores: The scores of all its samples.
         """
         if scores.message:
             self._say("first", f"warning: {what}: a verification failed: {scores.message}")

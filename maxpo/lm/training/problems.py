@@ -67,7 +67,7 @@ def batch_of_step(seed: int, step: int, size: int, count: int) -> np.ndarray:
     from one epoch after the other.
 
     Args:
-      seed: Of the permutations.
+      seed: Seed of the permutations.
       step: From 1.
       size: Problems in a step.
       count: Problems there are.

@@ -56,7 +56,7 @@ class Rollouts(NamedTuple):
       valid: `[P, N]`, samples to compute advantages from.
       where: `[P, N]`, samples that count in the loss: none of a zero-variance group that is
         dropped.
-      scores: Of all groups that were sampled, including those that are not kept.
+      scores: The scores of all groups that were sampled, including those that are not kept.
       metrics: Also of all of these.
     """
 

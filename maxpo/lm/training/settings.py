@@ -122,7 +122,7 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
 
     Args:
       settings: Name a checkpoint or a size.
-      key: Of random parameters.
+      key: PRNG key of random parameters.
     """
     folder = settings.config.model.pretrained
     if folder:

@@ -71,7 +71,7 @@ class Stages:
     """The stages of a study; each takes up its folder where it was left.
 
     Attributes:
-      settings: Of the whole study.
+      settings: Settings of the whole study.
       verify: Scores completions.
       failures: Reports failed verifications.
     """
@@ -130,9 +130,9 @@ class Stages:
 
         Args:
           method: One of the study's; gives the advantages.
-          seed: Of prompts and samples, the same for every method.
+          seed: Seed of prompts and samples, the same for every method.
           start_from: Parameters after the fine-tuning.
-          folder: Of the run.
+          folder: The run's folder.
 
         Returns:
           The run's summary: "scores" `[P][n]` of held-out problems, NaN where the verification

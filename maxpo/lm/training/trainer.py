@@ -60,7 +60,7 @@ class Trainer:
           run: Open and not finished.
           state: Before the first update; donated.
           start_from: Frozen parameters that the KL penalty refers to.
-          learning_rate: Of the optimizer.
+          learning_rate: The optimizer's learning rate.
           method: The number of the method, see `Update`.
 
         Raises:

@@ -91,7 +91,7 @@ class Update(Protocol):
           batch: P groups.
           key: Shuffles the groups into minibatches, in another order in each epoch.
           step: Number of updates that are done, for schedules of k.
-          learning_rate: Of the optimizer, before its warm-up.
+          learning_rate: The optimizer's learning rate, before its warm-up.
           method: Which of the methods' advantages to use.
 
         Returns:
@@ -112,8 +112,8 @@ def make_update(
     Args:
       graph: The policy's structure.
       rl: The `rl` of a config.
-      advantages: Of each group.
-      optimizer: Of the learning rate after its warm-up, see `warmed_up`.
+      advantages: The function that computes them.
+      optimizer: Makes the optimizer of a learning rate after its warm-up, see `warmed_up`.
       layout: Where a state lies on a mesh; each update leaves it there.
     """
 

@@ -165,7 +165,7 @@ def communicated_bytes(case: Case) -> dict[str, float]:
     * "gradients": an all-reduce over `data`, `2 (d - 1) / d` times the device's part of them; fully
       sharded a reduce-scatter, half of that.
     * "parameters": fully sharded, gathered for the forward and once more for the backward pass.
-    * "activations": an all-reduce behind attention and one behind the MLP, in both passes, over
+    * "activations": an all-reduce after attention and one after the MLP, in both passes, over
       `model`.
     """
     shape = TransformerConfig(**case.shape)

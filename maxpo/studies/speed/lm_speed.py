@@ -104,8 +104,8 @@ def check_config(config: ConfigDict) -> None:
     """Checks a config and that what it needs is installed, before any work.
 
     Raises:
-      MissingExtraError: if the comparison with transformers is asked for and packages are missing.
-      ValueError: for sizes out of range, or for that comparison away from the CPU.
+      MissingExtraError: If the comparison with transformers is asked for and packages are missing.
+      ValueError: If a size is out of range, or that comparison is asked for away from the CPU.
     """
     least = {"repeats": 1, "prompts": 1, "group_size": 1, "prompt_length": 1}
     for name, bound in {**least, "new_tokens": QUARTERS + 1}.items():
@@ -182,7 +182,7 @@ def policy_loss(model: Transformer, batch: Batch) -> jax.Array:
 
 
 def whole_sequences(batch: Batch) -> jax.Array:
-    """Each completion behind a copy of its prompt: `[P N, S + T]`."""
+    """Each completion after a copy of its prompt: `[P N, S + T]`."""
     P, N, T = batch.tokens.shape
     copies = jnp.repeat(batch.prompts.tokens, N, axis=0)
     return jnp.concatenate([copies, batch.tokens.reshape(P * N, T)], axis=1)
@@ -247,7 +247,7 @@ def our_calls(config: ConfigDict, model: Transformer, batch: Batch, key: jax.Arr
 
 
 def _quarter(config: ConfigDict) -> int:
-    """Steps in a quarter of the decoding loop, which begins behind the first token."""
+    """Steps in a quarter of the decoding loop, which begins after the first token."""
     return (config.new_tokens - 1) // QUARTERS
 
 

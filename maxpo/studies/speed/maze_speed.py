@@ -30,7 +30,7 @@ class Timing(NamedTuple):
     """One environment's throughput, in millions a second.
 
     Attributes:
-      name: Of the row.
+      name: The row's name.
       steps: Steps where nobody looks at observations.
       steps_and_views: Steps where every number of every observation is read.
       starts: Instances drawn, with an episode begun in each.

@@ -55,7 +55,7 @@ class Timing(NamedTuple):
     Attributes:
       name: One of `VERIFIERS`.
       pool: With all workers of a pool.
-      calls: Of plain calls in this process, times the number of workers.
+      calls: Samples a second of plain calls in this process, times the number of workers.
     """
 
     name: str

@@ -81,7 +81,7 @@ class Rule(NamedTuple):
     """How the weight of past updates is played.
 
     Attributes:
-      decay: Of its moving averages.
+      decay: Decay of its moving averages.
       caution: Standard errors that it has to be away from an end.
       prompts: Groups in an update, each of a bandit of its own.
       chains: Independent repetitions.

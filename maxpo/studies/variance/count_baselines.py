@@ -74,7 +74,7 @@ def certificate(
       group_size: N.
       k: 1 <= k <= N - 1.
       success_rates: The p among which the worst one is looked for.
-      rounds: Of improving the prior. Every prior proves a bound, so more only tighten it.
+      rounds: Rounds of improving the prior. Every prior proves a bound, so more only tighten it.
 
     Returns:
       The bound, and the worst ratio of a baseline that nearly attains it. No baseline has a worst

@@ -34,7 +34,7 @@ def sweeps(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Bands are two standard errors. Points that are not resolved are left out.
 
     Args:
-      rows: Of the section `sweep`.
+      rows: Rows of the section `sweep`.
     """
     names = [name for name in _SHOWN if all(name in row["variance"] for row in rows)]
     figure = Figure(figsize=(12, 7), layout="constrained")
@@ -80,7 +80,7 @@ def regime_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
     The colors get lighter from one end to the other, so that they also read in gray.
 
     Args:
-      rows: Of the section `map`.
+      rows: Rows of the section `map`.
     """
     arms = list(dict.fromkeys(row["num_arms"] for row in rows))
     figure = Figure(figsize=(6.2 * len(arms) + 1, 5), layout="constrained")

@@ -95,7 +95,7 @@ def gradient_moments(
       batches: M >= 2, groups drawn on each bandit.
 
     Returns:
-      Moments with leaves `[C, ...]`, the axes behind C those that `advantages` put in front.
+      Moments with leaves `[C, ...]`, the axes after C those that `advantages` put in front.
 
     Raises:
       ValueError: If M < 2.

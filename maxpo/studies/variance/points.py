@@ -124,7 +124,7 @@ def make_bandits(key: jax.Array, fields: Mapping[str, Any], count: int) -> Bandi
 
     Args:
       key: PRNG key.
-      fields: Of the point.
+      fields: The point's fields.
       count: C.
 
     Returns:
