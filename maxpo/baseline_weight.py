@@ -73,8 +73,8 @@ def update_weight(
         with the advantages of `pkpo_loo_minus_one`. Its scale does not matter as long as it is the
         same in all updates; in float32 norms of 1e-9..1e9 are.
       baseline_grad: H, the same with those of `leave_two_out_baseline`.
-      decay: Decay of the averages, in [0, 1); 0.95 forgets in twenty updates. Use at least that, with
-        at least 64 prompts in an update, where the variance must not be above the better end.
+      decay: Decay of the averages, in [0, 1); 0.95 forgets in twenty updates. Use at least that,
+        with at least 64 prompts in an update, where the variance must not be above the better end.
 
     Returns:
       The next state.

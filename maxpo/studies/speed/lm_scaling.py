@@ -184,7 +184,7 @@ def communicated_bytes(case: Case) -> dict[str, float]:
 def _advantages(
     rewards: jax.Array, where: jax.Array, step: jax.Array, method: jax.Array
 ) -> jax.Array:
-    return estimators.maxpo(rewards, 4, where=where)
+    return estimators.maxpo(rewards, 2, where=where)
 
 
 def _batch(case: Case, sharding: NamedSharding | None) -> Batch:
