@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -127,6 +128,7 @@ def make_update(
         learning_rate: jax.Array,
         method: jax.Array | int = 0,
     ) -> tuple[training.TrainState, Metrics, jax.Array]:
+        _check_batch(batch)
         # The barrier keeps their rounding what it is when they are computed alone.
         found = jax.lax.optimization_barrier(
             advantages(batch.rewards, batch.valid, jnp.asarray(step), jnp.asarray(method))
@@ -162,6 +164,24 @@ def make_update(
         return state, jax.tree.map(jnp.mean, metrics), found
 
     return update
+
+
+def _check_batch(batch: Batch) -> None:
+    """The contract of a batch; shapes and dtypes are known while tracing.
+
+    Raises:
+      AssertionError: If it is broken, naming the arrays.
+    """
+    P, N, _ = batch.completions.tokens.shape
+    of_samples = {name: getattr(batch, name) for name in ("rewards", "valid", "where")}
+    for name, array in of_samples.items():
+        chex.assert_shape(array, (P, N), custom_message=f"update: {name} of P groups of N samples")
+    for name in ("valid", "where"):
+        chex.assert_type(of_samples[name], bool, custom_message=f"update: {name} is a mask")
+    chex.assert_equal_shape(batch.completions, custom_message="update: arrays of completions")
+    chex.assert_axis_dimension(
+        batch.prompts.tokens, 0, P, custom_message="update: a prompt for each group"
+    )
 
 
 def make_reference(

@@ -3,6 +3,7 @@
 import itertools
 from functools import partial
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -336,6 +337,39 @@ def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
     other, _ = advance(jax.tree.map(jnp.copy, state), batch, 0.01, 1)
     np.testing.assert_array_equal(again.params["states"][...], once.params["states"][...])
     assert np.any(other.params["states"][...] != once.params["states"][...])
+
+
+def test_one_program_serves_all_steps_rates_and_methods():
+    settings, batch = make_settings(), make_batch()
+    advantages = chex.assert_max_traces(
+        lambda rewards, where, step, method: rewards * (method + step), n=1
+    )
+    advance = update.make_update(
+        GRAPH, settings, advantages, optimizer=partial(make_optimizer, settings, rules=None)
+    )
+    state = training.init_state(PARAMS, make_optimizer(settings, 0.0, rules=None))
+    state = jax.tree.map(jnp.copy, state)
+    for step, method in ((0, 1), (1, 0), (2, 3)):
+        state, _, found = advance(
+            state, batch, jax.random.key(step), step=step, learning_rate=0.1, method=method
+        )
+        np.testing.assert_array_equal(found, batch.rewards * (method + step))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rewards": np.ones((P, N + 1), np.float32)}, "update: rewards of P groups"),
+        ({"valid": np.ones((P, N), np.float32)}, "update: valid is a mask"),
+        ({"prompts": Prompts(np.ones((1, 2), np.int32), np.ones((1, 2), bool))}, "a prompt for"),
+    ],
+)
+def test_a_batch_that_breaks_the_contract_is_named(changes, message):
+    settings = make_settings()
+    state = training.init_state(PARAMS, make_optimizer(settings, 0.0, rules=None))
+    batch = make_batch()._replace(**changes)
+    with pytest.raises(AssertionError, match=message):
+        make_update(settings)(state, batch, 0.1)
 
 
 def test_nothing_kept_changes_nothing():
