@@ -44,7 +44,7 @@ def warmed_up(learning_rate: jax.Array, done: jax.Array, warmup_steps: int) -> j
 
 
 def sft_rate(config: ConfigDict, done: jax.Array) -> jax.Array:
-    """The learning rate of the warm start after `done` updates.
+    """The learning rate of the fine-tuning after `done` updates.
 
     A warm-up, as `warmed_up`, then a straight line from its last update, which has the whole rate,
     to the last of all, which has `final_rate` times it.

@@ -35,7 +35,7 @@ class Settings(NamedTuple):
       train: Problems to learn from.
       held_out: Problems to judge by.
       answers: To those of `train`, with their end tokens: tokens `[P, T]`, padded on the right, and
-        their mask. None without a warm start.
+        their mask. None without fine-tuning.
       model: Architecture of the policy.
       methods: What is compared.
     """
