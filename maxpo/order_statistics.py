@@ -12,7 +12,7 @@ from maxpo._groups import Scalar, as_groups, as_k, finish
 from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 
-__all__ = ["max_at_k", "pass_at_k", "rank_warp"]
+__all__ = ["max_at_k", "pass_at_k", "powers_up_to", "rank_warp"]
 
 
 @group_local(samples=("rewards", "where"), reduces=True)
@@ -126,3 +126,13 @@ def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
         return odds * (n - 1) / (m + 1), 0 * m
 
     return gap_sums(groups, weights, needed=k + 1)
+
+
+def powers_up_to(n: int) -> tuple[int, ...]:
+    """1, 2, 4, .. and n: the k of every curve over n samples.
+
+    >>> powers_up_to(12)
+    (1, 2, 4, 8, 12)
+    """
+    powers = [2**power for power in range(n.bit_length()) if 2**power < n]
+    return (*powers, n)

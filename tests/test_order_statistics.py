@@ -13,6 +13,7 @@ import oracles
 import pytest
 
 from maxpo import estimators, max_at_k, pass_at_k, rank_warp
+from maxpo.order_statistics import powers_up_to
 
 RNG = np.random.default_rng(1)
 GROUPS = np.stack([RNG.normal(size=6), [1, 0, 0, 1, 0, 0], [2, 2, 2, 2, 2, 2], RNG.normal(size=6)])
@@ -156,3 +157,9 @@ def test_precision_of_any_rewards(data):
 def test_the_compiled_program_holds_no_square_array(shape):
     compiled = jax.jit(lambda r: estimators.maxpo(r, 8)).lower(jnp.zeros(shape)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 100 * math.prod(shape)
+
+
+def test_powers_up_to_end_with_n():
+    assert powers_up_to(1) == (1,)
+    assert powers_up_to(16) == (1, 2, 4, 8, 16)
+    assert powers_up_to(20) == (1, 2, 4, 8, 16, 20)

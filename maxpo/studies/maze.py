@@ -23,6 +23,7 @@ from maxpo import losses, max_at_k, parallel, pass_at_k, runs, training
 from maxpo.mazes.environment import Environment, Observation, Trajectory, rollout
 from maxpo.mazes.policy import GridPolicy, Kind
 from maxpo.methods import Method, check_graded, parse_methods
+from maxpo.order_statistics import powers_up_to
 from maxpo.studies.variance import moments
 
 __all__ = [
@@ -205,9 +206,8 @@ def make_environment(task: ConfigDict) -> Environment:
 
 
 def curve_ks(config: ConfigDict) -> tuple[int, ...]:
-    """The k of the curves: powers of two up to the number of samples, and the reported one."""
-    powers = {2**i for i in range(config.evaluation.curve_samples.bit_length())}
-    return tuple(sorted(powers | {config.eval_k}))
+    """The k of the curves: powers of two, the number of samples, and the reported one."""
+    return tuple(sorted({*powers_up_to(config.evaluation.curve_samples), config.eval_k}))
 
 
 def make_study(config: ConfigDict) -> Study:

@@ -5,7 +5,7 @@ from typing import get_args
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, runs
-from maxpo.lm.training.evaluation import powers_up_to
+from maxpo.order_statistics import powers_up_to
 
 __all__ = ["FAILURES", "IMPORTANCE_LEVELS", "LOSSES", "ZERO_VARIANCE_GROUPS", "check_rl"]
 

@@ -23,7 +23,7 @@ from maxpo.lm.tasks.text import Problem, digest, load_verifier
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.lm.training.checks import check_rl
-from maxpo.lm.training.evaluation import Curve, curve, held_out_scores, powers_up_to
+from maxpo.lm.training.evaluation import Curve, curve, held_out_scores
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, marked
@@ -33,6 +33,7 @@ from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of, verification_counts
 from maxpo.lm.training.update import make_reference, make_update
 from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
+from maxpo.order_statistics import powers_up_to
 
 __all__ = ["RL_DEFAULTS", "Result", "train"]
 

@@ -10,8 +10,9 @@ from maxpo import max_at_k, pass_at_k
 from maxpo.lm.tasks.verification import Scores
 from maxpo.lm.training.problems import EncodedProblems
 from maxpo.lm.training.rollouts import Sampler, Timer
+from maxpo.order_statistics import powers_up_to
 
-__all__ = ["Curve", "best_of_k", "curve", "held_out_scores", "powers_up_to"]
+__all__ = ["Curve", "best_of_k", "curve", "held_out_scores"]
 
 
 class Curve(NamedTuple):
@@ -28,16 +29,6 @@ class Curve(NamedTuple):
     value: np.ndarray
     error: np.ndarray
     problems: int
-
-
-def powers_up_to(n: int) -> tuple[int, ...]:
-    """1, 2, 4, .. and n: the k of every curve over n samples.
-
-    >>> powers_up_to(12)
-    (1, 2, 4, 8, 12)
-    """
-    powers = [2**power for power in range(n.bit_length()) if 2**power < n]
-    return (*powers, n)
 
 
 def held_out_scores(

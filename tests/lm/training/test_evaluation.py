@@ -6,14 +6,7 @@ import numpy as np
 import pytest
 
 from maxpo.lm.training import evaluation
-from maxpo.lm.training.evaluation import powers_up_to
 from maxpo.lm.training.grading import as_lowest
-
-
-def test_powers_up_to_end_with_n():
-    assert powers_up_to(1) == (1,)
-    assert powers_up_to(16) == (1, 2, 4, 8, 16)
-    assert powers_up_to(20) == (1, 2, 4, 8, 16, 20)
 
 
 @pytest.mark.parametrize("binary", [True, False])
