@@ -9,6 +9,7 @@ from experiments import maze_speed
 from maxpo.runs import UsageError, load_config
 
 
+@pytest.mark.slow
 def test_maze_speed(tmp_path):
     pytest.importorskip("xminigrid")
     config = load_config("configs/maze_speed.py:quick")

@@ -482,10 +482,13 @@ def test_a_dropped_pool_ends_its_processes():
 
 # No guard of __main__: workers must not run the program a second time.
 PROGRAM = """
+import signal
 import verifiers
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.verification import VerifierPool
 
+# What a shell starts in the background ignores it, and so do all that come from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pool = VerifierPool(verifiers.obey, workers=2, time_limit=TIME_LIMIT)
 problem = Problem("", "", {"number": 0})
 pool.submit([problem] * 8, [["1"] * 4] * 8).result()

@@ -105,6 +105,7 @@ def test_rows_at_an_end_count_neither_above_nor_below():
     assert counted["not resolved, rule above by 2 s.e."] == 1
 
 
+@pytest.mark.slow
 def test_experiment_runs_resumes_and_reports(tmp_path, capsys, monkeypatch):
     config = load_config("configs/baseline_weight.py:quick")
     config.certificate.pairs = ((4, 2),)

@@ -131,6 +131,7 @@ def test_the_table_of_the_theory_is_reproduced_where_it_is_determined():
     )
 
 
+@pytest.mark.slow
 def test_the_quick_study(tmp_path, capsys):
     config = runs.load_config(f"{CONFIG}:quick")
     summary = experiment.train_and_evaluate(config, tmp_path)
