@@ -140,7 +140,8 @@ def train(
       workers: Processes that score completions, each under `time_limit` and apart from all others;
         `reward` is then a function of a module, of a problem and a text. 0: this process.
       time_limit: Seconds for a completion, with `workers`.
-      workdir: The run's folder. None: a time-stamped one under `runs/`.
+      workdir: The run's folder, the same for all processes of a pod. None: a time-stamped one under
+        `runs/`.
       **rl: Any of `RL_DEFAULTS`, the fields of `rl` in configs/lm.py.
 
     Raises:
