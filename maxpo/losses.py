@@ -121,7 +121,7 @@ def reduce_tokens(
     Args:
       values: `[..., N, T]`.
       loss_aggregation: `"constant"`, `"sequence"` or `"token"`.
-      length: the divisor of `"constant"`; not to be given with another normalization.
+      length: the divisor of `"constant"`; not to be given with another aggregation.
       where: boolean, True = keep; of the rank of `values`, axes of size 1 broadcast. None keeps
         everything. The rank is not padded: a mask of samples is `where[..., None]`.
 

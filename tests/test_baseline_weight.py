@@ -85,7 +85,7 @@ def test_moments_split_into_own_and_shared_parts(k):
             for function in (estimators.pkpo_loo_minus_one, estimators.leave_two_out_baseline)
         )
     norms = np.sum(scores**2, axis=2)
-    # E over x of B(x, R) S(x): x is the second sample, R are those behind it.
+    # E over x of B(x, R) S(x): x is the second sample, R are those after it.
     felt = {}
     for group, p, b, score in zip(actions, odds, baseline[:, 0], scores[:, 1], strict=True):
         rest = tuple(group[2:])

@@ -175,7 +175,7 @@ def test_read_metrics_of_a_running_or_missing_or_broken_file(tmp_path: Path) -> 
     path.write_text('{"step": 1}\n{"step": 2, "lo')
     assert runs.read_metrics(tmp_path) == [{"step": 1}]
     path.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl:2 must be a JSON object"):
+    with pytest.raises(ValueError, match=r"metrics.jsonl:2: expected a JSON object"):
         runs.read_metrics(tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_a_foreign_folder_is_refused_and_not_touched(tmp_path: Path, name: str) 
 
 def test_a_workdir_that_is_no_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(runs.UsageError, match="must be a folder"):
+    with pytest.raises(runs.UsageError, match="workdir: expected a folder"):
         runs.Run({}, tmp_path / "file")
     with pytest.raises(runs.UsageError, match="cannot create"):
         runs.Run({}, tmp_path / "file" / "run")
@@ -321,7 +321,7 @@ def test_a_summary_without_a_table_is_printed_itself(tmp_path: Path, capsys: Any
 
 @pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden"])
 def test_a_figure_stays_in_the_folder(tmp_path: Path, name: str) -> None:
-    with runs.Run({}, tmp_path) as run, pytest.raises(ValueError, match="name must be"):
+    with runs.Run({}, tmp_path) as run, pytest.raises(ValueError, match="name: expected"):
         run.figure(name, Figure())
 
 
@@ -370,7 +370,7 @@ def test_only_the_last_checkpoints_are_kept(tmp_path: Path) -> None:
             run.save(step, {"w": jnp.full(3, step, jnp.float32)})
     names = {path.name for path in (tmp_path / "checkpoints").iterdir()}
     assert names == {"3", "4"}
-    with pytest.raises(ValueError, match="keep must be at least 1"):
+    with pytest.raises(ValueError, match="keep: expected at least 1"):
         runs.Run({}, tmp_path, keep=0)
 
 
@@ -402,7 +402,10 @@ def test_a_state_of_another_type_is_refused(tmp_path: Path, changed: Any, messag
 
 
 def test_a_leaf_that_is_no_array_is_named(tmp_path: Path) -> None:
-    with runs.Run({}, tmp_path) as run, pytest.raises(TypeError, match=r"state\['name'\] must be"):
+    with (
+        runs.Run({}, tmp_path) as run,
+        pytest.raises(TypeError, match=r"state\['name'\]: expected"),
+    ):
         run.restore({"name": "maxpo"})
 
 
@@ -609,7 +612,7 @@ def test_timings_are_cut_back_and_torn_lines_dropped(tmp_path: Path) -> None:
     with runs.Run({}, tmp_path) as run:
         run.restore({"w": jnp.zeros(3)})
         run.save(3, {"w": jnp.ones(3)})
-        run.log_timings(3, {"seconds": 7.0})  # behind a save: only what is older is kept
+        run.log_timings(3, {"seconds": 7.0})  # after a save: only what is older is kept
         run.finish({})
         with pytest.raises(RuntimeError, match="is finished"):
             run.log_timings(4, {})
@@ -620,7 +623,7 @@ def test_timings_are_cut_back_and_torn_lines_dropped(tmp_path: Path) -> None:
     ]
     assert not (tmp_path / "metrics.jsonl").read_text()
     (tmp_path / "timings.jsonl").write_text('{"step": 1}\nno JSON\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"timings\.jsonl:2 must be a JSON object"):
+    with pytest.raises(ValueError, match=r"timings\.jsonl:2: expected a JSON object"):
         runs.read_timings(tmp_path)
 
 
@@ -866,7 +869,7 @@ def test_steps_count_updates_and_end_at_the_total() -> None:
     assert list(runs.steps(0, 3)) == [1, 2, 3]
     assert list(runs.steps(0, 10, every=4)) == [4, 8, 10]
     assert list(runs.steps(8, 8, every=4)) == []
-    with pytest.raises(ValueError, match="every must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
         runs.steps(0, 3, every=0)
 
 
@@ -1049,16 +1052,16 @@ def test_main_makes_time_stamped_folders_that_do_not_collide(experiment: Recorde
         (["--noconfig.fast"], "unknown config field fast;"),
         (
             ["--config.learning_rate=high"],
-            "--config.learning_rate must be of type float, like 0.1, got 'h",
+            "--config.learning_rate: expected a value of type float, like 0.1, got 'h",
         ),
-        (["--config.seeds=2.5"], "--config.seeds must be of type int, like 3, got '2.5'"),
+        (["--config.seeds=2.5"], "--config.seeds: expected a value of type int, like 3, got '2.5'"),
         (["--config.seeds"], "--config.seeds"),
         (
             ["--config.estimators=(1, 2)"],
-            "--config.estimators must be a tuple of str, like ('maxpo'",
+            "--config.estimators: expected a tuple of str, like ('maxpo'",
         ),
-        (["--config.thresholds=a"], "--config.thresholds must be a tuple of float"),
-        (["--config.policy=3"], "--config.policy must be set field by field, got '3'"),
+        (["--config.thresholds=a"], "--config.thresholds: expected a tuple of float"),
+        (["--config.policy=3"], "--config.policy: expected one field at a time, got '3'"),
         (["--config=configs/none.py"], "there is no config file configs/none.py"),
         (["--config="], "--config needs a file"),
         (["--config"], "--config needs a file"),

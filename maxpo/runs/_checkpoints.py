@@ -230,7 +230,7 @@ def _describe(name: str, leaf: Any) -> str:
         return f"{weak}{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, bool | int | float):
         return type(leaf).__name__
-    raise TypeError(f"state{name} must be an array or a number, got {type(leaf).__name__}")
+    raise TypeError(f"state{name}: expected an array or a number, got {type(leaf).__name__}")
 
 
 def _is_key(leaf: Any) -> bool:

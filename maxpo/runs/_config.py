@@ -34,7 +34,7 @@ def load_config(spec: str) -> ConfigDict:
         raise UsageError(f"there is no config file {path}")
     module_spec = importlib.util.spec_from_file_location("maxpo_config", path)
     if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"a config must be a Python file, got {path}")
+        raise UsageError(f"--config: expected a Python file, got {path}")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     get_config = getattr(module, "get_config", None)

@@ -54,7 +54,9 @@ def to_json(value: Any, name: str = "value") -> Any:
     if isinstance(value, list | tuple):
         return [to_json(item, f"{name}[{index}]") for index, item in enumerate(value)]
     kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    raise TypeError(f"{name} must be numbers, strings, lists or dicts to be JSON, got {kind}")
+    raise TypeError(
+        f"{name}: expected numbers, strings, lists or dicts, which JSON has, got {kind}"
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -165,12 +165,12 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 
 def _wrong_type(name: str, kind: type, default: Any, value: Any) -> UsageError:
     if kind is ConfigDict:
-        expected = "set field by field"
+        expected = "one field at a time"
     elif kind is tuple and default:
         expected = f"a tuple of {type(default[0]).__name__}, like {default!r}"
     else:
-        expected = f"of type {kind.__name__}, like {default!r}"
-    return UsageError(f"--config.{name} must be {expected}, got {value!r}")
+        expected = f"a value of type {kind.__name__}, like {default!r}"
+    return UsageError(f"--config.{name}: expected {expected}, got {value!r}")
 
 
 def new_folder(name: str) -> Path:

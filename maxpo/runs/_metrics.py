@@ -100,7 +100,9 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         try:
             records.append({key: _to_floats(value) for key, value in json.loads(line).items()})
         except (ValueError, AttributeError):
-            raise ValueError(f"{path}:{number} must be a JSON object, got {line[:80]!r}") from None
+            raise ValueError(
+                f"{path}:{number}: expected a JSON object, got {line[:80]!r}"
+            ) from None
     return records
 
 

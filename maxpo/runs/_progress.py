@@ -33,7 +33,7 @@ def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> I
     [8, 10]
     """
     if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+        raise ValueError(f"every: expected at least 1, got {every}")
     ends = itertools.chain(range(start + every, total, every), [total] if start < total else [])
     return _follow(((end, end) for end in ends), start, total, unit)
 

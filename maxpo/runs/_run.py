@@ -64,9 +64,9 @@ class Run:
             or anything that is no run; or if another process has it. The folder is not touched.
         """
         if keep < 1:
-            raise ValueError(f"keep must be at least 1, got {keep}")
+            raise ValueError(f"keep: expected at least 1, got {keep}")
         if "://" in str(workdir):
-            raise UsageError(f"workdir must be a local or mounted folder, got {workdir}")
+            raise UsageError(f"workdir: expected a local or mounted folder, got {workdir}")
         self.folder = Path(workdir).expanduser().absolute()
         self.summary: dict[str, Any] | None = None
         self._primary = jax.process_index() == 0
@@ -274,7 +274,9 @@ class Run:
         if self._leaves is None:
             raise RuntimeError("restore must be called before save")
         if step <= self._saved:
-            raise ValueError(f"step must be after that of the last save, {self._saved}, got {step}")
+            raise ValueError(
+                f"step: expected one after that of the last save, {self._saved}, got {step}"
+            )
         difference = first_difference(self._leaves, describe_leaves(state))
         if difference:
             raise ValueError(f"every leaf must keep its type to be resumed, state{difference}")
@@ -300,7 +302,7 @@ class Run:
         """
         self._check_unfinished()
         if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ValueError(f"name must be letters, digits and any of _.-, got {name!r}")
+            raise ValueError(f"name: expected letters, digits and any of _.-, got {name!r}")
         self._figures[name] = draw if callable(draw) else lambda: draw
         return self.folder / f"{name}.png"
 
@@ -429,7 +431,7 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     if not folder.exists():
         return True
     if not folder.is_dir():
-        raise UsageError(f"workdir must be a folder, got the file {folder}")
+        raise UsageError(f"workdir: expected a folder, got the file {folder}")
     if (folder / "config.json").exists():
         changed = differences(read_json(folder / "config.json"), config)
         if changed:

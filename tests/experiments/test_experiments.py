@@ -72,7 +72,7 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
     class InterruptedRunError(Exception):
         pass
 
-    # Behind the first checkpoint, behind the last one, and before the summary is written.
+    # After the first checkpoint, after the last one, and before the summary is written.
     for method, when in (("save", 1), ("save", 1), ("figure", 0)):
         original = getattr(bandit.runs.Run, method)
 

@@ -168,7 +168,7 @@ def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, t
     class InterruptedRunError(Exception):
         pass
 
-    # What is called, how often it works before, and whether the interruption comes behind it.
+    # What is called, how often it works before, and whether the interruption comes after it.
     stops = [
         ("save", 0, True),  # in the warm start
         ("finish", 0, False),  # the warm start's evaluation is lost
@@ -176,17 +176,17 @@ def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, t
         ("save", 0, True),
         ("save", 0, True),  # the last step is saved, nothing is evaluated
         ("finish", 0, True),  # the first method is done, the second one has not begun
-        ("log", 3, True),  # behind a save
+        ("log", 3, True),  # after a save
         ("figure", 0, True),
         ("figure", 1, True),
     ]
-    for name, works, behind in stops:
+    for name, works, after in stops:
         original = getattr(runs.Run, name)
         left = works
 
-        def interrupt(self, *arguments, original=original, behind=behind, **options):
+        def interrupt(self, *arguments, original=original, after=after, **options):
             nonlocal left
-            if left == 0 and not behind:
+            if left == 0 and not after:
                 raise InterruptedRunError
             result = original(self, *arguments, **options)
             left -= 1

@@ -76,7 +76,7 @@ def test_it_resumes_bit_for_bit(config, whole, tmp_path, monkeypatch):
     class InterruptedRunError(Exception):
         pass
 
-    # Behind the sweep, behind a checkpoint, before the last, and before the summary is written.
+    # After the sweep, after a checkpoint, before the last, and before the summary is written.
     for method, when in (("save", 1), ("save", 1), ("save", 0), ("figure", 0)):
         original = getattr(maze.runs.Run, method)
 

@@ -50,11 +50,12 @@ def test_trl_has_the_names_of_its_column():
 def test_tunix_has_the_names_of_its_column():
     pytest.importorskip("tunix")
     from tunix.rl import rl_cluster
-    from tunix.rl.grpo import grpo_learner
+    from tunix.rl.grpo import dapo_learner, grpo_learner
     from tunix.rl.rollout import base_rollout
 
     known = {"data_shuffle_seed"}  # An argument of the learner.
     for config in (
+        dapo_learner.DAPOConfig,
         grpo_learner.GRPOConfig,
         rl_cluster.RLTrainingConfig,
         rl_cluster.ClusterConfig,

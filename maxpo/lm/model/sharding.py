@@ -92,7 +92,7 @@ def layout(tree: Any, rules: Rules | None, *, fully_sharded: bool) -> Any:
                     f"{mesh.shape[over]}, got the shape {list(np.shape(leaf))}"
                 )
             axes.append(over)
-        return PartitionSpec(*axes)
+        return PartitionSpec(*axes) if any(axes) else PartitionSpec()
 
     return jax.tree_util.tree_map_with_path(of_leaf, tree)
 

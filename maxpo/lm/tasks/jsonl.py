@@ -83,7 +83,7 @@ def make_jsonl_task(
         nothing that the verifier can compare with, or the verifier cannot be imported.
     """
     if "{prompt}" not in template:
-        raise ValueError(f"template must have {{prompt}} in it, got {template!r}")
+        raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
     verify = load_verifier(verifier, numeric=numeric_verifier, math=math_verifier)
     gold = _GOLD.get(verify)
     if gold is not None and answer_field is None:
@@ -95,12 +95,12 @@ def make_jsonl_task(
             prompt = _get(entry, prompt_field, place)
             if not isinstance(prompt, str) or not prompt:
                 raise ValueError(
-                    f"{place}: field {prompt_field!r} must be a text, got {_shown(prompt)}"
+                    f"{place}: field {prompt_field!r}: expected a text, got {_shown(prompt)}"
                 )
             answer = "" if answer_field is None else _get(entry, answer_field, place)
             if isinstance(answer, bool) or not isinstance(answer, (str, int, float)):
                 raise ValueError(
-                    f"{place}: field {answer_field!r} must be a text or a number,"
+                    f"{place}: field {answer_field!r}: expected a text or a number,"
                     f" got {_shown(answer)}"
                 )
             if gold is not None and not gold[2](str(answer)):

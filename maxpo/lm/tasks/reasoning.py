@@ -122,9 +122,9 @@ def make_reasoning_task(
     options = dict(options or {})
     for name, size in (("train_size", train_size), ("held_out_size", held_out_size)):
         if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
+            raise ValueError(f"{name}: expected at least 1, got {size}")
     if threshold is not None and not 0 < threshold <= 1:
-        raise ValueError(f"threshold must be in (0, 1], or None, got {threshold}")
+        raise ValueError(f"threshold: expected a number in (0, 1] or None, got {threshold}")
 
     if threshold is not None and verifier != "scorer":
         raise ValueError(f"threshold is for verifier='scorer', got {threshold} with {verifier!r}")

@@ -123,7 +123,7 @@ def load_verifier(name: str, **built_in: Verifier) -> Verifier:
     module_name, _, function_name = name.partition(":")
     if not (module_name and function_name):
         known = "".join(f"{known!r} or " for known in built_in)
-        raise ValueError(f"verifier must be {known}'module:function', got {name!r}")
+        raise ValueError(f"verifier: expected {known}'module:function', got {name!r}")
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:  # The module is the user's; anything may go wrong in it.
@@ -131,5 +131,5 @@ def load_verifier(name: str, **built_in: Verifier) -> Verifier:
             f"verifier {name!r} cannot be imported: {type(error).__name__}: {error}"
         ) from error
     if not callable(function):
-        raise ValueError(f"verifier {name!r} must be a function, got {function!r}")
+        raise ValueError(f"verifier {name!r}: expected a function, got {function!r}")
     return function

@@ -67,7 +67,7 @@ class CharTokenizer:
         repeated = sorted({c for c in alphabet if alphabet.count(c) > 1})
         if not alphabet or repeated:
             found = f"{''.join(repeated)!r} more than once" if repeated else "no character"
-            raise ValueError(f"alphabet must have each of its characters once, got {found}")
+            raise ValueError(f"alphabet: expected each of its characters once, got {found}")
         self.alphabet = alphabet
         self.vocab_size = len(alphabet) + 2
         self._ids = {character: i for i, character in enumerate(alphabet, start=2)}
@@ -102,7 +102,7 @@ class CharTokenizer:
         """
         ids = _content(ids, self)
         if min(ids, default=0) < 0:
-            raise ValueError(f"ids must not be negative, got {min(ids)}")
+            raise ValueError(f"ids: expected none below 0, got {min(ids)}")
         return "".join(
             self.alphabet[i - 2] if i < self.vocab_size else "\N{REPLACEMENT CHARACTER}"
             for i in ids
@@ -234,7 +234,7 @@ def pad(
     ([[0, 5, 6], [0, 0, 7]], [[False, True, True], [False, False, True]])
     """
     if side not in ("left", "right"):
-        raise ValueError(f"side must be 'left' or 'right', got {side!r}")
+        raise ValueError(f"side: expected 'left' or 'right', got {side!r}")
     tokens = np.full((len(sequences), length), pad_id, np.int32)
     mask = np.zeros(tokens.shape, bool)
     for row, sequence in enumerate(sequences):

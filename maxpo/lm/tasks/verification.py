@@ -138,10 +138,10 @@ class VerifierPool:
         self, verifier: Verifier, *, workers: int, time_limit: float, memory_limit: float = 4.0
     ):
         if workers < 1:
-            raise ValueError(f"workers must be at least 1, got {workers}")
+            raise ValueError(f"workers: expected at least 1, got {workers}")
         for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
             if not 0 < limit < math.inf:
-                raise ValueError(f"{name} must be positive and finite, got {limit}")
+                raise ValueError(f"{name}: expected a positive and finite number, got {limit}")
         setup = pickle.dumps((_pickled(verifier), time_limit, memory_limit))
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._workers = [_Worker(self._chunks, setup, time_limit) for _ in range(workers)]
@@ -402,12 +402,12 @@ def _pickled(verifier: Verifier) -> bytes:
         content = pickle.dumps(verifier)
     except Exception as error:  # Pickling fails with many types.
         raise ValueError(
-            f"the verifier must be picklable, such as a function of a module, got {verifier!r}:"
-            f" {error}"
+            "verifier: expected something picklable, such as a function of a module, got "
+            f"{verifier!r}: {error}"
         ) from error
     if b"__main__" in content:
         raise ValueError(
-            f"the verifier must be defined in a module that workers can import, got {verifier!r} of"
+            f"verifier: expected one of a module that workers can import, got {verifier!r} of"
             " the program itself (__main__)"
         )
     return content

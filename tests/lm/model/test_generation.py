@@ -44,7 +44,7 @@ def forward(model, tokens, mask):
 
 
 def next_logits(model, sequence):
-    """Logits `[V]` behind a sequence by the whole forward pass, without a cache."""
+    """Logits `[V]` after a sequence by the whole forward pass, without a cache."""
     tokens, mask = pad([sequence], 24, "right")
     return np.asarray(forward(model, tokens, mask)[0, len(sequence) - 1], np.float64)
 

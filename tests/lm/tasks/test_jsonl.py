@@ -93,18 +93,21 @@ def test_function_of_the_user(good, tmp_path, monkeypatch):
             [GSM8K, {"question": "?"}],
             r"bad\.jsonl:2: no field 'answer'; its fields are \['question",
         ),
-        ([{"question": 1, "answer": "1"}], r"bad\.jsonl:1: field 'question' must be a text, got 1"),
+        (
+            [{"question": 1, "answer": "1"}],
+            r"bad\.jsonl:1: field 'question': expected a text, got 1",
+        ),
         (
             [{"question": "", "answer": "1"}],
-            r"bad\.jsonl:1: field 'question' must be a text, got ''",
+            r"bad\.jsonl:1: field 'question': expected a text, got ''",
         ),
         (
             [{"question": "?", "answer": None}],
-            r"bad\.jsonl:1: field 'answer' must be a text or a nu",
+            r"bad\.jsonl:1: field 'answer': expected a text or a nu",
         ),
         (
             [{"question": "?", "answer": True}],
-            r"bad\.jsonl:1: field 'answer' must be a text or a nu",
+            r"bad\.jsonl:1: field 'answer': expected a text or a nu",
         ),
         (
             [{"question": "?", "answer": "x"}],
@@ -126,13 +129,13 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
     [
         (
             {"verifier": "numbers"},
-            "must be 'numeric' or 'math' or 'module:function', got 'numbers'",
+            "verifier: expected 'numeric' or 'math' or 'module:function', got 'numbers'",
         ),
-        ({"verifier": "json:"}, "must be 'numeric' or 'math' or 'module:function'"),
+        ({"verifier": "json:"}, "verifier: expected 'numeric' or 'math' or 'module:function'"),
         ({"verifier": "no_such_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"verifier": "json:no_such_function"}, "cannot be imported: AttributeError"),
-        ({"verifier": "math:pi"}, "must be a function, got 3.14"),
-        ({"template": "no prompt"}, "template must have {prompt} in it, got 'no prompt'"),
+        ({"verifier": "math:pi"}, "expected a function, got 3.14"),
+        ({"template": "no prompt"}, "template: expected {prompt} in it, got 'no prompt'"),
         ({"answer_field": None}, "the numeric verifier needs answer_field"),
     ],
 )

@@ -56,7 +56,7 @@ def test_ids_beyond_the_vocabulary(characters):
     first = characters.alphabet[0]
     text = characters.decode([2, characters.vocab_size, 2])
     assert text == f"{first}\N{REPLACEMENT CHARACTER}{first}"
-    with pytest.raises(ValueError, match="ids must not be negative, got -1"):
+    with pytest.raises(ValueError, match="ids: expected none below 0, got -1"):
         characters.decode([2, -1])
 
 
@@ -114,7 +114,7 @@ def test_pad_too_long():
 
 
 def test_pad_unknown_side():
-    with pytest.raises(ValueError, match="side must be 'left' or 'right', got 'middle'"):
+    with pytest.raises(ValueError, match="side: expected 'left' or 'right', got 'middle'"):
         pad([], length=3, pad_id=0, side="middle")
 
 

@@ -407,23 +407,23 @@ def test_a_worker_killed_while_idle_costs_nothing(pool):
 
 @pytest.mark.parametrize("time_limit", [0.0, -1.0, float("inf"), float("nan")])
 def test_time_limit_out_of_range(time_limit):
-    with pytest.raises(ValueError, match="time_limit must be positive and finite"):
+    with pytest.raises(ValueError, match="time_limit: expected a positive and finite number"):
         VerifierPool(verifiers.obey, workers=1, time_limit=time_limit)
 
 
 @pytest.mark.parametrize("memory_limit", [0.0, -1.0, float("inf"), float("nan")])
 def test_memory_limit_out_of_range(memory_limit):
-    with pytest.raises(ValueError, match="memory_limit must be positive and finite"):
+    with pytest.raises(ValueError, match="memory_limit: expected a positive and finite number"):
         VerifierPool(verifiers.obey, workers=1, time_limit=1.0, memory_limit=memory_limit)
 
 
 def test_no_workers():
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="workers: expected at least 1, got 0"):
         VerifierPool(verifiers.obey, workers=0, time_limit=1.0)
 
 
 def test_verifier_that_cannot_be_pickled():
-    with pytest.raises(ValueError, match="must be picklable"):
+    with pytest.raises(ValueError, match="verifier: expected something picklable"):
         VerifierPool(lambda problem, completion: 1.0, workers=1, time_limit=1.0)
 
 
@@ -433,7 +433,7 @@ def test_verifier_of_the_program_itself(monkeypatch):
 
     verify.__module__, verify.__qualname__ = "__main__", "verify"
     monkeypatch.setattr(sys.modules["__main__"], "verify", verify, raising=False)
-    with pytest.raises(ValueError, match="defined in a module that workers can import"):
+    with pytest.raises(ValueError, match="expected one of a module that workers can import"):
         VerifierPool(verify, workers=1, time_limit=1.0)
 
 

@@ -82,7 +82,7 @@ def test_what_is_sent():
     assert sent["gradients"] == sent_on_a_ring(part, 4, gathers=True) == 1602
     assert sent["parameters"] == 0
     # 3 prompts of 5 tokens and 6 samples of 7: 57 states of 6 numbers. Each of 2 layers reduces
-    # them behind attention and behind the MLP, forward and backward: 8 times, over 2 devices.
+    # them after attention and after the MLP, forward and backward: 8 times, over 2 devices.
     assert sent["activations"] == 8 * sent_on_a_ring(57 * 6 * 4, 2, gathers=True) == 10944
     # Fully sharded a device keeps a part of the gradients; parameters are gathered twice, which is
     # as many bytes each time.
