@@ -21,7 +21,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.k = 8
     config.seed = 0
     config.repeats = 31  # Timed calls of each function, taken in turns; medians are reported.
-    config.numpy_repeats = 1  # Of the NumPy reference, which takes seconds.
+    config.numpy_repeats = 1  # Repeats of the NumPy reference, which takes seconds.
     config.numpy_limit = 2**16  # Largest number of rewards it is given.
     config.quadratic_limit = 2**28  # Largest groups * N^2 the quadratic form is given.
     # Shapes (groups, N) of training batches, ...

@@ -45,7 +45,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.base.num_arms = 100
     config.base.law = "gaussian"  # Or bernoulli, pareto.
     config.base.law_parameter = 1.0  # Standard deviation, success rate or tail exponent.
-    config.base.arms = "quantiles"  # Of the law, the same for all; or "drawn" for each repetition.
+    config.base.arms = (
+        "quantiles"  # Quantiles of the law, the same for all; or "drawn" for each repetition.
+    )
     config.base.logit_noise = 0.0  # Standard deviation of random logits: peaked on any arm.
     config.base.logit_tilt = 0.0  # Logits per unit of reward: peaked on the good arms.
     config.base.group_size = 16

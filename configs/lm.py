@@ -37,7 +37,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     check_variant(variant, VARIANTS)
 
     config = ConfigDict()
-    config.seed = 0  # Of the model and the warm start; runs have this and the following ones.
+    config.seed = 0  # Seed of the model and the fine-tuning; runs have this and the next ones.
     config.seeds = 3  # Runs of each method, all from the one warm start.
     config.methods = (
         "maxpo:k=8",
@@ -72,7 +72,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
 
-    config.tokenizer = "characters"  # Of the task's texts; or the path of a tokenizer.json.
+    config.tokenizer = "characters"  # Those of the task's texts; or the path of a tokenizer.json.
 
     config.model = ConfigDict()
     config.model.size = "nano"  # One of maxpo.lm.model.config.SIZES.
@@ -80,12 +80,12 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model.pretrained = ""  # A checkpoint's folder (Llama, Qwen2, Qwen3) in place of a size.
     config.model.vocab_size = 0  # 0: the tokenizer's.
     config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
-    config.model.dtype = "float32"  # Of the computation; or bfloat16.
-    # Of the weights before training, which goes on with float32 master weights whatever it is.
+    config.model.dtype = "float32"  # Dtype of the computation; or bfloat16.
+    # Dtype of the weights before training, which keeps float32 master weights whatever it is.
     config.model.param_dtype = "float32"
     config.model.remat = False
 
-    config.mesh = ConfigDict()  # Of all devices; see maxpo.parallel.
+    config.mesh = ConfigDict()  # A mesh of all devices; see maxpo.parallel.
     config.mesh.data = 0  # Over which batches are spread; 0: what `model` leaves.
     config.mesh.model = 1  # Over which matrices are cut.
     config.mesh.fully_sharded = False  # Cut matrices over `data`, too.
@@ -107,7 +107,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.prompts = 32  # P, in each step.
     config.rl.group_size = 16  # N, samples of each prompt.
     config.rl.max_new_tokens = 16
-    config.rl.temperature = 1.0  # Of sampling; the loss is that of the same distribution.
+    config.rl.temperature = 1.0  # For sampling; the loss is that of the same distribution.
     config.rl.sampling_batches = 2  # One is verified while the next one is sampled.
     # clipped_ratio allows several epochs and minibatches; score_function is unbiased.
     config.rl.loss = "score_function"
@@ -120,7 +120,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.epochs = 1
     config.rl.minibatches = 1  # Optimizer steps in an epoch.
     config.rl.micro_batches = 1  # Parts of a minibatch, one in memory at a time.
-    config.rl.kl_coefficient = 0.0  # Of the KL to the warm start; 0: it is not computed.
+    config.rl.kl_coefficient = 0.0  # Weight of the KL to the warm start; 0: it is not computed.
     config.rl.kl_estimator = "k2"
     config.rl.entropy_coefficient = 0.0
     # Groups whose rewards are all equal: keep; drop: they count in no mean; oversample: draw up to

@@ -52,7 +52,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     # For each method the setting with the best max@eval_k on validation mazes.
     config.sweep = ConfigDict()
     config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's.
-    config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # Of entropy=sweep.
+    config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # What entropy=sweep tries.
     config.sweep.seeds = 2
     config.sweep.updates = 300
 

@@ -27,7 +27,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.prompts = 8  # For each update.
     config.num_generations = 8  # N, samples for each prompt.
     config.learning_rate = 0.01
-    config.odds = (0.4, 0.3, 0.2, 0.1)  # Of the letters a, b, c and so on to be the right one.
+    config.odds = (0.4, 0.3, 0.2, 0.1)  # Chances of a, b, c and so on to be right.
     config.report_updates = 20  # The last ones, over which the figures are averaged.
 
     # For qwen3.ModelConfig.

@@ -258,7 +258,7 @@ def _tables(weights: Weights, groups: Groups, k: float) -> tuple[Array, Array]:
         return _table(weights, groups.size, groups.size, k)
     sizes, group_of = np.unique(np.asarray(groups.valid), return_inverse=True)
     tables = [_table(weights, int(n), groups.size, k) for n in sizes]
-    both: Array = np.array(tables).reshape(len(sizes), 2, groups.size - 1)  # Of no groups, too.
+    both: Array = np.array(tables).reshape(len(sizes), 2, groups.size - 1)  # Also for no groups.
     rows = group_of.reshape(groups.rewards.shape[:-1])
     return both[rows, 0], both[rows, 1]
 

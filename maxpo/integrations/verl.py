@@ -96,7 +96,7 @@ def _last_outputs(keys: Sequence[str], batch: int) -> tuple[np.ndarray, np.ndarr
     if len(keys) != batch:
         raise ValueError(f"maxpo: expected {batch} keys, one for each row, got {len(keys)}.")
     sessions: dict[str, int] = {}
-    last: list[tuple[int, int]] = []  # Of each session, by output and row.
+    last: list[tuple[int, int]] = []  # The last turn of each session, by output and row.
     session_of = np.empty(batch, int)
     for row, key in enumerate(keys):
         session, _, output = key.rpartition("_")

@@ -45,7 +45,7 @@ METRICS = {
     "entropy": "policy entropy (nats)",
 }
 
-# Of one seed's key; training folds in the number of the update, from 0.
+# Uses of one seed's key; training folds in the number of the update, from 0.
 _TASK, _POLICY, _TRAIN, _EVALUATE = range(4)
 
 
@@ -113,7 +113,7 @@ def _check_optimizer(config: ConfigDict) -> None:
     except (AttributeError, TypeError, ValueError):
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):
-        # Of an optimizer that takes a learning rate alone.
+        # It must take a learning rate alone.
         raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
 
 

@@ -56,7 +56,7 @@ EXTRA = {"entropy": ("sweep",)}
 
 LOSSES = ("score_function", "clipped_ratio")
 
-# Of the config's key: the held-out mazes are the same for all seeds. And of a seed's key.
+# Uses of the config's key (held-out mazes are the same for all seeds), and of a seed's key.
 _SWEEP, _TRAIN, _VALIDATION, _TEST = range(4)
 _POLICY, _UPDATES, _EVALUATE = range(3)
 

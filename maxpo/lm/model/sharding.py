@@ -31,8 +31,8 @@ class Rule(NamedTuple):
 
 Rules = Mapping[str, Rule]
 
-# Of the transformer, whose layers are stacked. Heads and the width of the MLP are cut over `model`,
-# so that a layer communicates twice: after `attention_out` and after `down`.
+# The transformer's arrays, whose layers are stacked. Heads and the width of the MLP are cut over
+# `model`, so that a layer communicates twice: after `attention_out` and after `down`.
 RULES: Rules = {
     "embedding": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
     "output": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden

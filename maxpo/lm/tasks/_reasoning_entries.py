@@ -15,7 +15,7 @@ _REAL = datetime.date, datetime.datetime
 
 
 class _Stopped(type):
-    """Of clocks that stand still; what the real ones make counts as theirs."""
+    """A metaclass of clocks that stand still; instances of the real ones count as theirs."""
 
     def __instancecheck__(cls, value: object) -> bool:
         return isinstance(value, cls.__mro__[1])

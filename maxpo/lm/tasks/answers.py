@@ -274,7 +274,7 @@ def _tokens(text: str) -> list[_Token]:
             place = end
         elif token.kind == "raised":
             tokens += _power(before, [token._replace(text=token.text.translate(_RAISED))])
-        elif token.kind == "subscript":  # Of a variable; else emphasis, which is dropped.
+        elif token.kind == "subscript":  # A variable's; else emphasis, which is dropped.
             if before is not None and before.kind in ("variable", "word") and not token.spaced:
                 place = 1 + closing.get(place, place)
         else:
@@ -497,7 +497,7 @@ class _Reader:
         return value, text
 
     def _argument(self) -> Fraction:
-        """Of a fraction of LaTeX: braces, or one digit."""
+        """An argument of LaTeX's fraction: braces, or one digit."""
         token = self.take("open", "number")
         if token.kind == "open" and token.text == "{":
             value = self.number()
@@ -619,7 +619,7 @@ def _joined(gap: Sequence[_Token]) -> bool:
 def _of_run(tokens: Sequence[_Token], start: int, end: int, *, lenient: bool) -> Fraction | None:
     """The number that a run is; if lenient, of arithmetic the last operand."""
     run = list(tokens[start:end])
-    if run[-1].kind in ("sign", "divide", "times"):  # Of "$5/hour" and "5 - a lot".
+    if run[-1].kind in ("sign", "divide", "times"):  # As in "$5/hour" and "5 - a lot".
         run.pop()
     reader = _Reader(run)
     try:
@@ -633,7 +633,7 @@ def _of_run(tokens: Sequence[_Token], start: int, end: int, *, lenient: bool) ->
 
 
 def _last_operand(reader: _Reader, value: Fraction) -> Fraction:
-    """Of arithmetic whose first operand is read already. A range or a date has none."""
+    """The value of arithmetic whose first operand is read. A range or a date has none."""
     hyphens = 0
     while reader.see().kind != "end":
         is_plain = reader.see(-1).kind != "close"

@@ -98,7 +98,7 @@ def digest(problems: Sequence[Problem]) -> str:
             left += value
         elif isinstance(value, (set, frozenset)):
             left.append(sorted(map(repr, value)))
-        elif hasattr(value, "tolist"):  # Of NumPy, which shortens the text of a long array.
+        elif hasattr(value, "tolist"):  # NumPy shortens the text of a long array.
             left.append(value.tolist())
         elif hasattr(value, "__dict__"):
             left.append([type(value).__qualname__, vars(value)])

@@ -39,7 +39,7 @@ __all__ = ["FAILURES", "Outcome", "PendingScores", "Scores", "VerifierPool"]
 _CHUNK = 32
 # Seconds that a worker may be late, on a busy machine, before it counts as stuck.
 _PATIENCE = 10.0
-# Of workers and all that they start: what this process could not end otherwise is known by it.
+# Marks workers and all that they start, so that this process can find and end them.
 _MARK = "MAXPO_VERIFIER"
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 

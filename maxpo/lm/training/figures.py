@@ -18,7 +18,7 @@ PANELS = {
     "zero_variance_groups": "share of groups without a signal",
     "entropy": "entropy of a token (nats)",
 }
-POINTS = 25  # Of a learning curve: steps are averaged to about this many.
+POINTS = 25  # Steps of a learning curve are averaged to about this many points.
 BAND = 1.96  # Standard errors on either side: 95%.
 
 History = Sequence[Mapping[str, Any]]

@@ -265,7 +265,7 @@ class Collector:
         end = completions.tokens == self.sampler.tokenizer.eos_id
         ended = np.any(end & completions.mask, axis=-1)
         return {
-            # Of what advantages are computed from, and no number where there is nothing.
+            # Over the samples that advantages are computed from; NaN where there are none.
             "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
             **values,
             "zero_variance_groups": 1 - varied.mean(),
@@ -290,7 +290,7 @@ def has_variance(rewards: np.ndarray, where: np.ndarray) -> np.ndarray:
 
 @partial(jax.jit, static_argnames="k")
 def _group_values(rewards: jax.Array, correct: jax.Array, *, k: int) -> dict[str, jax.Array]:
-    """Of all samples: a failed one is one of the k that were drawn, and never the best of them."""
+    """Over all samples: a failed one is one of the k that were drawn, and never the best."""
     return {
         "max_at_k": jnp.mean(max_at_k(rewards, k)),
         "pass_at_k": jnp.mean(pass_at_k(correct, k)),

@@ -343,7 +343,7 @@ def _log_probs(
     prompts: Prompts,
     completions: Completions,
 ) -> TokenLogProbs:
-    """Of the distribution that was sampled from: a temperature other than 1 is a part of it."""
+    """Under the distribution that was sampled from, of which the temperature is a part."""
     return completion_log_probs(
         nnx.merge(graph, params),
         prompts,

@@ -10,7 +10,7 @@ from maxpo.plotting import draw_line, legend_below, styles, tidy
 
 __all__ = ["regime_map", "sweeps"]
 
-# Of J_k: those that can be compared with one another.
+# Estimators of J_k's gradient: those that can be compared with one another.
 _SHOWN = ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo")
 
 # Axis of a sweep: label, scale, and what its position is, where not the value swept.
