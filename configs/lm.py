@@ -23,13 +23,26 @@ which differ by more than k, matter little.
 What happens to failed, truncated and masked samples, rule by rule, is in docs/samples.md.
 """
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 from maxpo.runs import check_variant
 
 __all__ = ["VARIANTS", "get_config"]
 
 VARIANTS = ("default", "graded", "quick", "jsonl", "gpu")
+
+# How prompts are made of a task's texts.
+PROMPTS = ConfigDict(
+    {
+        # Whether they are chats, in the format of the checkpoint's own template; None: if it has
+        # one. The template of the task then makes what the user says.
+        "chat": config_dict.placeholder(bool),
+        "system": "",  # What the system says in a chat; "": what the template says by itself.
+        "chat_options": "",  # What else the template reads, as JSON: '{"enable_thinking": false}'.
+        "answer_prefix": "",  # How every answer begins; a part of what the verifier sees.
+        "max_prompt_length": 0,  # Tokens; problems with longer prompts are left out. 0: none are.
+    }
+)
 
 
 def get_config(variant: str = "default") -> ConfigDict:
@@ -71,8 +84,10 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.task.verifier = "maxpo.lm.tasks.countdown:exact_score"
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
+    config.task.update(PROMPTS)
 
-    config.tokenizer = "characters"  # Those of the task's texts; or the path of a tokenizer.json.
+    # Path of a tokenizer.json. "": the checkpoint's, or else the characters of the task's texts.
+    config.tokenizer = ""
 
     config.model = ConfigDict()
     config.model.size = "nano"  # One of maxpo.lm.model.config.SIZES.
@@ -131,6 +146,10 @@ def get_config(variant: str = "default") -> ConfigDict:
     # A sample whose verification fails: zero, its reward is 0, or the lowest of its group if that
     # is less; or mask, nothing is learned from it. See docs/samples.md.
     config.rl.failures = "zero"
+    # A sample that has not ended after max_new_tokens: keep it; mask, nothing is learned from it;
+    # or penalty, its reward is `truncation_penalty` less.
+    config.rl.truncated = "keep"
+    config.rl.truncation_penalty = 0.0
     config.rl.learning_rate = 1e-4
     config.rl.warmup_steps = 5  # Optimizer steps.
     config.rl.max_gradient_norm = 1.0
@@ -142,6 +161,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.evaluation.samples = 32  # n, of each held-out problem.
     config.evaluation.prompts = 64  # At a time.
     config.evaluation.temperature = 1.0
+    config.evaluation.every = 0  # Steps between evaluations while training; 0: only at the end.
+    # Evaluations in a row without a new best, after which a run ends early; 0: never.
+    config.evaluation.patience = 0
 
     config.verification = ConfigDict()
     config.verification.workers = 2  # Samples that are verified at a time.
@@ -169,6 +191,7 @@ def get_config(variant: str = "default") -> ConfigDict:
                 "verifier": "numeric",
                 "success": 1.0,
                 "binary": True,
+                **PROMPTS,
             }
         )
         config.model.size = "tiny"

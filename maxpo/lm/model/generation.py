@@ -2,6 +2,8 @@
 
 import functools
 import math
+import operator
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +27,7 @@ def generate(
     temperature: ArrayLike = 1.0,
     top_k: int | None = None,
     top_p: ArrayLike | None = None,
-    eos_id: int,
+    eos_id: int | Sequence[int],
     key: jax.Array,
     pad_id: int = 0,
 ) -> Completions:
@@ -53,7 +55,7 @@ def generate(
       top_k: Draw among the k likeliest tokens only; more where the last of them has equals.
       top_p: Draw among the fewest likeliest tokens whose probabilities add up to at least this,
         the last one's equals included.
-      eos_id: The token that ends a completion.
+      eos_id: The token that ends a completion, or several that do.
       key: PRNG key. A sample's tokens depend on it and on the sample's place in the batch.
       pad_id: What stands after the end.
 
@@ -72,7 +74,11 @@ def generate(
     _check_integer("max_new_tokens", max_new_tokens, least=1)
     model.check_length(prompts.tokens.shape[1], max_new_tokens)
     vocab_size = model.vocab_size
-    _check_integer("eos_id", eos_id, least=0, most=vocab_size - 1)
+    ends = tuple(eos_id) if isinstance(eos_id, Sequence) else (eos_id,)
+    if not ends:
+        raise ValueError("expected at least one eos_id, got none")
+    for token in ends:
+        _check_integer("eos_id", token, least=0, most=vocab_size - 1)
     _check_integer("pad_id", pad_id, least=0, most=vocab_size - 1)
     if top_k is not None:
         _check_integer("top_k", top_k, least=1)
@@ -105,7 +111,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         greedy=greedy,
         top_k=top_k,
-        eos_id=eos_id,
+        ends=tuple(int(token) for token in ends),
         pad_id=pad_id,
     )
 
@@ -139,7 +145,7 @@ class _Loop(NamedTuple):
 @functools.partial(
     jax.jit,
     static_argnums=0,
-    static_argnames=("group_size", "max_new_tokens", "greedy", "top_k", "eos_id", "pad_id"),
+    static_argnames=("group_size", "max_new_tokens", "greedy", "top_k", "ends", "pad_id"),
 )
 def _generate(
     graph: Any,
@@ -153,7 +159,7 @@ def _generate(
     max_new_tokens: int,
     greedy: bool,
     top_k: int | None,
-    eos_id: int,
+    ends: tuple[int, ...],
     pad_id: int,
 ) -> Completions:
     model = nnx.merge(graph.graph if isinstance(graph, _ById) else graph, state)
@@ -172,6 +178,9 @@ def _generate(
         chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
         return token, chosen - jax.nn.logsumexp(logits, axis=-1)
 
+    def is_end(token: jax.Array) -> jax.Array:
+        return functools.reduce(operator.or_, [token == end for end in ends])
+
     def turn(loop: _Loop) -> _Loop:
         hidden, cache = model.decode(weights, loop.last, loop.step - 1, prompt, loop.cache)
         token, log_prob = draw(model.logits(hidden), loop.step)
@@ -181,7 +190,7 @@ def _generate(
         return _Loop(
             loop.step + 1,
             cache,
-            loop.done | (token == eos_id),
+            loop.done | is_end(token),
             token,
             jax.lax.dynamic_update_slice(loop.tokens, token[..., None], place),
             jax.lax.dynamic_update_slice(
@@ -194,15 +203,15 @@ def _generate(
     loop = _Loop(
         jnp.int32(1),
         model.empty_cache(P, N, max(T - 1, 1)),
-        token == eos_id,
+        is_end(token),
         token,
         jnp.full((P, N, T), pad_id, jnp.int32).at[..., 0].set(token),
         jnp.zeros((P, N, T), jnp.float32).at[..., 0].set(log_prob),
     )
     loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~jnp.all(loop.done), turn, loop)
-    ends = (loop.tokens == eos_id).astype(jnp.int32)
+    ended = is_end(loop.tokens).astype(jnp.int32)
     # Up to the first end, and nothing of what was never drawn.
-    mask = (jnp.cumsum(ends, axis=-1) == ends) & (jnp.arange(T, dtype=jnp.int32) < loop.step)[
+    mask = (jnp.cumsum(ended, axis=-1) == ended) & (jnp.arange(T, dtype=jnp.int32) < loop.step)[
         None, None
     ]
     return Completions(loop.tokens, loop.log_probs, mask)

@@ -25,11 +25,13 @@ class Problem(NamedTuple):
       prompt: What the model reads.
       answer: Text of a right answer, for supervised training; "" where none is known.
       entry: Whatever else the verifier has to know; picklable.
+      messages: The prompt as a chat, where the data has one: each with a "role" and a "content".
     """
 
     prompt: str
     answer: str = ""
     entry: Mapping[str, Any] = {}
+    messages: tuple[Mapping[str, str], ...] = ()
 
 
 Verifier = Callable[[Problem, str], float]

@@ -1,10 +1,11 @@
 """Text to token ids and back: characters, or any `tokenizer.json` of Hugging Face."""
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -13,19 +14,34 @@ from maxpo._extras import missing_extra
 if TYPE_CHECKING:
     import tokenizers
 
-__all__ = ["END_TOKENS", "PAD_TOKENS", "CharTokenizer", "Tokenizer", "load_tokenizer", "pad"]
+__all__ = [
+    "END_TOKENS",
+    "PAD_TOKENS",
+    "CharTokenizer",
+    "Tokenizer",
+    "encode_prompt",
+    "end_ids",
+    "load_tokenizer",
+    "pad",
+    "read_json_object",
+]
 
 END_TOKENS = ("</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
+_CHARACTERS = b'{"type": "characters"'
+_CONFIG = "tokenizer_config.json"
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 
 
 class Tokenizer(Protocol):
     """What training and generation need of a tokenizer.
 
+    It may also have `end_ids`, all tokens that end a completion, and `start_ids`, the tokens that
+    stand before a text; see the functions `end_ids` and `encode_prompt`.
+
     Attributes:
       vocab_size: Ids are below it.
-      pad_id: Fills up rows; never part of a text.
-      eos_id: Ends a completion.
+      pad_id: Fills up rows.
+      eos_id: Ends an answer that is learned from.
     """
 
     vocab_size: int
@@ -36,10 +52,30 @@ class Tokenizer(Protocol):
         """Ids of a text; no special token is added."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids before the first `eos_id`, without `pad_id`."""
+        """Text of the ids before the first end, without the padding around them.
+
+        Every other special token leaves a mark in the text: what stands on its two sides is not
+        one word, and "4<|eom_id|>2" is not 42.
+        """
 
     def to_json(self) -> str:
         """All that tells it from another tokenizer."""
+
+
+def end_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """All tokens that end a completion, `eos_id` first."""
+    others = getattr(tokenizer, "end_ids", ())
+    return (tokenizer.eos_id, *(i for i in others if i != tokenizer.eos_id))
+
+
+def encode_prompt(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Ids of a text that a model reads, after the start token of models that were trained with one.
+
+    A text that begins with the start token, such as a chat, gets no second one.
+    """
+    start = list(getattr(tokenizer, "start_ids", ()))
+    ids = tokenizer.encode(text)
+    return ids if ids[: len(start)] == start else [*start, *ids]
 
 
 class CharTokenizer:
@@ -92,10 +128,11 @@ class CharTokenizer:
             ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of the ids before the first `eos_id`, without `pad_id`.
+        """Text of the ids before the first `eos_id`, without the padding around them.
 
-        Ids from `vocab_size` on, which a model has whose vocabulary was filled up to a round number
-        and which an untrained one samples, become the replacement character.
+        Padding between characters becomes the replacement character, and so do ids from
+        `vocab_size` on, which a model has whose vocabulary was filled up to a round number and
+        which an untrained one samples.
 
         Raises:
           ValueError: If an id is negative.
@@ -104,13 +141,19 @@ class CharTokenizer:
         if min(ids, default=0) < 0:
             raise ValueError(f"ids: expected none below 0, got {min(ids)}")
         return "".join(
-            self.alphabet[i - 2] if i < self.vocab_size else "\N{REPLACEMENT CHARACTER}"
+            self.alphabet[i - 2] if 2 <= i < self.vocab_size else "\N{REPLACEMENT CHARACTER}"
             for i in ids
         )
 
     def to_json(self) -> str:
         """All that `from_json` needs, to be stored beside a model's parameters."""
         return json.dumps({"type": "characters", "alphabet": self.alphabet})
+
+    @staticmethod
+    def is_in(file: Path) -> bool:
+        """Whether a file holds what `to_json` gave."""
+        with file.open("rb") as stream:
+            return stream.read(len(_CHARACTERS)) == _CHARACTERS
 
     @classmethod
     def from_json(cls, text: str) -> "CharTokenizer":
@@ -134,21 +177,30 @@ class CharTokenizer:
 class _HuggingFaceTokenizer:
     """Adapts `tokenizers.Tokenizer` to `Tokenizer`."""
 
-    def __init__(self, tokenizer: "tokenizers.Tokenizer", eos_id: int, pad_id: int):
+    def __init__(
+        self,
+        tokenizer: "tokenizers.Tokenizer",
+        ends: tuple[int, ...],
+        pad_id: int,
+        start_ids: tuple[int, ...],
+    ):
         self._tokenizer = tokenizer
         # Ids may have gaps, so their number is not enough.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
-        self.eos_id = eos_id
+        self.eos_id = ends[0]
+        self.end_ids = ends
         self.pad_id = pad_id
+        self.start_ids = start_ids
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return self._tokenizer.decode(_content(ids, self))
+        # Special tokens are written out: without them what they part would grow together.
+        return self._tokenizer.decode(_content(ids, self), skip_special_tokens=False)
 
     def to_json(self) -> str:
-        ids = {"eos_id": self.eos_id, "pad_id": self.pad_id}
+        ids = {"end_ids": self.end_ids, "pad_id": self.pad_id, "start_ids": self.start_ids}
         return json.dumps({"tokenizer": self._tokenizer.to_str(), **ids})
 
 
@@ -159,7 +211,11 @@ def load_tokenizer(
 
     The tokens for end and padding are, in this order: those given here; those that a
     `tokenizer_config.json` beside the file names; the one of the usual names that the vocabulary
-    has (`END_TOKENS`, `PAD_TOKENS`). Without a padding token the end token pads too.
+    has (`END_TOKENS`, `PAD_TOKENS`). Without a padding token the end token pads too. All tokens
+    that a `generation_config.json` beside the file names as `eos_token_id` end a completion, too.
+    Prompts begin with a start token where the tokenizer's own encoding of a text does.
+
+    A folder that holds a `CharTokenizer` in its `tokenizer.json` gives that.
 
     Args:
       path: The file, or the folder that holds it.
@@ -171,13 +227,15 @@ def load_tokenizer(
       ValueError: If the file is missing or is no tokenizer, if a named token is not in its
         vocabulary, or if which token ends a completion is not clear.
     """
+    file = Path(path)
+    if file.is_dir():
+        file /= "tokenizer.json"
+    if file.is_file() and CharTokenizer.is_in(file):
+        return CharTokenizer.from_json(file.read_text(encoding="utf-8"))
     try:
         import tokenizers
     except ImportError as error:
         raise missing_extra("load_tokenizer", "tokenizers", "lm", error) from error
-    file = Path(path)
-    if file.is_dir():
-        file /= "tokenizer.json"
     if not file.is_file():
         raise ValueError(f"no tokenizer at {file}: expected a Hugging Face tokenizer.json")
     try:
@@ -187,7 +245,7 @@ def load_tokenizer(
     # Stored settings that would pad or cut single texts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    configured = _configured_tokens(file.with_name("tokenizer_config.json"))
+    configured = _configured_tokens(file.with_name(_CONFIG))
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
 
     eos_token = eos_token or configured.get("eos_token")
@@ -205,7 +263,14 @@ def load_tokenizer(
     for name, token in (("eos_token", eos_token), ("pad_token", pad_token)):
         if token not in vocabulary:
             raise ValueError(f"{name} {token!r} is not in the vocabulary of {file}")
-    return _HuggingFaceTokenizer(tokenizer, vocabulary[eos_token], vocabulary[pad_token])
+    eos_id = vocabulary[eos_token]
+    others = _generation_ends(file.with_name("generation_config.json"), set(vocabulary.values()))
+    return _HuggingFaceTokenizer(
+        tokenizer,
+        (eos_id, *(i for i in others if i != eos_id)),
+        vocabulary[pad_token],
+        _start_ids(tokenizer, file.with_name(_CONFIG)),
+    )
 
 
 def pad(
@@ -249,18 +314,65 @@ def pad(
 
 
 def _content(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:
-    """The ids before the first end token, without padding."""
-    content = []
-    for i in map(int, ids):
-        if i == tokenizer.eos_id:
-            break
-        if i != tokenizer.pad_id:
-            content.append(i)
+    """The ids before the first end token, without the padding around them."""
+    content = list(itertools.dropwhile(lambda i: i == tokenizer.pad_id, map(int, ids)))
+    ends = end_ids(tokenizer)
+    content = list(itertools.takewhile(lambda i: i not in ends, content))
+    while content and content[-1] == tokenizer.pad_id:
+        content.pop()
     return content
 
 
 def _configured_tokens(file: Path) -> dict[str, str]:
     """The special tokens that a `tokenizer_config.json` names: as text, or as an object."""
+    config = read_json_object(file)
+    tokens = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = config.get(name)
+        if isinstance(token, dict):
+            token = token.get("content")
+        if token is not None:
+            tokens[name] = token
+    return tokens
+
+
+def _generation_ends(file: Path, known: set[int]) -> list[int]:
+    """The tokens that end a completion by a `generation_config.json`."""
+    found = read_json_object(file).get("eos_token_id")
+    if found is None:
+        return []
+    ends = found if isinstance(found, list) else [found]
+    for token in ends:
+        if isinstance(token, bool) or not isinstance(token, int) or token not in known:
+            raise ValueError(
+                f"{file}: eos_token_id: expected ids of the vocabulary, got {json.dumps(found)}"
+            )
+    return ends
+
+
+def _start_ids(tokenizer: "tokenizers.Tokenizer", config: Path) -> tuple[int, ...]:
+    """What the tokenizer's own encoding puts before a text."""
+    bos = _configured_tokens(config).get("bos_token")
+    # Says more than the file of the tokenizer, which transformers changes by it, too.
+    adds = read_json_object(config).get("add_bos_token")
+    if adds is False:
+        return ()
+    if adds and bos is not None:
+        start = tokenizer.token_to_id(bos)
+        return () if start is None else (start,)
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    places = range(len(whole) - len(text) + 1)
+    first = next((i for i in places if whole[i : i + len(text)] == text), 0)
+    return tuple(whole[:first])
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file; an empty one where there is no file.
+
+    Raises:
+      ValueError: If the file holds anything else.
+    """
     if not file.is_file():
         return {}
     try:
@@ -269,14 +381,7 @@ def _configured_tokens(file: Path) -> dict[str, str]:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{file}: expected a JSON object, got {_shortened(repr(config))}")
-    tokens = {}
-    for name in ("eos_token", "pad_token"):
-        token = config.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if token is not None:
-            tokens[name] = token
-    return tokens
+    return config
 
 
 def _shortened(text: str, length: int = 80) -> str:

@@ -7,12 +7,20 @@ from ml_collections import ConfigDict
 from maxpo import losses, parallel, runs
 from maxpo.order_statistics import powers_up_to
 
-__all__ = ["FAILURES", "IMPORTANCE_LEVELS", "LOSSES", "ZERO_VARIANCE_GROUPS", "check_rl"]
+__all__ = [
+    "FAILURES",
+    "IMPORTANCE_LEVELS",
+    "LOSSES",
+    "TRUNCATED",
+    "ZERO_VARIANCE_GROUPS",
+    "check_rl",
+]
 
 LOSSES = ("score_function", "clipped_ratio")
 IMPORTANCE_LEVELS = ("token", "sequence")
 ZERO_VARIANCE_GROUPS = ("keep", "drop", "oversample")
 FAILURES = ("zero", "mask")
+TRUNCATED = ("keep", "mask", "penalty")
 
 _AT_LEAST = {
     "rl.steps": 1,
@@ -30,6 +38,9 @@ _AT_LEAST = {
     "rl.entropy_coefficient": 0,
     "rl.weight_decay": 0,
     "rl.eval_k": 1,
+    "rl.truncation_penalty": 0,
+    "evaluation.every": 0,
+    "evaluation.patience": 0,
     "evaluation.samples": 1,
     "evaluation.prompts": 1,
     "evaluation.temperature": 0,
@@ -52,6 +63,12 @@ def check_rl(config: ConfigDict) -> None:
     )
     _check_sizes(config)
     _check_choices(config.rl)
+    _check_truncated(config.rl)
+    if config.evaluation.patience and not config.evaluation.every:
+        raise ValueError(
+            "evaluation.patience: expected 0 for evaluation.every=0, without which there is no "
+            f"evaluation to wait for, got {config.evaluation.patience}"
+        )
     _check_loss(config.rl)
 
 
@@ -90,9 +107,20 @@ def _check_choices(rl: ConfigDict) -> None:
         ("rl.kl_estimator", rl.kl_estimator, get_args(losses.KLEstimator)),
         ("rl.zero_variance_groups", rl.zero_variance_groups, ZERO_VARIANCE_GROUPS),
         ("rl.failures", rl.failures, FAILURES),
+        ("rl.truncated", rl.truncated, TRUNCATED),
     ):
         if value not in known:
             raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+
+
+def _check_truncated(rl: ConfigDict) -> None:
+    is_penalty = rl.truncated == "penalty"
+    if is_penalty != (rl.truncation_penalty > 0):
+        expected = "more than 0" if is_penalty else "0"
+        raise ValueError(
+            f"rl.truncation_penalty: expected {expected} for rl.truncated={rl.truncated}, got "
+            f"{rl.truncation_penalty}"
+        )
 
 
 def _check_loss(rl: ConfigDict) -> None:

@@ -56,6 +56,8 @@ RL_DEFAULTS: dict[str, Any] = {
     "zero_variance_groups": "keep",
     "oversampling": 1,
     "failures": "zero",
+    "truncated": "keep",
+    "truncation_penalty": 0.0,
     "learning_rate": 1e-5,
     "warmup_steps": 5,
     "max_gradient_norm": 1.0,
@@ -171,7 +173,9 @@ def train(
         samples,
     )
     _check_optimizer(optimizer, chosen, rl)
-    train_on, judged = encode(problems, problems if held_out is None else held_out, tokenizer)
+    train_on, judged = encode(
+        problems, problems if held_out is None else held_out, tokenizer, batch=prompts
+    )
     graph, params = _split(policy, tokenizer)
     identity = {
         "method": chosen._asdict(),
@@ -256,9 +260,9 @@ def _config(fixed: dict[str, Any], given: Mapping[str, Any], samples: int) -> Co
         raise ValueError(
             f"{unknown[0]}: expected an argument of train or one of {', '.join(RL_DEFAULTS)}"
         )
-    evaluation = {"samples": samples, "prompts": fixed["prompts"], "temperature": 1.0}
+    evaluation = {"samples": samples, "prompts": fixed["prompts"]}
     config = ConfigDict({"rl": {**RL_DEFAULTS, **fixed, **given}, "evaluation": evaluation})
-    config.evaluation.temperature = fixed["temperature"]
+    config.evaluation.update(temperature=fixed["temperature"], every=0, patience=0)
     check_rl(config)
     return config
 

@@ -53,10 +53,13 @@ def held_out_scores(
     """
     count = len(problems.problems)
     batches = -(-count // prompts)
-    # The last batch is filled up with problems that it has already, for one shape only.
-    filled = problems.take(np.arange(batches * prompts) % count)
+    # Those of one width side by side. The last batch is filled up with problems that are judged
+    # already, for one shape only.
+    order = np.argsort(problems.buckets, kind="stable")
+    filled = problems.take(np.resize(order, batches * prompts))
     _, scores = sampler(params, filled, key, batches=batches, timer=Timer())
-    return scores._replace(rewards=scores.rewards[:count], valid=scores.valid[:count])
+    place = np.argsort(order)
+    return scores._replace(rewards=scores.rewards[place], valid=scores.valid[place])
 
 
 def best_of_k(rewards: np.ndarray, *, binary: bool) -> np.ndarray:

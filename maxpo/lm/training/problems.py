@@ -1,15 +1,27 @@
 """Problems as tokens, and which of them a step learns from."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.tasks.text import Problem
-from maxpo.lm.tasks.tokenizers import Tokenizer, pad
+from maxpo.lm.tasks.tokenizers import Tokenizer, encode_prompt, pad
 
-__all__ = ["EncodedProblems", "batch_of_step", "encode", "shared_prompts"]
+__all__ = [
+    "PADDING",
+    "EncodedProblems",
+    "batch_of_step",
+    "choose_widths",
+    "encode",
+    "shared_prompts",
+]
+
+
+PADDING = 0.13
+"""The share of padding that widths are chosen for."""
 
 
 class EncodedProblems(NamedTuple):
@@ -17,27 +29,50 @@ class EncodedProblems(NamedTuple):
 
     Attributes:
       problems: P problems.
-      prompts: Their prompts, padded on the left to one length.
+      prompts: Their prompts, padded on the left to one width.
+      widths: All widths that batches are padded to, ascending; a program is compiled for each.
     """
 
     problems: Sequence[Problem]
     prompts: Prompts
+    widths: tuple[int, ...]
+
+    @property
+    def buckets(self) -> np.ndarray:
+        """The number of the width that each prompt needs, `[P]`."""
+        return np.searchsorted(self.widths, np.sum(self.prompts.mask, axis=1))
 
     def take(self, indices: np.ndarray) -> "EncodedProblems":
-        """The problems of these numbers, in this order."""
-        prompts = Prompts(self.prompts.tokens[indices], self.prompts.mask[indices])
-        return EncodedProblems([self.problems[index] for index in indices], prompts)
+        """The problems of these numbers, in this order, as wide as the longest of them needs."""
+        width = self.widths[max(self.buckets[indices])]
+        tokens, mask = (array[indices, -width:] for array in self.prompts)
+        return EncodedProblems(
+            [self.problems[i] for i in indices], Prompts(tokens, mask), self.widths
+        )
 
 
 def encode(
-    train: Sequence[Problem], held_out: Sequence[Problem], tokenizer: Tokenizer
+    train: Sequence[Problem],
+    held_out: Sequence[Problem],
+    tokenizer: Tokenizer,
+    *,
+    start: bool = True,
+    batch: int = 1,
 ) -> tuple[EncodedProblems, EncodedProblems]:
     """The prompts of both as tokens, padded to the longest of all.
+
+    Args:
+      train: To learn from.
+      held_out: To judge by.
+      tokenizer: Between text and tokens.
+      start: Whether prompts get the start token of the tokenizer; those of a chat have theirs.
+      batch: How many prompts are to be of one width at least: those of a step.
 
     Raises:
       ValueError: If a prompt has no token.
     """
-    prompts = [tokenizer.encode(problem.prompt) for problem in (*train, *held_out)]
+    to_ids = partial(encode_prompt, tokenizer) if start else tokenizer.encode
+    prompts = [to_ids(problem.prompt) for problem in (*train, *held_out)]
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths) == 0:
         raise ValueError(
@@ -48,10 +83,57 @@ def encode(
     mask: Any
     tokens, mask = pad(prompts, length=max(lengths), pad_id=tokenizer.pad_id, side="left")
     count = len(train)
+    widths = choose_widths(lengths[:count], least=batch)
+    if max(lengths) > widths[-1]:
+        widths = (*widths, max(lengths))
     return (
-        EncodedProblems(train, Prompts(tokens[:count], mask[:count])),
-        EncodedProblems(held_out, Prompts(tokens[count:], mask[count:])),
+        EncodedProblems(train, Prompts(tokens[:count], mask[:count]), widths),
+        EncodedProblems(held_out, Prompts(tokens[count:], mask[count:]), widths),
     )
+
+
+def choose_widths(
+    lengths: Sequence[int], *, padding: float = PADDING, least: int = 1
+) -> tuple[int, ...]:
+    """The fewest widths, each prompt padded to the next, with at most a share of padding.
+
+    Of all choices of so many widths it is the one with the least padding: with n(V, W) the number
+    of prompts longer than V and at most W long, the least number of positions with b widths is
+
+        cost(b, W) = min over V < W of cost(b - 1, V) + W n(V, W)
+
+    Args:
+      lengths: Tokens of each prompt.
+      padding: At most this share of all positions; more where `least` allows no less.
+      least: Prompts of each width.
+
+    >>> choose_widths([10, 11, 10, 12, 11])
+    (12,)
+    >>> choose_widths([10, 11, 10, 100, 95])
+    (11, 100)
+    >>> choose_widths([10, 11, 10, 100, 95], least=3)
+    (100,)
+    """
+    values, counts = np.unique(lengths, return_counts=True)
+    real = np.sum(values * counts)
+    up_to = np.concatenate([[0], np.cumsum(counts)])
+    # held[i, j]: prompts of the lengths number i to j; positions[i, j]: what they take.
+    held = up_to[None, 1:] - up_to[:-1, None]
+    positions = np.where(held >= min(least, len(lengths)), values * held, np.inf)
+    cost, choices = positions[0], []
+    while real < (1 - padding) * cost[-1]:
+        total = np.full_like(positions, np.inf)
+        total[1:] = cost[:-1, None] + positions[1:]
+        finer = np.min(total, axis=0)
+        if finer[-1] >= cost[-1]:
+            break
+        choices.append(np.argmin(total, axis=0))
+        cost = finer
+    place, widths = len(values) - 1, [int(values[-1])]
+    for choice in reversed(choices):
+        place = int(choice[place]) - 1
+        widths.append(int(values[place]))
+    return tuple(reversed(widths))
 
 
 def shared_prompts(train: Sequence[Problem], held_out: Sequence[Problem]) -> int:
@@ -60,25 +142,45 @@ def shared_prompts(train: Sequence[Problem], held_out: Sequence[Problem]) -> int
     return sum(problem.prompt in known for problem in held_out)
 
 
-def batch_of_step(seed: int, step: int, size: int, count: int) -> np.ndarray:
+def batch_of_step(
+    seed: int, step: int, size: int, count: int, buckets: np.ndarray | None = None
+) -> np.ndarray:
     """Numbers of the problems of a step, a function of its arguments alone.
 
     Every epoch is a permutation of all `count` problems of its own, and the steps take `size` each
-    from one epoch after the other.
+    from one epoch after the other. Where prompts need several widths, each width has such a row of
+    epochs of its own, and each step takes its problems from one of them: in turns, as often as
+    there are prompts of it. So no prompt is padded for another, and all are seen equally often.
 
     Args:
       seed: Seed of the permutations.
       step: From 1.
       size: Problems in a step.
       count: Problems there are.
+      buckets: `[count]`, the number of each prompt's width. None: all are of one.
 
     >>> order = np.concatenate([batch_of_step(0, step, 4, 6) for step in (1, 2, 3)])
     >>> sorted(order[:6].tolist()) == sorted(order[6:].tolist()) == list(range(6))
     True
     """
-    places = np.arange((step - 1) * size, step * size)
+    if buckets is None or buckets.min() == buckets.max():
+        return _stream((seed,), (step - 1) * size, step * size, count)
+    names, counts = np.unique(buckets, return_counts=True)
+    # Multiples of the golden ratio fall into every interval as often as it is long, as evenly as
+    # any row of numbers does.
+    turns = (np.arange(1, step + 1) * ((5**0.5 - 1) / 2)) % 1
+    chosen = np.searchsorted(np.cumsum(counts)[:-1] / count, turns, side="right")
+    bucket = chosen[-1]
+    before = np.sum(chosen[:-1] == bucket) * size
+    (members,) = np.nonzero(buckets == names[bucket])
+    return members[_stream((seed, int(bucket), 1), before, before + size, len(members))]
+
+
+def _stream(seeds: tuple[int, ...], start: int, end: int, count: int) -> np.ndarray:
+    """The numbers from one place to another in the row of all epochs."""
+    places = np.arange(start, end)
     epochs = {
-        int(epoch): np.random.default_rng((seed, int(epoch))).permutation(count)
+        int(epoch): np.random.default_rng((*seeds, int(epoch))).permutation(count)
         for epoch in np.unique(places // count)
     }
     return np.array([epochs[place // count][place % count] for place in places.tolist()])

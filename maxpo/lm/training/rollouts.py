@@ -17,7 +17,7 @@ from maxpo import max_at_k, parallel, pass_at_k
 from maxpo.lm.model.generation import generate
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
-from maxpo.lm.tasks.tokenizers import Tokenizer
+from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
 from maxpo.lm.tasks.verification import PendingScores, Scores
 from maxpo.lm.training.grading import Grading, marked
 from maxpo.lm.training.problems import EncodedProblems, batch_of_step
@@ -101,7 +101,7 @@ def make_draw(
             group_size=group_size,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
-            eos_id=tokenizer.eos_id,
+            eos_id=end_ids(tokenizer),
             pad_id=tokenizer.pad_id,
             key=key,
         )
@@ -117,11 +117,13 @@ class Sampler:
       draw: Compiled for one number of prompts.
       tokenizer: Turns completions into the texts that are scored.
       verify: Scores them.
+      prefix: How the answers of all prompts begin: a part of what is scored.
     """
 
     draw: Draw
     tokenizer: Tokenizer
     verify: Verify
+    prefix: str = ""
 
     def __call__(
         self,
@@ -163,7 +165,7 @@ class Sampler:
                 completions.append(current)
                 mine = parallel.my_share(len(part.problems))
                 texts = [
-                    [self.tokenizer.decode(row[kept]) for row, kept in zip(*group, strict=True)]
+                    [self.text(row, kept) for row, kept in zip(*group, strict=True)]
                     for group in zip(current.tokens[mine], current.mask[mine], strict=True)
                 ]
                 own = [part.problems[i] for i in mine]
@@ -174,6 +176,15 @@ class Sampler:
                 for own, texts, each in pending
             ]
         return _joined(completions), _joined_scores(scores)
+
+    def text(self, tokens: np.ndarray, mask: np.ndarray) -> str:
+        """What is scored of a completion, whose tokens `[T]` count where `mask` says so."""
+        return self.prefix + self.tokenizer.decode(tokens[mask])
+
+    def ended(self, completions: Completions) -> np.ndarray:
+        """Which completions `[P, N]` have come to an end; the others were truncated."""
+        ends = np.isin(completions.tokens, end_ids(self.tokenizer))
+        return np.any(ends & completions.mask, axis=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +221,13 @@ class Collector:
         """
         rl = self.rl
         rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
-        numbers = batch_of_step(self.seed, step, rl.prompts * rounds, len(self.train.problems))
+        numbers = batch_of_step(
+            self.seed,
+            step,
+            rl.prompts * rounds,
+            len(self.train.problems),
+            self.train.buckets,
+        )
         drawn: list[tuple[Completions, Scores]] = []
         varied = np.zeros(0, bool)
         for part in np.split(numbers, rounds):
@@ -222,8 +239,8 @@ class Collector:
                 timer=timer,
             )
             drawn.append((completions, scores))
-            rewards = self.grading.rewards(marked(scores))
-            varied = np.append(varied, has_variance(rewards, self._usable(scores)))
+            rewards, valid = self._graded(completions, scores)
+            varied = np.append(varied, has_variance(rewards, valid))
             if np.sum(varied) >= rl.prompts:
                 break
         completions = _joined([completions for completions, _ in drawn])
@@ -236,19 +253,23 @@ class Collector:
     ) -> Rollouts:
         """Keeps P groups, those whose rewards differ first, and describes all."""
         rl = self.rl
-        rewards, valid = self.grading.rewards(marked(scores)), self._usable(scores)
+        rewards, valid = self._graded(completions, scores)
         order = np.argsort(~varied, kind="stable")[: rl.prompts]
         if rl.zero_variance_groups != "oversample":
             order = np.arange(rl.prompts)
         where = valid if rl.zero_variance_groups == "keep" else valid & varied[:, None]
+        problems = self.train.take(numbers[order])
         return Rollouts(
-            self.train.take(numbers[order]),
+            problems,
             jax.tree.map(lambda array: array[order], completions),
             rewards[order],
             valid[order],
             where[order],
             scores,
-            self._metrics(completions, scores, rewards, valid, varied),
+            {
+                **self._metrics(completions, scores, rewards, valid, varied),
+                "prompt_padding": 1 - np.mean(problems.prompts.mask),
+            },
         )
 
     def _metrics(
@@ -262,8 +283,6 @@ class Collector:
         correct = self.grading.correct(marked(scores))
         values = jax.device_get(_group_values(rewards, correct, k=self.rl.eval_k))
         lengths = completions.mask.sum(axis=-1)
-        end = completions.tokens == self.sampler.tokenizer.eos_id
-        ended = np.any(end & completions.mask, axis=-1)
         return {
             # Over the samples that advantages are computed from; NaN where there are none.
             "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
@@ -273,12 +292,20 @@ class Collector:
             "failed": 1 - scores.valid.mean(),
             **{f"failed_{kind}": count for kind, count in scores.failures.items()},
             "completion_length": lengths.mean(),
-            "truncated": 1 - ended.mean(),
+            "truncated": 1 - self.sampler.ended(completions).mean(),
         }
 
-    def _usable(self, scores: Scores) -> np.ndarray:
-        """Samples to learn from: all of them where a failure counts as the lowest reward."""
-        return scores.valid if self.rl.failures == "mask" else np.ones_like(scores.valid)
+    def _graded(self, completions: Completions, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
+        """Rewards, and the samples to learn from; both `[P, N]`."""
+        rewards = self.grading.rewards(marked(scores))
+        # All of them where a failure counts as the lowest reward.
+        valid = scores.valid if self.rl.failures == "mask" else np.ones_like(scores.valid)
+        if self.rl.truncated == "mask":
+            valid = valid & self.sampler.ended(completions)
+        if self.rl.truncated == "penalty":
+            penalty = np.float32(self.rl.truncation_penalty)
+            rewards = rewards - penalty * ~self.sampler.ended(completions)
+        return rewards, valid
 
 
 def has_variance(rewards: np.ndarray, where: np.ndarray) -> np.ndarray:

@@ -1,7 +1,10 @@
 """A config becomes what training needs, or an error that says what is wrong with it."""
 
 import hashlib
+import json
 import math
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +17,7 @@ from maxpo import parallel, runs
 from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.transformer import Transformer
-from maxpo.lm.tasks import text, tokenizers
+from maxpo.lm.tasks import chat, text, tokenizers
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
@@ -69,6 +72,10 @@ def make_settings(config: ConfigDict) -> Settings:
     if not config.task.binary:
         check_graded([method.estimator for method in methods], "methods", "task.binary")
     task = _make_task(config.task)
+    is_chat = _wants_chat(config)
+    if is_chat:
+        task = _as_chats(config, task)
+    task = _with_prefix(config.task.answer_prefix, task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
             raise ValueError(f"task: expected at least one {name} problem, got none")
@@ -77,8 +84,11 @@ def make_settings(config: ConfigDict) -> Settings:
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
             "problem to train on: results on them tell how much is remembered"
         )
-    tokenizer = _make_tokenizer(config.tokenizer, task)
-    train, held_out = encode(task.train, task.held_out, tokenizer)
+    tokenizer = _make_tokenizer(config, task)
+    task = _without_long_prompts(config.task.max_prompt_length, task, tokenizer, start=not is_chat)
+    train, held_out = encode(
+        task.train, task.held_out, tokenizer, start=not is_chat, batch=config.rl.prompts
+    )
     length = _prompt_length(config, train, held_out)
     return Settings(
         config,
@@ -145,6 +155,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "seeds": 1,
         "model.vocab_size": 0,
         "model.context_length": 0,
+        "task.max_prompt_length": 0,
         "sft.steps": 0,
         "sft.batch_size": 1,
         "sft.warmup_steps": 0,
@@ -220,7 +231,94 @@ def _make_task(task: ConfigDict) -> text.TextTask:
     )
 
 
-def _make_tokenizer(name: str, task: text.TextTask) -> tokenizers.Tokenizer:
+def _wants_chat(config: ConfigDict) -> bool:
+    """Whether prompts are chats: by default, where the checkpoint has a template for them."""
+    task, folder = config.task, config.model.pretrained
+    wanted = chat.has_chat_template(folder) if task.chat is None and folder else bool(task.chat)
+    if wanted and not folder:
+        raise ValueError(
+            "task.chat: expected False without model.pretrained, whose template makes the chats, "
+            "got True"
+        )
+    for name in () if wanted else ("system", "chat_options"):
+        if task[name]:
+            raise ValueError(f"task.{name}: expected none where task.chat is off, got {task[name]}")
+    return wanted
+
+
+def _as_chats(config: ConfigDict, task: text.TextTask) -> text.TextTask:
+    """The task in the format of the checkpoint's chats."""
+    template = chat.load_chat_template(config.model.pretrained)
+    as_chat = partial(
+        template.problem,
+        system=config.task.system,
+        variables=_json_object("task.chat_options", config.task.chat_options),
+    )
+    return task._replace(
+        train=[as_chat(problem) for problem in task.train],
+        held_out=[as_chat(problem) for problem in task.held_out],
+    )
+
+
+def _json_object(name: str, content: str) -> dict[str, Any]:
+    """The object that a field holds as JSON, which a flag of the command line can be; "" is empty.
+
+    Raises:
+      ValueError: If it is something else.
+    """
+    try:
+        found = json.loads(content or "{}")
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{name}: expected a JSON object, got {content!r}")
+    return found
+
+
+def _with_prefix(prefix: str, task: text.TextTask) -> text.TextTask:
+    """The task with prompts that end with how the answer begins."""
+    if not prefix:
+        return task
+
+    def begun(problem: text.Problem) -> text.Problem:
+        return problem._replace(prompt=problem.prompt + prefix)
+
+    return task._replace(
+        train=[begun(problem) for problem in task.train],
+        held_out=[begun(problem) for problem in task.held_out],
+    )
+
+
+def _without_long_prompts(
+    longest: int, task: text.TextTask, tokenizer: tokenizers.Tokenizer, *, start: bool
+) -> text.TextTask:
+    """The task without prompts of more than `longest` tokens, 0 for no limit; says how many."""
+    if not longest:
+        return task
+    extra = len(getattr(tokenizer, "start_ids", ())) if start else 0
+
+    def fits(problem: text.Problem) -> bool:
+        return len(tokenizer.encode(problem.prompt)) + extra <= longest
+
+    def kept(name: str, problems: Sequence[text.Problem]) -> list[text.Problem]:
+        found = [problem for problem in problems if fits(problem)]
+        if not found:
+            raise ValueError(
+                f"task.max_prompt_length: expected room for at least one {name} prompt, got "
+                f"{longest} tokens, which is less than the shortest has"
+            )
+        if left := len(problems) - len(found):
+            runs.say(
+                f"left out {left} of {len(problems)} {name} problems, whose prompts have more than "
+                f"task.max_prompt_length = {longest} tokens"
+            )
+        return found
+
+    return task._replace(train=kept("train", task.train), held_out=kept("held-out", task.held_out))
+
+
+def _make_tokenizer(config: ConfigDict, task: text.TextTask) -> tokenizers.Tokenizer:
+    name = config.tokenizer or config.model.pretrained or "characters"
     if name != "characters":
         return tokenizers.load_tokenizer(name)
     problems = (*task.train, *task.held_out)

@@ -19,7 +19,7 @@ from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.grading import marked
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
-from maxpo.lm.training.rollouts import Collector, Sampler, Timer, Verify, make_draw
+from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
 from maxpo.lm.training.settings import Settings, make_model
 from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of, verification_counts
 from maxpo.methods import Method, choose_advantages
@@ -103,7 +103,11 @@ class Stages:
             timer = Timer()
             for step in runs.steps(start, config.steps, unit="warm-up updates"):
                 numbers = batch_of_step(
-                    settings.config.seed, step, config.batch_size, len(settings.train.problems)
+                    settings.config.seed,
+                    step,
+                    config.batch_size,
+                    len(settings.train.problems),
+                    settings.train.buckets,
                 )
                 prompts = settings.train.take(numbers).prompts
                 assert settings.answers is not None
@@ -148,7 +152,7 @@ class Stages:
             if run.finished:
                 return dict(run.summary or {})
             programs = self.programs
-            sampler = Sampler(programs.draw, settings.tokenizer, self.verify)
+            sampler = self._sampler(programs.draw)
             collect = Collector(rl, sampler, settings.train, settings.grading, seed)
             train = Trainer(collect, programs.update, programs.reference, self.failures)
             state = train(
@@ -160,12 +164,17 @@ class Stages:
             )
             return self._evaluate(state.params, seed, run)
 
+    def _sampler(self, draw: Draw) -> Sampler:
+        settings = self.settings
+        prefix = settings.config.task.answer_prefix
+        return Sampler(draw, settings.tokenizer, self.verify, prefix)
+
     def _evaluate(self, params: nnx.State, seed: int, run: runs.Run) -> dict[str, Any]:
         """Ends a run with the scores of held-out problems."""
         settings = self.settings
         grading, config = settings.grading, settings.config
         found = held_out_scores(
-            Sampler(self.programs.draw_held_out, settings.tokenizer, self.verify),
+            self._sampler(self.programs.draw_held_out),
             settings.held_out,
             params,
             key_of(seed, EVALUATE),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from maxpo.lm.tasks.tokenizers import CharTokenizer, load_tokenizer, pad
+from maxpo.lm.tasks.tokenizers import CharTokenizer, encode_prompt, end_ids, load_tokenizer, pad
 
 TEXTS = ["1 + 2 = 3", "12 / 4 = 3", "the sum of 1 and 2", "¿cuánto es 2+2?"]
 
@@ -42,8 +42,13 @@ def test_same_characters_same_tokenizer():
 
 
 def test_decode_stops_at_the_end_and_drops_padding(characters):
-    ids = np.array([0, *characters.encode("1+"), 0, *characters.encode("2"), 1, 5, 5], np.int32)
+    ids = np.array([0, 0, *characters.encode("1+2"), 0, 1, 5, 5], np.int32)
     assert characters.decode(ids) == "1+2"
+
+
+def test_what_padding_parts_does_not_grow_together(characters):
+    four, two = characters.encode("4"), characters.encode("2")
+    assert characters.decode([*four, 0, *two]) == "4\N{REPLACEMENT CHARACTER}2"
 
 
 def test_unknown_character(characters):
@@ -159,6 +164,60 @@ def test_hugging_face_adds_no_token_and_cuts_nothing(tmp_path):
     ids = load_tokenizer(tmp_path).encode(TEXTS[2])
     assert not {0, 1} & set(ids)
     assert 2 < len(ids) < 50
+
+
+def test_special_tokens_stay_apart_from_the_text(tmp_path):
+    """What a model writes on two sides of one is no number that it has written."""
+    tokenizer = load_tokenizer(save(tmp_path, ["</s>", "<pad>", "<|eom_id|>"]))
+    four, two = tokenizer.encode("4"), tokenizer.encode("2")
+    assert tokenizer.decode([1, *four, 2, *two, 1, 0, *two]) == "4<|eom_id|>2"
+    assert tokenizer.decode([*four, 1, *two]) == "4<pad>2"
+
+
+@pytest.mark.parametrize(
+    ("ends", "expected"), [(None, (0,)), (2, (0, 2)), ([3, 0, 2], (0, 3, 2)), ([], (0,))]
+)
+def test_all_end_tokens_of_the_generation_config(tmp_path, ends, expected):
+    save(tmp_path, ["</s>", "<pad>", "<a>", "<b>"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    tokenizer = load_tokenizer(tmp_path)
+    assert end_ids(tokenizer) == expected
+    text = tokenizer.encode("12")
+    assert tokenizer.decode([*text, expected[-1], *text]) == "12"
+
+
+@pytest.mark.parametrize("ends", [[True], ["</s>"], 100_000, {"a": 1}])
+def test_end_tokens_that_are_none(tmp_path, ends):
+    save(tmp_path, ["</s>"])
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(ValueError, match="eos_token_id: expected ids of the vocabulary, got"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("begin", "config", "start"),
+    [
+        (False, None, []),
+        (True, None, [1]),
+        (True, {"add_bos_token": False, "bos_token": "<s>", "eos_token": "</s>"}, []),
+        (False, {"add_bos_token": True, "bos_token": "<s>", "eos_token": "</s>"}, [1]),
+        (False, {"add_bos_token": False, "eos_token": "</s>"}, []),
+    ],
+)
+def test_prompts_start_as_the_tokenizer_starts_texts(tmp_path, begin, config, start):
+    tokenizer = load_tokenizer(save(tmp_path, ["</s>", "<s>"], begin=begin, config=config))
+    text = tokenizer.encode("1 + 2")
+    assert encode_prompt(tokenizer, "1 + 2") == [*start, *text]
+    # A chat's template writes it itself.
+    assert encode_prompt(tokenizer, "<s>1 + 2") == [1, *text]
+
+
+def test_a_character_tokenizer_in_a_folder(tmp_path, characters):
+    (tmp_path / "tokenizer.json").write_text(characters.to_json(), encoding="utf-8")
+    found = load_tokenizer(tmp_path)
+    assert found.encode(TEXTS[0]) == characters.encode(TEXTS[0])
+    assert encode_prompt(found, TEXTS[0]) == found.encode(TEXTS[0])
+    assert end_ids(found) == (1,)
 
 
 def test_hugging_face_vocabulary_with_a_gap(tmp_path):

@@ -220,7 +220,7 @@ def test_a_tokenizer_larger_than_the_checkpoint_names_what_can_be_changed(
         "rope_theta": 10000.0,
     }
     (folder / "config.json").write_text(json.dumps(fields))
-    config.model.pretrained = str(folder)
+    config.model.pretrained, config.tokenizer = str(folder), "characters"
     message = "tokenizer: expected at most the 5 tokens of the checkpoint .*tokenizer.json, got"
     with pytest.raises(ValueError, match=message) as error:
         make_settings(config)
