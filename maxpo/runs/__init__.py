@@ -13,7 +13,7 @@ binary of it::
                 state, metrics = update(state)
                 runs.check_finite(step, {"loss": metrics["loss"]})
                 run.log(step, metrics)                # before the save of the same step
-                if step % config.save_every == 0:
+                if step % config.save_every == 0 or run.stop_asked():
                     run.save(step, state)
             history = runs.read_metrics(run.folder)   # also what was logged before a restart
             run.figure("learning_curves", lambda: plot(history))  # drawn by `finish`
@@ -31,6 +31,8 @@ What the folder promises:
   `metrics.jsonl`, byte for byte, as one that was never stopped, provided that everything the loop
   carries from one update to the next is in `state` and that no metric is a time. Times go to
   `timings.jsonl`, by `run.log_timings(step, {"seconds": ...})`: no two runs have the same.
+* SIGTERM, by which schedulers take a machine back, saves after the step that is running and ends
+  the program with exit code 143; see `preemptible`, in which `main` runs its experiment.
 * What a call has returned from is on the disk: `save` and `finish` wait for it, and a checkpoint is
   committed after the metrics that belong to it.
 * A figure costs nothing but itself: `finish` draws them after it has written the summary, and
@@ -47,11 +49,13 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
 from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
+from maxpo.runs._preemption import Preempted, preemptible
 from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run
 from maxpo.runs._table import format_table
 
 __all__ = [
+    "Preempted",
     "Run",
     "UsageError",
     "check_finite",
@@ -61,6 +65,7 @@ __all__ = [
     "load_config",
     "main",
     "new_folder",
+    "preemptible",
     "progress",
     "read_metrics",
     "read_timings",

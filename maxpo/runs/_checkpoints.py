@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import importlib
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,47 @@ class DamagedCheckpointError(Exception):
     """A checkpoint that cannot be used; the one before it may be good."""
 
 
+@contextlib.contextmanager
+def loops_finish_their_tasks() -> Iterator[None]:
+    """Makes event loops that are created in its block finish their tasks before they close.
+
+    Orbax reads and writes all arrays at once in a loop of its own, which it closes as soon as one
+    of them fails. The threads that are busy with the others would then report to a closed loop:
+    "RuntimeError: Event loop is closed" on stderr, from nowhere, at some later time.
+    """
+    originals = [(module, module.new_event_loop) for module in _makers_of_loops()]
+    for module, original in originals:
+        module.new_event_loop = partial(_finishing_loop, original)
+    try:
+        yield
+    finally:
+        for module, original in originals:
+            module.new_event_loop = original
+
+
+def _makers_of_loops() -> list[Any]:
+    """The modules whose loops orbax uses: uvloop's where a loop runs already, as in a notebook."""
+    makers: list[Any] = [asyncio]
+    with contextlib.suppress(ImportError):
+        makers.append(importlib.import_module("uvloop"))
+    return makers
+
+
+def _finishing_loop(make: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    loop = make()
+    close = loop.close
+
+    def finish_and_close() -> None:
+        # A task may begin others and fail without waiting for them, so those that are left are
+        # asked for until there are none.
+        while not loop.is_closed() and (tasks := asyncio.all_tasks(loop)):
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        close()
+
+    loop.close = finish_and_close  # type: ignore[method-assign]
+    return loop
+
+
 class Checkpoints:
     """The `checkpoints/` of a run: a folder per step, of which the last `keep` are kept.
 
@@ -35,10 +78,12 @@ class Checkpoints:
         self._keep = keep
         self._manager: Any = None
 
+    @loops_finish_their_tasks()
     def steps(self) -> list[int]:
         """Returns the steps of the checkpoints that are complete, in order."""
         return sorted(self._orbax().all_steps()) if self._folder.exists() else []
 
+    @loops_finish_their_tasks()
     def save(self, step: int, state: Any, record: dict[str, Any]) -> None:
         """Writes a checkpoint; when it returns the checkpoint is on the disk.
 
@@ -63,14 +108,14 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays), record=ocp.args.JsonSave(record)
         )
         try:
-            with loops_finish_their_tasks():
-                self._orbax().save(step, args=items, force=True)
+            self._orbax().save(step, args=items, force=True)
             if jax.process_index() == 0:
                 sync_tree(self._folder / str(step))
         except Exception as error:
             where = self._folder / str(step)
             raise OSError(f"cannot write the checkpoint {where}: {error}") from error
 
+    @loops_finish_their_tasks()
     def load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Returns the state of a checkpoint and its record.
 
@@ -100,8 +145,7 @@ class Checkpoints:
         targets = {name: _target(leaves[name]) for name in checksums}
         try:
             items = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
-            with loops_finish_their_tasks():
-                arrays = self._orbax().restore(step, args=items)["state"]
+            arrays = self._orbax().restore(step, args=items)["state"]
         except Exception as error:
             raise DamagedCheckpointError(_first_line(error)) from error
         for name, checksum in checksums.items():
@@ -114,9 +158,11 @@ class Checkpoints:
         ]
         return jax.tree_util.tree_unflatten(jax.tree_util.tree_structure(like), restored), record
 
+    @loops_finish_their_tasks()
     def delete(self, step: int) -> None:
         self._orbax().delete(step)
 
+    @loops_finish_their_tasks()
     def close(self) -> None:
         if self._manager is not None:
             self._manager.close()
@@ -145,35 +191,6 @@ class Checkpoints:
                 ),
             )
         return self._manager
-
-
-@contextlib.contextmanager
-def loops_finish_their_tasks() -> Iterator[None]:
-    """Makes event loops that are created in its block finish their tasks before they close.
-
-    Orbax reads and writes all arrays at once in a loop of its own, which it closes as soon as one
-    of them fails. The threads that are busy with the others would then report to a closed loop:
-    "RuntimeError: Event loop is closed" on stderr, from nowhere, at some later time.
-    """
-    new_event_loop = asyncio.new_event_loop
-
-    def finishing_loop() -> asyncio.AbstractEventLoop:
-        loop = new_event_loop()
-        close = loop.close
-
-        def finish_and_close() -> None:
-            if not loop.is_closed() and (tasks := asyncio.all_tasks(loop)):
-                loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            close()
-
-        loop.close = finish_and_close  # type: ignore[method-assign]
-        return loop
-
-    asyncio.new_event_loop = finishing_loop
-    try:
-        yield
-    finally:
-        asyncio.new_event_loop = new_event_loop
 
 
 def without_weak_types(state: Any) -> Any:

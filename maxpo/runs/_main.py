@@ -16,6 +16,8 @@ from ml_collections.config_flags import config_path
 from maxpo import parallel
 from maxpo._extras import MissingExtraError
 from maxpo.runs._config import UsageError, flatten, load_config, unknown
+from maxpo.runs._preemption import Preempted, preemptible
+from maxpo.runs._progress import say
 from maxpo.runs._run import Run
 
 FLAGS = (
@@ -32,7 +34,11 @@ def main(
     default_config: str,
     argv: Sequence[str] | None = None,
 ) -> None:
-    """Runs an experiment from the command line and exits with 0 done, 1 failed, 2 bad usage.
+    """Runs an experiment from the command line and exits with its code.
+
+    Exit codes: 0 done, 1 failed, 2 bad usage, 143 (128 + 15) stopped by SIGTERM: saved after the
+    step that was running, as `preemptible` has it, and to be started again. A second SIGTERM ends
+    the process by that signal.
 
     The flags are `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` for any field of that config,
     and `--workdir=DIR`; without the last the run gets a time-stamped folder under `runs/`.
@@ -73,7 +79,13 @@ def main(
             path, _, variant = spec.partition(":")
             parts = (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant))
             workdir = created = new_folder("-".join(part for part in parts if part))
-        train_and_evaluate(config, workdir)
+        # Not before `_join`, in which JAX takes the signal for itself.
+        with preemptible():
+            train_and_evaluate(config, workdir)
+    except Preempted:
+        if created is not None and any(created.iterdir()):
+            say(f"to go on from there add --workdir={created}")
+        raise
     except (ValueError, MissingExtraError) as error:
         if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
             raise

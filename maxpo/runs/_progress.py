@@ -9,6 +9,8 @@ from typing import TypeVar
 import jax
 from tqdm import tqdm
 
+from maxpo.runs._preemption import saved_before_the_end
+
 T = TypeVar("T")
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -28,6 +30,7 @@ def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> I
 
     Raises:
       ValueError: If `every` is not positive.
+      Preempted: If SIGTERM has come and the loop does not save; see `preemptible`.
 
     >>> list(steps(4, 10, every=4))
     [8, 10]
@@ -35,7 +38,8 @@ def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> I
     if every < 1:
         raise ValueError(f"every: expected at least 1, got {every}")
     ends = itertools.chain(range(start + every, total, every), [total] if start < total else [])
-    return _follow(((end, end) for end in ends), start, total, unit)
+    turns = _follow(((end, end) for end in ends), start, total, unit)
+    return saved_before_the_end(turns)
 
 
 def progress(items: Collection[T], *, unit: str = "items") -> Iterator[T]:

@@ -24,6 +24,7 @@ from maxpo.runs._checkpoints import (
 from maxpo.runs._config import UsageError, differences, flatten
 from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_atomic, write_json
 from maxpo.runs._metrics import MetricsFile, size_up_to
+from maxpo.runs._preemption import GO_ON, Preempted, is_asked_for
 from maxpo.runs._progress import say
 from maxpo.runs._table import Rows, format_table
 
@@ -62,6 +63,7 @@ class Run:
         Raises:
           UsageError: If the folder holds a run with another config, naming the fields that differ,
             or anything that is no run; or if another process has it. The folder is not touched.
+          Preempted: If SIGTERM has come to a process of a pod; see `preemptible`.
         """
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
@@ -79,6 +81,9 @@ class Run:
         self._saved = -1  # the step of the last checkpoint
         self._logged = -1  # the step of the last line of metrics
         self._figures: dict[str, Callable[[], Figure]] = {}  # to be drawn by `finish`
+        if is_asked_for():
+            say(f"SIGTERM: stopped before {self.folder}; {GO_ON}")
+            raise Preempted
         fields = to_json(config.to_dict() if isinstance(config, ConfigDict) else config, "config")
         try:
             if not parallel.is_same_everywhere(json.dumps([fields, str(self.folder)])):
@@ -262,6 +267,13 @@ class Run:
             self._timings.cut(size_up_to(self._timings.path, self._resumed))
         self._timings.append({"step": int(step), **timings})
 
+    def stop_asked(self) -> bool:
+        """Whether SIGTERM asks for a save after this step; on a pod, where all must call it, any's.
+
+        For loops that do not save after each step: `if step % 100 == 0 or run.stop_asked()`.
+        """
+        return is_asked_for()
+
     def save(self, step: int, state: Any) -> None:
         """Writes a checkpoint of the state after `step` updates; on the disk when it returns.
 
@@ -269,6 +281,7 @@ class Run:
           ValueError: If the step is not after the last one, or the state would not come back as it
             is because a leaf has another type than at `restore`, naming it.
           OSError: If it cannot be written; earlier checkpoints are still there.
+          Preempted: When it is on the disk, if SIGTERM has come; see `preemptible`.
         """
         self._check_unfinished()
         if self._leaves is None:
@@ -287,6 +300,9 @@ class Run:
             size = self._metrics.size
         self._checkpoints.save(int(step), state, {"metrics_bytes": size})
         self._saved = int(step)
+        if self.stop_asked():
+            say(f"SIGTERM: saved step {step} in {self.folder}; {GO_ON}")
+            raise Preempted
 
     def figure(self, name: str, draw: "Callable[[], Figure] | Figure") -> Path:
         """Has `finish` draw a matplotlib figure and save it as `name.png`; returns that path.

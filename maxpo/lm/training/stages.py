@@ -123,7 +123,7 @@ class Stages:
                     run.log(step, found)
                     run.log_timings(step, timer.seconds)
                     timer = Timer()
-                if step % config.save_every == 0 or step == config.steps:
+                if step % config.save_every == 0 or step == config.steps or run.stop_asked():
                     run.save(step, state)
             return state.params, self._evaluate(state.params, settings.config.seed, run)
 

@@ -91,7 +91,7 @@ class Trainer:
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
             run.log(step, {**groups.metrics, **metrics})
-            if step % rl.save_every == 0 or step == rl.steps:
+            if step % rl.save_every == 0 or step == rl.steps or run.stop_asked():
                 run.save(step, state)
             run.log_timings(step, _timings(timer, time.perf_counter() - began, groups))
         return state
