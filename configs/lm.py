@@ -92,7 +92,10 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model = ConfigDict()
     config.model.size = "nano"  # One of maxpo.lm.model.config.SIZES.
     config.model.overrides = ConfigDict()  # Other fields of TransformerConfig.
-    config.model.pretrained = ""  # A checkpoint's folder (Llama, Qwen2, Qwen3) in place of a size.
+    # In place of a size: a checkpoint's folder (Llama, Qwen2, Qwen3), or a run's that began with one.
+    config.model.pretrained = ""
+    # What the hf/ of a run that began with a checkpoint is stored as, or bfloat16; "": it has none.
+    config.model.export = "float32"
     config.model.vocab_size = 0  # 0: the tokenizer's.
     config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
     config.model.dtype = "float32"  # Dtype of the computation; or bfloat16.
@@ -164,6 +167,10 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.evaluation.every = 0  # Steps between evaluations while training; 0: only at the end.
     # Evaluations in a row without a new best, after which a run ends early; 0: never.
     config.evaluation.patience = 0
+
+    config.log = ConfigDict()
+    config.log.every = 10  # Steps between two of which completions.jsonl has groups; 0: never.
+    config.log.groups = 2  # Groups of each of them, and of each evaluation.
 
     config.verification = ConfigDict()
     config.verification.workers = 2  # Samples that are verified at a time.

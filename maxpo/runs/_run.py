@@ -75,6 +75,8 @@ class Run:
         self._lock: int | None = None
         self._metrics: MetricsFile | None = None
         self._timings: MetricsFile | None = None
+        self._records: dict[str, MetricsFile] = {}  # of `append`
+        self._given_up: set[str] = set()  # those that cannot be written
         self._resumed = 0  # the step of the checkpoint that was restored
         self._checkpoints = Checkpoints(self.folder / "checkpoints", keep)
         self._leaves: dict[str, str] | None = None  # the types in the state, once restored
@@ -267,6 +269,51 @@ class Run:
             self._timings.cut(size_up_to(self._timings.path, self._resumed))
         self._timings.append({"step": int(step), **timings})
 
+    def append(self, name: str, step: int, record: Mapping[str, Any]) -> None:
+        """Appends `{"step": step, **record}` to `NAME.jsonl`: what is there to be read by people.
+
+        A resumed run drops the lines of steps after its checkpoint and goes on from there. What
+        cannot be written is reported on stderr, once, and left out: it ends no run.
+
+        Args:
+          name: the file's, such as "completions".
+          step: the number of updates that are done.
+          record: as the metrics of `log`, without a "step".
+        """
+        self._check_unfinished()
+        if not self._primary or name in self._given_up:
+            return
+        try:
+            file = self._records.get(name)
+            if file is None:
+                file = self._records[name] = MetricsFile(self.folder / f"{name}.jsonl")
+                file.cut(size_up_to(file.path, self._resumed))
+            file.append({"step": int(step), **record})
+        except OSError as error:
+            self._given_up.add(name)
+            say(f"warning: {name}.jsonl ends here, everything else goes on: {error}")
+
+    def keep_best(self, step: int, state: Any) -> None:
+        """Keeps a state in `best/`, in the place of the one before, beside the last checkpoints.
+
+        A run that was stopped after that and is resumed before it comes to the same step once more,
+        with the same state: what is there then is left as it is.
+
+        Args:
+          step: the number of updates that are done.
+          state: a pytree, as for `save`; it may be a part of the run's.
+
+        Raises:
+          OSError: If it cannot be written; the one before is still there.
+        """
+        self._check_unfinished()
+        best = Checkpoints(self.folder / "best", 1)
+        try:
+            if step > max(best.steps(), default=-1):
+                best.save(int(step), without_weak_types(state), {})
+        finally:
+            best.close()
+
     def stop_asked(self) -> bool:
         """Whether SIGTERM asks for a save after this step; on a pod, where all must call it, any's.
 
@@ -387,8 +434,10 @@ class Run:
 
     def close(self) -> None:
         """Writes out the metrics and gives the folder back."""
-        files = [file for file in (self._metrics, self._timings) if file is not None]
+        known = (self._metrics, self._timings, *self._records.values())
+        files = [file for file in known if file is not None]
         self._metrics = self._timings = None
+        self._records.clear()
         descriptor, self._lock = self._lock, None
         try:
             self._checkpoints.close()

@@ -28,6 +28,10 @@ __all__ = [
 
 END_TOKENS = ("</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
 _CHARACTERS = b'{"type": "characters"'
+_COMPANIONS = (
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("generation_config.json", "chat_template.jinja"),
+)
 _CONFIG = "tokenizer_config.json"
 PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|padding|>")
 
@@ -183,8 +187,11 @@ class _HuggingFaceTokenizer:
         ends: tuple[int, ...],
         pad_id: int,
         start_ids: tuple[int, ...],
+        files: dict[str, str],
     ):
         self._tokenizer = tokenizer
+        # What a checkpoint has beside tokenizer.json, to go where the tokenizer goes.
+        self.files = files
         # Ids may have gaps, so their number is not enough.
         self.vocab_size = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
         self.eos_id = ends[0]
@@ -270,6 +277,14 @@ def load_tokenizer(
         (eos_id, *(i for i in others if i != eos_id)),
         vocabulary[pad_token],
         _start_ids(tokenizer, file.with_name(_CONFIG)),
+        {
+            "tokenizer.json": file.read_text(encoding="utf-8"),
+            **{
+                name: path.read_text(encoding="utf-8")
+                for name in _COMPANIONS
+                if (path := file.with_name(name)).is_file()
+            },
+        },
     )
 
 

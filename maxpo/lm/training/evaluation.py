@@ -1,5 +1,6 @@
 """How good the best of k is on held-out problems, for every k, with errors."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -7,12 +8,14 @@ import numpy as np
 from flax import nnx
 
 from maxpo import max_at_k, pass_at_k
+from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.verification import Scores
+from maxpo.lm.training.grading import Grading, marked
 from maxpo.lm.training.problems import EncodedProblems
 from maxpo.lm.training.rollouts import Sampler, Timer
 from maxpo.order_statistics import powers_up_to
 
-__all__ = ["Curve", "best_of_k", "curve", "held_out_scores"]
+__all__ = ["Curve", "Judge", "Judged", "best_of_k", "curve"]
 
 
 class Curve(NamedTuple):
@@ -31,35 +34,77 @@ class Curve(NamedTuple):
     problems: int
 
 
-def held_out_scores(
-    sampler: Sampler,
-    problems: EncodedProblems,
-    params: nnx.State,
-    key: jax.Array,
-    *,
-    prompts: int,
-) -> Scores:
-    """Scores `[P, n]` of n samples of every held-out problem.
+@dataclasses.dataclass
+class Judge:
+    """Draws and scores n samples of every held-out problem.
 
-    The counts of failures are those of all samples that were verified, to which the last batch may
-    add some problems once more.
-
-    Args:
+    Attributes:
       sampler: Draws n samples of each of `prompts` prompts.
       problems: P held-out problems.
-      params: The policy's parameters.
-      key: PRNG key.
-      prompts: How many are sampled from at a time.
+      key: PRNG key, the same at every evaluation: the differences between them are the policy's.
+      prompts: How many problems are sampled from at a time.
+      grading: What scores mean.
+      latest: The step of the last evaluation, and what came of it.
     """
-    count = len(problems.problems)
-    batches = -(-count // prompts)
-    # Those of one width side by side. The last batch is filled up with problems that are judged
-    # already, for one shape only.
-    order = np.argsort(problems.buckets, kind="stable")
-    filled = problems.take(np.resize(order, batches * prompts))
-    _, scores = sampler(params, filled, key, batches=batches, timer=Timer())
-    place = np.argsort(order)
-    return scores._replace(rewards=scores.rewards[place], valid=scores.valid[place])
+
+    sampler: Sampler
+    problems: EncodedProblems
+    key: jax.Array
+    prompts: int
+    grading: Grading
+    latest: "tuple[int, Judged] | None" = None
+
+    def __call__(self, params: nnx.State, step: int) -> "Judged":
+        """The evaluation after a step; not done again where it is the last one that was done.
+
+        The counts of failures are those of all samples that were verified, to which the last batch
+        may add some problems once more.
+        """
+        if self.latest is None or self.latest[0] != step:
+            self.latest = step, self._judge(params)
+        return self.latest[1]
+
+    def _judge(self, params: nnx.State) -> "Judged":
+        count = len(self.problems.problems)
+        batches = -(-count // self.prompts)
+        # Those of one width side by side. The last batch is filled up with problems that are judged
+        # already, for one shape only.
+        order = np.argsort(self.problems.buckets, kind="stable")
+        filled = self.problems.take(np.resize(order, batches * self.prompts))
+        completions, scores = self.sampler(
+            params, filled, self.key, batches=batches, timer=Timer()
+        )
+        place = np.argsort(order)
+        return Judged(
+            jax.tree.map(lambda array: array[place], completions),
+            scores._replace(rewards=scores.rewards[place], valid=scores.valid[place]),
+        )
+
+    def metrics(self, judged: "Judged") -> dict[str, float]:
+        """Held-out pass@k, and max@k where rewards are graded, for k = 1, 2, 4, .. up to n."""
+        scores = marked(judged.scores)
+        quantities = {"pass": (self.grading.correct(scores), True)}
+        if not self.grading.binary:
+            quantities["max"] = (scores, False)
+        found = {}
+        for name, (values, binary) in quantities.items():
+            of = curve(values[None], binary=binary)
+            for k, value, error in zip(of.k, of.value, of.error, strict=True):
+                found[f"held_out_{name}_at_{k}"] = float(value)
+                found[f"held_out_{name}_at_{k}_sem"] = float(error)
+        return found
+
+
+class Judged(NamedTuple):
+    """What came of an evaluation.
+
+    Attributes:
+      completions: `[P, n, T]`.
+      scores: `[P, n]`.
+    """
+
+    completions: Completions
+    scores: Scores
 
 
 def best_of_k(rewards: np.ndarray, *, binary: bool) -> np.ndarray:

@@ -20,6 +20,7 @@ from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import chat, text, tokenizers
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.grading import Grading
+from maxpo.lm.training.handover import checkpoint_folder
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
 from maxpo.methods import Method, check_graded, parse_methods
 
@@ -41,6 +42,7 @@ class Settings(NamedTuple):
         their mask. None without fine-tuning.
       model: Architecture of the policy.
       methods: What is compared.
+      checkpoint: The checkpoint that the policy comes from. None: it has random parameters.
     """
 
     config: ConfigDict
@@ -51,6 +53,7 @@ class Settings(NamedTuple):
     answers: tuple[np.ndarray, np.ndarray] | None
     model: TransformerConfig
     methods: list[Method]
+    checkpoint: Path | None
 
     @property
     def grading(self) -> Grading:
@@ -71,10 +74,13 @@ def make_settings(config: ConfigDict) -> Settings:
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
     if not config.task.binary:
         check_graded([method.estimator for method in methods], "methods", "task.binary")
+    named = config.model.pretrained
+    checkpoint = checkpoint_folder(named) if named else None
     task = _make_task(config.task)
-    is_chat = _wants_chat(config)
+    is_chat = _wants_chat(config.task, checkpoint)
     if is_chat:
-        task = _as_chats(config, task)
+        assert checkpoint is not None
+        task = _as_chats(config.task, checkpoint, task)
     task = _with_prefix(config.task.answer_prefix, task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
@@ -84,7 +90,7 @@ def make_settings(config: ConfigDict) -> Settings:
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
             "problem to train on: results on them tell how much is remembered"
         )
-    tokenizer = _make_tokenizer(config, task)
+    tokenizer = _make_tokenizer(config.tokenizer, checkpoint, task)
     task = _without_long_prompts(config.task.max_prompt_length, task, tokenizer, start=not is_chat)
     train, held_out = encode(
         task.train, task.held_out, tokenizer, start=not is_chat, batch=config.rl.prompts
@@ -97,8 +103,9 @@ def make_settings(config: ConfigDict) -> Settings:
         train,
         held_out,
         _encode_answers(config, task, tokenizer) if config.sft.steps else None,
-        _model_config(config, tokenizer, length),
+        _model_config(config, checkpoint, tokenizer, length),
         methods,
+        checkpoint,
     )
 
 
@@ -117,8 +124,7 @@ def digests(settings: Settings) -> dict[str, str]:
         "held_out": f"{held_out}, {text.digest(task.held_out)}",
         "tokenizer": f"sha256:{hashlib.sha256(tokenizer).hexdigest()[:16]}",
     }
-    if settings.config.model.pretrained:
-        folder = Path(settings.config.model.pretrained)
+    if (folder := settings.checkpoint) is not None:
         content = hashlib.sha256((folder / "config.json").read_bytes())
         # Weights by their size: reading them all would take as long as loading them.
         for file in sorted(folder.glob("*.safetensors")):
@@ -134,8 +140,8 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
       settings: Name a checkpoint or a size.
       key: PRNG key of random parameters.
     """
-    folder = settings.config.model.pretrained
-    if folder:
+    folder = settings.checkpoint
+    if folder is not None:
         model = pretrained.load_pretrained(
             folder,
             context_length=settings.model.context_length,
@@ -231,29 +237,29 @@ def _make_task(task: ConfigDict) -> text.TextTask:
     )
 
 
-def _wants_chat(config: ConfigDict) -> bool:
+def _wants_chat(task: ConfigDict, checkpoint: Path | None) -> bool:
     """Whether prompts are chats: by default, where the checkpoint has a template for them."""
-    task, folder = config.task, config.model.pretrained
-    wanted = chat.has_chat_template(folder) if task.chat is None and folder else bool(task.chat)
-    if wanted and not folder:
+    wanted = bool(task.chat)
+    if checkpoint is None and wanted:
         raise ValueError(
             "task.chat: expected False without model.pretrained, whose template makes the chats, "
             "got True"
         )
+    if checkpoint is not None and task.chat is None:
+        wanted = chat.has_chat_template(checkpoint)
     for name in () if wanted else ("system", "chat_options"):
         if task[name]:
-            raise ValueError(f"task.{name}: expected none where task.chat is off, got {task[name]}")
+            raise ValueError(
+                f"task.{name}: expected none where prompts are no chats, got {task[name]!r}"
+            )
     return wanted
 
 
-def _as_chats(config: ConfigDict, task: text.TextTask) -> text.TextTask:
+def _as_chats(config: ConfigDict, checkpoint: Path, task: text.TextTask) -> text.TextTask:
     """The task in the format of the checkpoint's chats."""
-    template = chat.load_chat_template(config.model.pretrained)
-    as_chat = partial(
-        template.problem,
-        system=config.task.system,
-        variables=_json_object("task.chat_options", config.task.chat_options),
-    )
+    template = chat.load_chat_template(checkpoint)
+    variables = _json_object("task.chat_options", config.chat_options)
+    as_chat = partial(template.problem, system=config.system, variables=variables)
     return task._replace(
         train=[as_chat(problem) for problem in task.train],
         held_out=[as_chat(problem) for problem in task.held_out],
@@ -317,10 +323,12 @@ def _without_long_prompts(
     return task._replace(train=kept("train", task.train), held_out=kept("held-out", task.held_out))
 
 
-def _make_tokenizer(config: ConfigDict, task: text.TextTask) -> tokenizers.Tokenizer:
-    name = config.tokenizer or config.model.pretrained or "characters"
-    if name != "characters":
-        return tokenizers.load_tokenizer(name)
+def _make_tokenizer(
+    name: str, checkpoint: Path | None, task: text.TextTask
+) -> tokenizers.Tokenizer:
+    path = name or checkpoint or "characters"
+    if path != "characters":
+        return tokenizers.load_tokenizer(path)
     problems = (*task.train, *task.held_out)
     return tokenizers.CharTokenizer.from_texts(
         [text for problem in problems for text in (problem.prompt, problem.answer)]
@@ -362,12 +370,15 @@ def _prompt_length(config: ConfigDict, *encoded: EncodedProblems) -> int:
 
 
 def _model_config(
-    config: ConfigDict, tokenizer: tokenizers.Tokenizer, prompt_length: int
+    config: ConfigDict,
+    checkpoint: Path | None,
+    tokenizer: tokenizers.Tokenizer,
+    prompt_length: int,
 ) -> TransformerConfig:
     context_length = config.model.context_length or prompt_length + config.rl.max_new_tokens
-    if config.model.pretrained:
+    if checkpoint is not None:
         model = pretrained.load_config(
-            config.model.pretrained, context_length=context_length, **_model_options(config)
+            checkpoint, context_length=context_length, **_model_options(config)
         )
     else:
         model = make_config(
@@ -376,11 +387,10 @@ def _model_config(
             context_length=context_length,
             **{**_model_options(config), **config.model.overrides.to_dict()},
         )
-    if model.vocab_size < tokenizer.vocab_size and config.model.pretrained:
+    if model.vocab_size < tokenizer.vocab_size and checkpoint is not None:
         raise ValueError(
             f"tokenizer: expected at most the {model.vocab_size} tokens of the checkpoint "
-            f"{config.model.pretrained}, such as its own "
-            f"{Path(config.model.pretrained, 'tokenizer.json')}, got {config.tokenizer!r} with "
+            f"{checkpoint}, such as its own {checkpoint / 'tokenizer.json'}, got {config.tokenizer!r} with "
             f"{tokenizer.vocab_size}"
         )
     if model.vocab_size < tokenizer.vocab_size:
@@ -388,8 +398,8 @@ def _model_config(
             f"model.vocab_size: expected at least the {tokenizer.vocab_size} tokens of the "
             f"tokenizer, got {model.vocab_size}"
         )
-    if config.model.pretrained:
-        pretrained.check_pretrained(config.model.pretrained, model)
+    if checkpoint is not None:
+        pretrained.check_pretrained(checkpoint, model)
     return model
 
 

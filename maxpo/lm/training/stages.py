@@ -14,12 +14,15 @@ from maxpo import parallel, runs, training
 from maxpo.lm.model import sharding
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
-from maxpo.lm.training.evaluation import curve, held_out_scores
+from maxpo.lm.training.evaluation import Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.grading import marked
+from maxpo.lm.training.handover import HF, context_of, hand_over
+from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
+from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.settings import Settings, make_model
 from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of, verification_counts
 from maxpo.methods import Method, choose_advantages
@@ -125,7 +128,10 @@ class Stages:
                     timer = Timer()
                 if step % config.save_every == 0 or step == config.steps or run.stop_asked():
                     run.save(step, state)
-            return state.params, self._evaluate(state.params, settings.config.seed, run)
+            judge = self._judge(settings.config.seed)
+            return state.params, self._finish(
+                run, judge, state.params, config.steps, self._journal()
+            )
 
     def post_train(
         self, method: Method, seed: int, start_from: nnx.State, folder: Path
@@ -152,47 +158,89 @@ class Stages:
             if run.finished:
                 return dict(run.summary or {})
             programs = self.programs
-            sampler = self._sampler(programs.draw)
-            collect = Collector(rl, sampler, settings.train, settings.grading, seed)
-            train = Trainer(collect, programs.update, programs.reference, self.failures)
-            state = train(
+            journal, judge = self._journal(), self._judge(seed)
+            train = Trainer(
+                Collector(
+                    rl, self._sampler(programs.draw), settings.train, settings.grading, seed
+                ),
+                programs.update,
+                programs.reference,
+                self.failures,
+                journal,
+                self._schedule(judge),
+            )
+            state, step = train(
                 run,
                 self._initial_state(start_from, rl),
                 start_from=start_from,
                 learning_rate=method.learning_rate or rl.learning_rate,
                 method=settings.methods.index(method),
             )
-            return self._evaluate(state.params, seed, run)
+            self._hand_over(run, state.params)
+            return self._finish(run, judge, state.params, step, journal)
+
+    def _hand_over(self, run: runs.Run, params: nnx.State) -> None:
+        """Writes the trained model where it was made from a checkpoint and is wanted."""
+        settings, dtype = self.settings, self.settings.config.model.export
+        if settings.checkpoint is None or not dtype:
+            return
+        hand_over(
+            settings.model,
+            params,
+            settings.tokenizer,
+            run.folder / HF,
+            dtype=dtype,
+            extra=context_of(settings.checkpoint),
+        )
+
+    def _schedule(self, judge: Judge) -> Schedule:
+        evaluation, rl = self.settings.config.evaluation, self.settings.config.rl
+        quantity = "pass" if self.settings.grading.binary else "max"
+        return Schedule(
+            evaluation.every, evaluation.patience, f"held_out_{quantity}_at_{rl.eval_k}", judge
+        )
+
+    def _journal(self) -> Journal:
+        log = self.settings.config.log
+        return Journal(log.every, log.groups)
 
     def _sampler(self, draw: Draw) -> Sampler:
         settings = self.settings
         prefix = settings.config.task.answer_prefix
         return Sampler(draw, settings.tokenizer, self.verify, prefix)
 
-    def _evaluate(self, params: nnx.State, seed: int, run: runs.Run) -> dict[str, Any]:
-        """Ends a run with the scores of held-out problems."""
+    def _judge(self, seed: int) -> Judge:
         settings = self.settings
-        grading, config = settings.grading, settings.config
-        found = held_out_scores(
+        return Judge(
             self._sampler(self.programs.draw_held_out),
             settings.held_out,
-            params,
             key_of(seed, EVALUATE),
-            prompts=config.evaluation.prompts,
+            settings.config.evaluation.prompts,
+            settings.grading,
         )
-        self.failures.note(f"evaluation of {run.folder.name}", found)
-        scores = marked(found)
+
+    def _finish(
+        self, run: runs.Run, judge: Judge, params: nnx.State, step: int, journal: Journal
+    ) -> dict[str, Any]:
+        """Ends a run with the scores of held-out problems."""
+        grading, config = self.settings.grading, self.settings.config
+        judged = judge(params, step)
+        journal.held_out(run, step, judge, judged)
+        self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
+        scores = marked(judged.scores)
         values = grading.correct(scores) if grading.binary else scores
-        best = curve(values[None], binary=grading.binary).value
+        of_k = curve(values[None], binary=grading.binary).value
         row = {
             "run": run.folder.name,
-            "mean reward": best[0],
-            f"best of {scores.shape[1]}": best[-1],
+            "mean reward": of_k[0],
+            f"best of {scores.shape[1]}": of_k[-1],
             "correct": grading.correct(scores).mean(),
             "failed": np.isnan(scores).mean(),
         }
-        counts = verification_counts(run, config.rl.group_size, found)
-        return run.finish({"scores": scores, **counts}, table=[row])
+        counts = verification_counts(run, config.rl.group_size, judged.scores)
+        best = self._schedule(judge).best(runs.read_metrics(run.folder))
+        summary = {"scores": scores, "steps": step, "best": best, **counts}
+        return run.finish(summary, table=[row])
 
     def _initial_state(self, params: nnx.State, section: ConfigDict) -> training.TrainState:
         # Copied, because the update donates its state.
@@ -216,5 +264,7 @@ def _config_of_sft(config: ConfigDict) -> dict[str, Any]:
 
 def _config_of_method(config: ConfigDict, method: Method, seed: int) -> dict[str, Any]:
     """What the run of a method depends on: the fine-tuning's config, and its own."""
-    own = {"rl": config.rl.to_dict(), "method": method._asdict(), "rl_seed": seed}
+    names = ("rl", "log")
+    own = {name: config[name].to_dict() for name in names}
+    own |= {"method": method._asdict(), "rl_seed": seed}
     return _config_of_sft(config) | own

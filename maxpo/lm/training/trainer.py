@@ -15,7 +15,9 @@ from maxpo import parallel, runs, training
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.verification import FAILURES, Scores
 from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.rollouts import Collector, Rollouts, Timer
+from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.update import Batch, Update
 
 __all__ = ["EVALUATE", "INIT", "Trainer", "key_of", "verification_counts"]
@@ -38,12 +40,16 @@ class Trainer:
       update: Compiled, see `make_update`.
       reference: Compiled log-probabilities `[P, N, T]` under frozen parameters.
       failures: Reports failed verifications.
+      journal: Writes what the model writes.
+      schedule: Evaluates while training.
     """
 
     collect: Collector
     update: Update
     reference: Callable[[nnx.State, Prompts, Completions], jax.Array]
     failures: FailureLog
+    journal: Journal
+    schedule: Schedule
 
     def __call__(
         self,
@@ -53,8 +59,8 @@ class Trainer:
         start_from: nnx.State,
         learning_rate: ArrayLike,
         method: int = 0,
-    ) -> training.TrainState:
-        """Does the updates that are left of a run, and returns the state after the last.
+    ) -> tuple[training.TrainState, int]:
+        """Does the updates that are left of a run.
 
         Args:
           run: Open and not finished.
@@ -63,15 +69,20 @@ class Trainer:
           learning_rate: The optimizer's learning rate.
           method: The number of the method, see `Update`.
 
+        Returns:
+          The state after the last update, and the step of that.
+
         Raises:
           FloatingPointError: If the loss, its gradient, an advantage or a log-probability that it
             is made of is not finite, naming the step and the prompt. Diagnostics may be anything.
           RuntimeError: If the verifier raised on every sample of a step.
         """
         rl, seed = self.collect.rl, self.collect.seed
-        state, start = run.restore(state)
+        state, step = run.restore(state)
+        if self.schedule.is_over(runs.read_metrics(run.folder)):
+            return state, step
         rate = jnp.float32(learning_rate)
-        for step in runs.steps(start, rl.steps):
+        for step in runs.steps(step, rl.steps):
             timer, began = Timer(), time.perf_counter()
             groups = self.collect(state.params, step, key_of(seed, SAMPLE, step), timer)
             self.failures.note_step(step, groups.scores)
@@ -85,16 +96,48 @@ class Trainer:
                     state, batch, shuffle, step=step - 1, learning_rate=rate, method=method
                 )
                 metrics: dict[str, Any] = dict(jax.device_get(found))
-                size = np.abs(parallel.fetch(advantages))
-            _check_groups(step, groups, "advantages", size)
-            kept = size[groups.where]
+                values = parallel.fetch(advantages)
+            _check_groups(step, groups, "advantages", values)
+            kept = np.abs(values)[groups.where]
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
-            run.log(step, {**groups.metrics, **metrics})
-            if step % rl.save_every == 0 or step == rl.steps or run.stop_asked():
+            self.journal.train(run, step, groups, values, self.collect.sampler)
+            seconds = time.perf_counter() - began
+            judged = self._judge(run, state.params, step)
+            run.log(step, {**groups.metrics, **metrics, **judged})
+            run.log_timings(step, _timings(timer, seconds, groups))
+            is_over = bool(judged) and self._keep_best(run, state.params, step)
+            if is_over or step % rl.save_every == 0 or step == rl.steps or run.stop_asked():
                 run.save(step, state)
-            run.log_timings(step, _timings(timer, time.perf_counter() - began, groups))
-        return state
+            if is_over:
+                break
+        return state, step
+
+    def _judge(self, run: runs.Run, params: nnx.State, step: int) -> dict[str, float]:
+        """The metrics of an evaluation, if one is due."""
+        if not self.schedule.is_due(step, self.collect.rl.steps):
+            return {}
+        judge = self.schedule.judge
+        found = judge(params, step)
+        self.failures.note(f"evaluation after step {step}", found.scores)
+        self.journal.held_out(run, step, judge, found)
+        return judge.metrics(found)
+
+    def _keep_best(self, run: runs.Run, params: nnx.State, step: int) -> bool:
+        """Keeps parameters that were never better; whether there were none for too long."""
+        history = runs.read_metrics(run.folder)
+        if self.schedule.is_best(history):
+            run.keep_best(step, params)
+        is_over = self.schedule.is_over(history)
+        if is_over:
+            best = self.schedule.best(history)
+            assert best is not None
+            metric = self.schedule.metric
+            runs.say(
+                f"ends after step {step}: {metric} was best, {best[metric]:.4f}, after step "
+                f"{best['step']}, {self.schedule.patience} evaluations before"
+            )
+        return is_over
 
     def _batch(self, groups: Rollouts, start_from: nnx.State) -> Batch:
         """The groups on the devices, with their log-probabilities under the frozen policy."""
