@@ -15,7 +15,7 @@ LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
 HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
-PARQUET = ["pyarrow>=26"]
+PARQUET = ["pyarrow>=21"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
