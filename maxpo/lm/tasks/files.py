@@ -14,7 +14,7 @@ from maxpo.lm.tasks._json_lines import read_json_lines
 from maxpo.lm.tasks._parquet import is_parquet, read_parquet
 from maxpo.lm.tasks.messages import make_messages
 from maxpo.lm.tasks.text import Problem, TextTask, Verifier, shown
-from maxpo.lm.tasks.verifiers import check_answer, find_verifier, needs_answer
+from maxpo.lm.tasks.verifiers import check_answer, comparing, find_verifier
 
 __all__ = ["make_file_task"]
 
@@ -58,8 +58,8 @@ def make_file_task(
     if "{prompt}" not in template:
         raise ValueError(f"template: expected {{prompt}} in it, got {template!r}")
     verify = find_verifier(verifier) if isinstance(verifier, str) else verifier
-    if answer_field is None and (name := needs_answer(verify)):
-        raise ValueError(f"the {name} verifier needs answer_field, got None")
+    if answer_field is None and (found := comparing(verify)):
+        raise ValueError(f"the {next(iter(found))} verifier needs answer_field, got None")
 
     def problems_of(path: str | PathLike[str], rows: _Rows) -> tuple[Problem, ...]:
         problems = []

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 from maxpo.lm.tasks.answers import gold_number, is_mathematics, math_verifier, numeric_verifier
 from maxpo.lm.tasks.text import Problem, Verifier, load_verifier, shown, text_only
+from maxpo.lm.tasks.weighted import named_parts
 
-__all__ = ["BUILT_IN", "BuiltIn", "check_answer", "exact_verifier", "find_verifier", "needs_answer"]
+__all__ = ["BUILT_IN", "BuiltIn", "check_answer", "comparing", "exact_verifier", "find_verifier"]
 
 
 class BuiltIn(NamedTuple):
@@ -68,13 +69,14 @@ def find_verifier(name: str, **own: Verifier) -> Verifier:
     return load_verifier(name, **own, **{known: of.verifier for known, of in BUILT_IN.items()})
 
 
-def needs_answer(verifier: Verifier) -> str | None:
-    """The name of a verifier that compares with a problem's answer; None for any other."""
-    return next((name for name, of in BUILT_IN.items() if of.verifier is verifier), None)
+def comparing(verifier: Verifier) -> dict[str, BuiltIn]:
+    """Those of `BUILT_IN` that a verifier is, or has among its parts, by their names."""
+    parts = named_parts(verifier).values()
+    return {name: of for name, of in BUILT_IN.items() if any(of.verifier is part for part in parts)}
 
 
 def check_answer(verifier: Verifier, problem: Problem, where: str) -> None:
-    """Checks that a verifier of `BUILT_IN` can compare with the answer of a problem.
+    """Checks that those of `BUILT_IN` in a verifier can compare with the answer of a problem.
 
     Args:
       verifier: Any.
@@ -82,12 +84,11 @@ def check_answer(verifier: Verifier, problem: Problem, where: str) -> None:
       where: Where its answer is, for the message.
 
     Raises:
-      ImportError: If the verifier is "math" and its package is missing.
-      ValueError: If it cannot.
+      ImportError: If "math" is one of them and its package is missing.
+      ValueError: If one of them cannot.
     """
-    name = needs_answer(verifier)
-    if name is not None and not BUILT_IN[name].compares(problem.answer):
-        raise ValueError(
-            f"{where}: the {name} verifier expected {BUILT_IN[name].expected}, "
-            f"got {shown(problem.answer)}"
-        )
+    for name, of in comparing(verifier).items():
+        if not of.compares(problem.answer):
+            raise ValueError(
+                f"{where}: the {name} verifier expected {of.expected}, got {shown(problem.answer)}"
+            )

@@ -56,7 +56,11 @@ def held_out_scores(
     # The last batch is filled up with problems that it has already, for one shape only.
     filled = problems.take(np.arange(batches * prompts) % count)
     _, scores = sampler(params, filled, key, batches=batches, timer=Timer())
-    return scores._replace(rewards=scores.rewards[:count], valid=scores.valid[:count])
+    return scores._replace(
+        rewards=scores.rewards[:count],
+        valid=scores.valid[:count],
+        parts={name: part[:count] for name, part in scores.parts.items()},
+    )
 
 
 def best_of_k(rewards: np.ndarray, *, binary: bool) -> np.ndarray:

@@ -19,7 +19,7 @@ from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.verification import PendingScores, Scores
-from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.grading import Grading, deciding
 from maxpo.lm.training.problems import EncodedProblems, batch_of_step
 
 __all__ = [
@@ -222,7 +222,7 @@ class Collector:
                 timer=timer,
             )
             drawn.append((completions, scores))
-            rewards = self.grading.rewards(marked(scores))
+            rewards = self.grading.rewards(scores)
             varied = np.append(varied, has_variance(rewards, self._usable(scores)))
             if np.sum(varied) >= rl.prompts:
                 break
@@ -236,7 +236,7 @@ class Collector:
     ) -> Rollouts:
         """Keeps P groups, those whose rewards differ first, and describes all."""
         rl = self.rl
-        rewards, valid = self.grading.rewards(marked(scores)), self._usable(scores)
+        rewards, valid = self.grading.rewards(scores), self._usable(scores)
         order = np.argsort(~varied, kind="stable")[: rl.prompts]
         if rl.zero_variance_groups != "oversample":
             order = np.arange(rl.prompts)
@@ -259,7 +259,7 @@ class Collector:
         valid: np.ndarray,
         varied: np.ndarray,
     ) -> dict[str, Any]:
-        correct = self.grading.correct(marked(scores))
+        correct = self.grading.correct(deciding(scores))
         values = jax.device_get(_group_values(rewards, correct, k=self.rl.eval_k))
         lengths = completions.mask.sum(axis=-1)
         end = completions.tokens == self.sampler.tokenizer.eos_id
@@ -267,6 +267,11 @@ class Collector:
         return {
             # Over the samples that advantages are computed from; NaN where there are none.
             "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
+            # Of each part over the samples that were scored, without its weight.
+            **{
+                f"reward_{name}": part[scores.valid].mean() if scores.valid.any() else np.nan
+                for name, part in scores.parts.items()
+            },
             **values,
             "zero_variance_groups": 1 - varied.mean(),
             "sampled_groups": len(varied),
@@ -301,12 +306,23 @@ def _of_all_processes(mine: Scores, count: int) -> Scores:
     """The scores of `count` problems, of which each process has its share."""
     if jax.process_count() == 1:
         return mine
-    shape = (count, mine.rewards.shape[1])
-    rewards, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
     share = parallel.my_share(count)
-    rewards[share], valid[share] = mine.rewards, mine.valid
-    sums = parallel.sum_over_processes((rewards, valid, mine.failures))
-    return Scores(*sums, parallel.first_text(mine.message))
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        whole = np.zeros((count, *array.shape[1:]), array.dtype)
+        whole[share] = array
+        return whole
+
+    own = jax.tree.map(spread, (mine.rewards, mine.valid, dict(mine.parts)))
+    (rewards, valid, parts), failures = parallel.sum_over_processes((own, mine.failures))
+    return Scores(
+        rewards,
+        valid,
+        failures,
+        parallel.first_text(mine.message),
+        {name: parts[name] for name in mine.parts},  # JAX sorts them.
+        mine.decides,
+    )
 
 
 def _located(scores: Scores, problems: Sequence[Problem], texts: list[list[str]]) -> Scores:
@@ -334,4 +350,6 @@ def _joined_scores(parts: list[Scores]) -> Scores:
         np.concatenate([part.valid for part in parts]),
         failures,
         next((part.message for part in parts if part.message), ""),
+        {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
+        parts[0].decides,
     )

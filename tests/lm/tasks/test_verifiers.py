@@ -8,9 +8,9 @@ from maxpo.lm.tasks.text import Problem, is_text_only
 from maxpo.lm.tasks.verifiers import (
     BUILT_IN,
     check_answer,
+    comparing,
     exact_verifier,
     find_verifier,
-    needs_answer,
 )
 
 
@@ -36,7 +36,7 @@ def test_exact_compares_texts_but_for_white_space(completion, is_right):
 def test_every_name_is_of_a_function_that_workers_can_import(name):
     verifier = find_verifier(name)
     assert pickle.loads(pickle.dumps(verifier)) is verifier
-    assert needs_answer(verifier) == name
+    assert comparing(verifier) == {name: BUILT_IN[name]}
 
 
 def test_exact_and_numeric_share_processes():
@@ -65,5 +65,5 @@ def test_an_answer_that_cannot_be_compared_with(name, answer, message):
 
 def test_a_verifier_of_ones_own_takes_any_answer():
     verifier = find_verifier("maxpo.lm.tasks.countdown:exact_score")
-    assert needs_answer(verifier) is None
+    assert comparing(verifier) == {}
     check_answer(verifier, Problem("", ""), "here")
