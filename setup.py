@@ -16,6 +16,7 @@ JINJA = ["jinja2>=3.1.6"]  # Older ones let templates out of the sandbox.
 HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
+PARQUET = ["pyarrow>=21"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
@@ -23,6 +24,7 @@ TEST = [
     *LM,
     *MATH,
     *MAZE,
+    *PARQUET,
     "hypothesis",
     "ipykernel",
     "nbclient",
@@ -61,6 +63,7 @@ setuptools.setup(
         "hf": HF,
         "math": MATH,
         "maze": MAZE,
+        "parquet": PARQUET,
         "trl": TRL,
         "tunix": TUNIX,
         "test": TEST,

@@ -30,6 +30,7 @@ from types import FrameType
 from typing import Any
 
 from maxpo.lm.tasks.text import is_text_only
+from maxpo.lm.tasks.weighted import named_parts
 
 FAILURES = ("raised", "timed_out", "not_finite")
 _RAISED, _TIMED_OUT, _NOT_FINITE, _SCORED = range(4)
@@ -39,14 +40,14 @@ GRACE = 1.0
 
 # A pipe takes this much in one piece.
 _LONGEST_ANSWER = 4096
-_ANSWER = struct.Struct("<16sBd")  # Secret, failure or `_SCORED`, reward; then a message.
+_ANSWER = struct.Struct("<16sB")  # Secret, failure or `_SCORED`; then the values or a message.
 # Where few programs write by a number of their own, and few open a file.
 _DESCRIPTOR = 100
 # Linux's.
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _MADV_COLLAPSE = 1, 36, 25
 
-Outcome = tuple[float, str | None, str]
-"""Reward, one of `FAILURES` or None, and a message."""
+Outcome = tuple[tuple[float, ...], str | None, str]
+"""Values of the verifier's parts, one of `FAILURES` or None, and a message."""
 
 
 class Channel:
@@ -121,6 +122,8 @@ class _Forks:
     ):
         self.channel = channel
         self.verifier = verifier
+        self.parts = tuple(named_parts(verifier).items())
+        self.values = struct.Struct(f"<{len(self.parts)}d")
         self.time_limit = time_limit
         self.memory_limit = memory_limit
         self.pid = os.getpid()
@@ -236,19 +239,21 @@ class _Fork:
         limit = self._forks.time_limit
         if content.startswith(self._secret) and len(content) >= _ANSWER.size:
             self.finished = self._left == 0
-            _, kind, reward = _ANSWER.unpack_from(content)
-            message = content[_ANSWER.size :].decode(errors="replace")
-            return reward, None if kind == _SCORED else FAILURES[kind], message
+            _, kind = _ANSWER.unpack_from(content)
+            rest = content[_ANSWER.size :]
+            if kind == _SCORED:
+                return self._forks.values.unpack(rest), None, ""
+            return (), FAILURES[kind], rest.decode(errors="replace")
         self.finished = True
         if content:
-            return 0.0, "raised", "it wrote to a descriptor that is not its own"
+            return (), "raised", "it wrote to a descriptor that is not its own"
         # One that has ended late was at the limit when its last words went wrong.
         if time.monotonic() - self._started >= limit:
-            return 0.0, "timed_out", f"took longer than {limit} s, and was killed"
+            return (), "timed_out", f"took longer than {limit} s, and was killed"
         # It closes the pipe first and ends then, unless it has closed the pipe on purpose.
         _wait_for_end(self.pid)
         self.end()
-        return 0.0, "raised", f"the process ended without an answer: {_describe(self._status)}"
+        return (), "raised", f"the process ended without an answer: {_describe(self._status)}"
 
     def end(self) -> None:
         """Ends its process and those of its group."""
@@ -317,36 +322,39 @@ def _be_a_fork(
             break
         if completion is completions[-1]:
             os.close(ready)
-        kind, reward, message = _score(forks, problem, completion)
+        kind, rest = _score(forks, problem, completion)
         if getpid() != me:  # A sample that forks comes back here twice.
             break
-        write(channel, pack(secret, kind, reward) + message)
+        write(channel, pack(secret, kind) + rest)
     leave(0)
 
 
-def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, float, bytes]:
-    """Failure or `_SCORED`, reward, and a message."""
+def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, bytes]:
+    """Failure and a message, or `_SCORED` and the values of all parts."""
     monotonic, setitimer, timer = time.monotonic, signal.setitimer, signal.ITIMER_REAL
     a_float, is_a, an_error, out_of_memory = float, isinstance, BaseException, MemoryError
     too_large, infinity, texts = OverflowError, math.inf, (str, bytes, bytearray, memoryview)
     describe, shorten = traceback.format_exception, _shorten
-    verifier, limit = forks.verifier, forks.time_limit
+    parts, pack, limit = forks.parts, forks.values.pack, forks.time_limit
     memory_limit = forks.memory_limit
     reserve = bytes(MEBIBYTE)  # To describe an error when memory is used up; not touched before.
-    kind, reward, message = _SCORED, 0.0, ""
+    kind, name, values, message = _SCORED, "", [], ""
     start = monotonic()
     try:
         # Again and again, because a bare `except` may swallow the first.
         setitimer(timer, limit, GRACE / 4)
         try:
-            result = verifier(problem, completion)
-            if result is None or is_a(result, texts):  # float would take "1.0", which is a text.
-                kind, message = _NOT_FINITE, f"the reward was {result!r}"
-            else:
+            for part, verifier in parts:
+                name = part
+                result = verifier(problem, completion)
+                # float would take "1.0", which is a text.
+                if result is None or is_a(result, texts):
+                    kind, message = _NOT_FINITE, f"the reward was {result!r}"
+                    break
                 try:
-                    reward = a_float(result)
+                    values.append(a_float(result))
                 except too_large:
-                    reward = infinity
+                    values.append(infinity)
         finally:
             setitimer(timer, 0)
     except an_error as error:  # SystemExit too.
@@ -360,7 +368,11 @@ def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, float, by
             message += f"(memory_limit is {memory_limit} GiB)"
     if monotonic() - start >= limit:
         kind, message = _TIMED_OUT, f"took longer than {limit} s"
-    return kind, reward, shorten(message.encode(errors="backslashreplace")) if message else b""
+    if kind == _SCORED:
+        return kind, pack(*values)
+    if name:
+        message = f"part {name!r}: {message}"
+    return kind, shorten(message.encode(errors="backslashreplace"))
 
 
 def _raise_time_up(signum: int, frame: FrameType | None) -> None:

@@ -6,12 +6,14 @@ See "Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verif
 
 import dataclasses
 import difflib
+import json
 import os
 import pickle
 import string
 import subprocess
 import sys
 import time
+import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,7 +21,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from maxpo._extras import missing_extra
-from maxpo.lm.tasks.text import Problem, TextTask, load_verifier
+from maxpo.lm.tasks._strict_json import parse_json
+from maxpo.lm.tasks.text import Problem, TextTask, Verifier, shown
+from maxpo.lm.tasks.verifiers import check_answer, find_verifier
 
 __all__ = [
     "MAX_DRAWS_IN_VAIN",
@@ -28,6 +32,7 @@ __all__ = [
     "Progress",
     "ReasoningVerifier",
     "make_reasoning_task",
+    "parse_options",
     "reasoning_names",
 ]
 
@@ -80,9 +85,9 @@ def make_reasoning_task(
     seed: int,
     template: str = "{question}",
     answer_template: str = "{answer}",
-    options: Mapping[str, Any] | None = None,
+    options: str | Mapping[str, Any] = "",
     threshold: float | None = None,
-    verifier: str = "scorer",
+    verifier: str | Verifier = "scorer",
     progress: Progress = lambda items, *, unit: items,
 ) -> TextTask:
     """Problems of a data set of `reasoning-gym`. Needs `pip install 'maxpo[lm]'`.
@@ -105,21 +110,25 @@ def make_reasoning_task(
       seed: Which problems. Same arguments, same problems.
       template: Template of the prompt.
       answer_template: Template of the answer, for supervised training.
-      options: Fields of the data set's configuration, without `seed` and `size`.
+      options: Fields of the data set's configuration, without `seed` and `size`; see
+        `parse_options`.
       threshold: None keeps partial scores. A number makes rewards 0/1, 1 where the score reaches
         it: many scorers give a little for a wrong answer (countdown 0.01 or 0.05), and pass@k
         needs 0/1. 1.0 counts right answers.
-      verifier: "scorer", the data set's own. Or "module:function": your own, called with a Problem
-        and a completion, such as "maxpo.lm.tasks.countdown:television_score".
+      verifier: "scorer", the data set's own. One of `maxpo.lm.tasks.verifiers.BUILT_IN`, which
+        compares with what `answer_template` gives. Or "module:function": your own, called with a
+        Problem and a completion, such as "maxpo.lm.tasks.countdown:television_score". Or the
+        function.
       progress: Shows how many problems are made, such as `maxpo.runs.progress`: some data sets make
         no more than a few hundred a second.
 
     Raises:
       MissingExtraError: If the package is missing.
-      ValueError: If the data set, an option, a field of a template or the verifier is unknown, or
-        if the data set has too few different problems.
+      ValueError: If the data set, an option, a field of a template or the verifier is unknown, an
+        answer is nothing that the verifier can compare with, or the data set has too few different
+        problems.
     """
-    options = dict(options or {})
+    options = parse_options(options, dataset)
     for name, size in (("train_size", train_size), ("held_out_size", held_out_size)):
         if size < 1:
             raise ValueError(f"{name}: expected at least 1, got {size}")
@@ -129,7 +138,8 @@ def make_reasoning_task(
     if threshold is not None and verifier != "scorer":
         raise ValueError(f"threshold is for verifier='scorer', got {threshold} with {verifier!r}")
 
-    verify = load_verifier(verifier, scorer=ReasoningVerifier(dataset, options, threshold))
+    scorer = ReasoningVerifier(dataset, options, threshold)
+    verify = find_verifier(verifier, scorer=scorer) if isinstance(verifier, str) else verifier
     prompts: set[str] = set()
     # Problem i of a data set's seed s is problem 0 of seed s + i, so neighboring seeds overlap.
     held_out_seed, train_seed = np.random.SeedSequence(seed).generate_state(2).tolist()
@@ -147,6 +157,7 @@ def make_reasoning_task(
                     f" {len(prompts)}, expected {train_size} to train on and {held_out_size} held"
                     " out; ask for fewer, or widen the options or the template"
                 )
+            check_answer(verify, problem, f"{dataset}: answer to {shown(problem.prompt)}")
             problems.append(problem)
         return tuple(problems)
 
@@ -159,6 +170,53 @@ def make_reasoning_task(
 def reasoning_names() -> tuple[str, ...]:
     """Names of the data sets that `make_reasoning_task` knows, sorted."""
     return tuple(sorted(_registry()))
+
+
+def parse_options(options: str | Mapping[str, Any], dataset: str) -> dict[str, Any]:
+    """Options of a data set, with tuples where its configuration has them: JSON knows only lists.
+
+    Args:
+      options: By name; or JSON text of an object, as on a command line: `'{"max_terms": 3}'`. None
+        are "", too.
+      dataset: Name of the data set.
+
+    Raises:
+      MissingExtraError: If reasoning-gym is missing.
+      ValueError: If the text is no JSON object, or the data set or an option is unknown.
+    """
+    found = _object(options) if isinstance(options, str) else dict(options)
+    _, config_class = _find(dataset)
+    _check_names(dataset, config_class, found)
+    kinds = typing.get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        if field.name in found:
+            # Some say list and have a tuple.
+            kind = tuple if isinstance(field.default, tuple) else kinds[field.name]
+            found[field.name] = _with_tuples(found[field.name], kind)
+    return found
+
+
+def _object(text: str) -> dict[str, Any]:
+    expected = """options: expected a JSON object such as '{"max_terms": 3}'"""
+    try:
+        value = parse_json(text or "{}")
+    except json.JSONDecodeError as error:
+        where = f"{error.msg} in column {error.colno} of {shown(text)}"
+        raise ValueError(f"{expected}, got {where}") from error
+    except ValueError as error:
+        raise ValueError(f"{expected}, got {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{expected}, got {shown(value)}")
+    return value
+
+
+def _with_tuples(value: Any, kind: Any) -> Any:
+    """A list as what is annotated: a tuple, or a list of tuples."""
+    if not isinstance(value, list):
+        return value
+    of_items = (*typing.get_args(kind), None)[0]
+    items = [_with_tuples(item, of_items) for item in value]
+    return tuple(items) if tuple in (kind, typing.get_origin(kind)) else items
 
 
 class _Entries:
@@ -249,7 +307,8 @@ def _registry() -> dict[str, tuple[Callable[..., Any], type]]:
     return DATASETS
 
 
-def _make_dataset(name: str, options: Mapping[str, Any], seed: int) -> Any:
+def _find(name: str) -> tuple[Callable[..., Any], Any]:
+    """What makes a data set, and the class of its configuration."""
     registry = _registry()
     if name not in registry:
         close = difflib.get_close_matches(name, registry)
@@ -258,11 +317,19 @@ def _make_dataset(name: str, options: Mapping[str, Any], seed: int) -> Any:
             f"unknown data set {name!r}; {hint}"
             "maxpo.lm.tasks.reasoning.reasoning_names() lists all of them"
         )
-    make, config_class = registry[name]
+    return registry[name]
+
+
+def _check_names(name: str, config_class: Any, options: Mapping[str, Any]) -> None:
     known = sorted({field.name for field in dataclasses.fields(config_class)} - {"seed", "size"})
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise ValueError(f"unknown options of {name}: {unknown}; known are {known}")
+
+
+def _make_dataset(name: str, options: Mapping[str, Any], seed: int) -> Any:
+    make, config_class = _find(name)
+    _check_names(name, config_class, options)
     try:
         config = config_class(**options, seed=seed)
         if hasattr(config, "validate"):

@@ -1,14 +1,16 @@
-"""Rewards as plain functions, called in this process."""
+"""Rewards: of several parts, and as plain functions that are called in this process."""
 
 import math
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from maxpo.lm.tasks.text import Problem
+from maxpo.lm.tasks.text import Problem, Verifier
 from maxpo.lm.tasks.verification import Outcome, PendingScores
+from maxpo.lm.tasks.verifiers import find_verifier
+from maxpo.lm.tasks.weighted import WeightedParts, named_parts
 
-__all__ = ["GroupReward", "Reward", "RewardFunction", "group_reward"]
+__all__ = ["GroupReward", "Reward", "RewardFunction", "group_reward", "load_rewards"]
 
 Reward = Callable[[Problem, str], float]
 """Reward of one completion."""
@@ -29,6 +31,34 @@ def group_reward(function: Callable[[Problem, Sequence[str]], Sequence[float]]) 
         in one call to another program.
     """
     return GroupReward(function)
+
+
+def load_rewards(
+    rewards: Mapping[str, str],
+    weights: Mapping[str, float],
+    *,
+    decides: str | None = None,
+    own: Mapping[str, Verifier] | None = None,
+) -> WeightedParts:
+    """A weighted sum of verifiers by their names.
+
+    Args:
+      rewards: Part to verifier, such as `{"correct": "numeric", "format": "my_rewards:has_box"}`.
+      weights: Part to weight, such as `{"correct": 1.0, "format": 0.2}`.
+      decides: The part that decides what is correct. None: the first one; say which where the
+        mapping is a ConfigDict, which is sorted by name.
+      own: The task's own verifiers by name, see `maxpo.lm.tasks.verifiers.find_verifier`.
+
+    Raises:
+      ValueError: If a verifier is unknown, naming its part, or as `WeightedParts`.
+    """
+    parts = {}
+    for name, verifier in rewards.items():
+        try:
+            parts[name] = find_verifier(verifier, **(own or {}))
+        except ValueError as error:
+            raise ValueError(f"rewards: {name}: {error}") from error
+    return WeightedParts(parts, weights, decides)
 
 
 class RewardFunction:
@@ -54,15 +84,17 @@ class RewardFunction:
           ValueError: If a group's reward has another number of elements than the group.
         """
         shape = (len(problems), len(completions[0]) if completions else 0)
-        pending = PendingScores(shape)
+        weighted = self._reward if isinstance(self._reward, WeightedParts) else None
+        pending = PendingScores(shape, weighted)
         for row, (problem, texts) in enumerate(zip(problems, completions, strict=True)):
             for column, outcome in enumerate(self._group(problem, texts)):
-                pending.record(row, column, outcome.checked())
+                pending.record(row, column, outcome)
         return pending
 
     def _group(self, problem: Problem, texts: Sequence[str]) -> list[Outcome]:
         if not isinstance(self._reward, GroupReward):
-            return [_outcome(self._reward, problem, text) for text in texts]
+            parts = named_parts(self._reward)
+            return [_outcome(parts, problem, text) for text in texts]
         try:
             rewards = list(self._reward.function(problem, texts))
         except Exception:
@@ -73,13 +105,20 @@ class RewardFunction:
                 f"reward: expected {len(texts)} numbers for a group of {len(texts)} completions, "
                 f"got {len(rewards)}"
             )
-        return [_outcome(lambda _, reward: reward, problem, reward) for reward in rewards]
+        given = {"": lambda _, reward: reward}
+        return [_outcome(given, problem, reward) for reward in rewards]
 
 
-def _outcome(reward: Callable[[Problem, Any], float], problem: Problem, value: Any) -> Outcome:
-    try:
-        return Outcome(reward=float(reward(problem, value)))
-    except OverflowError:
-        return Outcome(reward=math.inf)
-    except Exception:
-        return Outcome(failure="raised", message=traceback.format_exc())
+def _outcome(
+    parts: Mapping[str, Callable[[Problem, Any], float]], problem: Problem, value: Any
+) -> Outcome:
+    values = []
+    for name, part in parts.items():
+        try:
+            values.append(float(part(problem, value)))
+        except OverflowError:
+            values.append(math.inf)
+        except Exception:
+            where = f"part {name!r}: " if name else ""
+            return Outcome(failure="raised", message=where + traceback.format_exc())
+    return Outcome(tuple(values))

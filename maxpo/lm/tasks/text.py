@@ -14,6 +14,7 @@ __all__ = [
     "is_text_only",
     "load_verifier",
     "preloads",
+    "shown",
     "text_only",
 ]
 
@@ -25,7 +26,9 @@ class Problem(NamedTuple):
       prompt: What the model reads.
       answer: Text of a right answer, for supervised training; "" where none is known.
       entry: Whatever else the verifier has to know; picklable.
-      messages: The prompt as a chat, where the data has one: each with a "role" and a "content".
+      messages: The conversation that the model continues, each message with a "role" and a
+        "content", see `maxpo.lm.tasks.messages`; then `prompt` is the user's last message. Empty
+        where the prompt is all there is.
     """
 
     prompt: str
@@ -87,7 +90,8 @@ def digest(problems: Sequence[Problem]) -> str:
     """
     found = hashlib.sha256()
     # No recursion: entries may be nested as deeply as their file wants.
-    left: list[Any] = [[tuple(problem) for problem in problems]]
+    # Problems without messages have the names that they had before there were messages.
+    left: list[Any] = [[problem if problem.messages else problem[:3] for problem in problems]]
     while left:
         value = left.pop()
         if isinstance(value, Mapping):
@@ -108,6 +112,12 @@ def digest(problems: Sequence[Problem]) -> str:
             text = repr(value)
             found.update(f"{len(text)} {text}\n".encode())
     return f"sha256:{found.hexdigest()[:16]}"
+
+
+def shown(value: object) -> str:
+    """A value as an error shows it: its beginning, where it is long."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def load_verifier(name: str, **built_in: Verifier) -> Verifier:

@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,6 +31,7 @@ import numpy as np
 
 from maxpo.lm.tasks._verification_worker import FAILURES, GRACE, Channel
 from maxpo.lm.tasks.text import Problem, Verifier
+from maxpo.lm.tasks.weighted import WeightedParts
 
 __all__ = ["FAILURES", "Outcome", "PendingScores", "Scores", "VerifierPool"]
 
@@ -48,27 +49,64 @@ class Scores(NamedTuple):
     """Rewards of P groups of N completions.
 
     Attributes:
-      rewards: `[P, N]`, float32; 0 where a sample failed.
+      rewards: `[P, N]`, float32; 0 where a sample failed. Of several parts the weighted sum.
       valid: `[P, N]`, False where it failed.
       failures: How many samples failed, for each of `FAILURES`: the verifier raised or its process
         died; it took longer than the time limit; its reward was no finite float32.
       message: What went wrong with the first sample that failed, row by row, for a person to read;
         "" where none did.
+      parts: `[P, N]` for each part of a `WeightedParts` by name, its value without the weight; 0
+        where a sample failed. Empty for any other verifier.
+      decides: Which of the parts decides what is correct; "" where there is none.
+      messages: What went wrong with each sample that failed, by row and column; on a pod those of
+        this process.
     """
 
     rewards: np.ndarray
     valid: np.ndarray
     failures: dict[str, int]
     message: str = ""
+    parts: Mapping[str, np.ndarray] = {}
+    decides: str = ""
+    messages: Mapping[tuple[int, int], str] = {}
+
+    def take(self, rows: np.ndarray) -> "Scores":
+        """Those of some groups, in another order; `failures` and `message` stay those of all."""
+        messages = {
+            (new, column): self.messages[old, column]
+            for new, old in enumerate(rows.tolist())
+            for column in range(self.rewards.shape[1])
+            if (old, column) in self.messages
+        }
+        return self._replace(
+            rewards=self.rewards[rows],
+            valid=self.valid[rows],
+            messages=messages,
+            parts={name: part[rows] for name, part in self.parts.items()},
+        )
+
+    @property
+    def deciding(self) -> np.ndarray:
+        """`[P, N]`, what decides on success: the value of a part, or the reward."""
+        return self.parts[self.decides] if self.parts else self.rewards
 
 
 class PendingScores:
-    """Scores that are being worked out."""
+    """Scores that are being worked out.
 
-    def __init__(self, shape: tuple[int, int]):
+    Args:
+      shape: P and N.
+      weighted: The verifier, if it has parts.
+    """
+
+    def __init__(self, shape: tuple[int, int], weighted: WeightedParts | None = None):
+        self._weighted = weighted
         self._scores = Scores(
             np.zeros(shape, np.float32), np.zeros(shape, bool), dict.fromkeys(FAILURES, 0)
         )
+        if weighted is not None:
+            parts = {name: np.zeros(shape, np.float32) for name in weighted.parts}
+            self._scores = self._scores._replace(parts=parts, decides=weighted.decides)
         self._messages: dict[tuple[int, int], str] = {}
         self._left = math.prod(shape)
         self._error: BaseException | None = None
@@ -87,20 +125,45 @@ class PendingScores:
         if self._error is not None:
             raise RuntimeError(f"completions were not scored: {self._error}") from self._error
         first = min(self._messages, default=None)
-        return self._scores._replace(message="" if first is None else self._messages[first])
+        message = "" if first is None else self._messages[first]
+        return self._scores._replace(message=message, messages=self._messages)
 
     def record(self, row: int, column: int, outcome: "Outcome") -> None:
         """Takes the outcome of one sample; the last one ends the waiting."""
+        outcome = self._checked(outcome)
         with self._lock:
             if outcome.failure is None:
-                self._scores.rewards[row, column] = outcome.reward
+                self._scores.rewards[row, column] = self._reward(outcome.values)
                 self._scores.valid[row, column] = True
+                for part, value in self._named(outcome.values).items():
+                    self._scores.parts[part][row, column] = value
             else:
                 self._scores.failures[outcome.failure] += 1
                 self._messages[row, column] = outcome.message
             self._left -= 1
             if self._left == 0:
                 self._done.set()
+
+    def _named(self, values: Sequence[float]) -> dict[str, float]:
+        """The values of parts by name; nothing where the verifier has none."""
+        return (
+            {} if self._weighted is None else dict(zip(self._weighted.parts, values, strict=True))
+        )
+
+    def _reward(self, values: Sequence[float]) -> float:
+        return values[0] if self._weighted is None else self._weighted.total(values)
+
+    def _checked(self, outcome: "Outcome") -> "Outcome":
+        """A failure if a part's value or the reward is no finite float32."""
+        if outcome.failure is not None:
+            return outcome
+        named = {**self._named(outcome.values), "": self._reward(outcome.values)}
+        with np.errstate(over="ignore"):
+            wrong = [name for name, value in named.items() if not np.isfinite(np.float32(value))]
+        if not wrong:
+            return outcome
+        where = f"part {wrong[0]!r}: " if wrong[0] else ""
+        return Outcome((), "not_finite", f"{where}the reward was {named[wrong[0]]!r}")
 
     def _fail(self, error: BaseException) -> None:
         self._error = error
@@ -117,6 +180,7 @@ class VerifierPool:
 
     Args:
       verifier: A picklable function of a problem and a completion. Its module starts no threads.
+        The parts of a `WeightedParts` share the process and the limits of a sample.
       workers: Number of samples that are scored at a time. They see no accelerator, only the CPU.
       time_limit: Seconds for each sample. A Python signal ends it then; code that ignores signals
         is killed a second later.
@@ -131,7 +195,7 @@ class VerifierPool:
         with VerifierPool(task.verifier, workers=2, time_limit=1.0) as pool:
             pending = pool.submit(problems, completions)
             ...                              # the device works on something else
-            rewards, valid, failures = pending.result()
+            scores = pending.result()
     """
 
     def __init__(
@@ -142,6 +206,7 @@ class VerifierPool:
         for name, limit in (("time_limit", time_limit), ("memory_limit", memory_limit)):
             if not 0 < limit < math.inf:
                 raise ValueError(f"{name}: expected a positive and finite number, got {limit}")
+        self._weighted = verifier if isinstance(verifier, WeightedParts) else None
         setup = pickle.dumps((_pickled(verifier), time_limit, memory_limit))
         self._chunks: queue.SimpleQueue[_Chunk | None] = queue.SimpleQueue()
         self._workers = [_Worker(self._chunks, setup, time_limit) for _ in range(workers)]
@@ -180,7 +245,7 @@ class VerifierPool:
                 f" {len(problems)} problems and {len(completions)} groups of sizes {sizes}"
             )
         shape = (len(problems), sizes[0] if sizes else 0)
-        pending = PendingScores(shape)
+        pending = PendingScores(shape, self._weighted)
         size = min(_CHUNK, 1 + math.prod(shape) // (4 * len(self._workers)))
         for row, (problem, group) in enumerate(zip(problems, completions, strict=True)):
             for start in range(0, len(group), size):
@@ -193,22 +258,15 @@ class Outcome(NamedTuple):
     """What came of one sample.
 
     Attributes:
-      reward: 0 where it failed.
+      values: Of the parts of a `WeightedParts`, in their order; of any other verifier the reward
+        alone. None where it failed.
       failure: One of `FAILURES`, or None.
       message: What went wrong, for a person to read.
     """
 
-    reward: float = 0.0
+    values: tuple[float, ...] = ()
     failure: str | None = None
     message: str = ""
-
-    def checked(self) -> "Outcome":
-        """A failure if the reward is no finite float32."""
-        with np.errstate(over="ignore"):
-            reward = np.float32(self.reward)
-        if self.failure is None and not np.isfinite(reward):
-            return Outcome(failure="not_finite", message=f"the reward was {self.reward!r}")
-        return self
 
 
 class _Chunk(NamedTuple):
@@ -292,7 +350,7 @@ class _Worker:
         """The outcome of the sample at work, and whether the worker survived it."""
         try:
             if self._channel.poll(self._time_limit + GRACE + _PATIENCE):
-                return Outcome(*pickle.loads(self._channel.receive())).checked(), True
+                return Outcome(*pickle.loads(self._channel.receive())), True
         except (EOFError, OSError):
             status = self._process.wait()
             return Outcome(failure="raised", message=f"its worker ended: status {status}"), False

@@ -10,7 +10,7 @@ from flax import nnx
 from maxpo import max_at_k, pass_at_k
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.verification import Scores
-from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.grading import Grading, deciding, marked
 from maxpo.lm.training.problems import EncodedProblems
 from maxpo.lm.training.rollouts import Sampler, Timer
 from maxpo.order_statistics import powers_up_to
@@ -77,15 +77,14 @@ class Judge:
         place = np.argsort(order)
         return Judged(
             jax.tree.map(lambda array: array[place], completions),
-            scores._replace(rewards=scores.rewards[place], valid=scores.valid[place]),
+            scores.take(place),
         )
 
     def metrics(self, judged: "Judged") -> dict[str, float]:
         """Held-out pass@k, and max@k where rewards are graded, for k = 1, 2, 4, .. up to n."""
-        scores = marked(judged.scores)
-        quantities = {"pass": (self.grading.correct(scores), True)}
+        quantities = {"pass": (self.grading.correct(deciding(judged.scores)), True)}
         if not self.grading.binary:
-            quantities["max"] = (scores, False)
+            quantities["max"] = (marked(judged.scores), False)
         found = {}
         for name, (values, binary) in quantities.items():
             of = curve(values[None], binary=binary)

@@ -6,38 +6,47 @@ import numpy as np
 
 from maxpo.lm.tasks.verification import Scores
 
-__all__ = ["Grading", "as_lowest", "marked"]
+__all__ = ["Grading", "as_lowest", "deciding", "marked"]
 
 
 class Grading(NamedTuple):
-    """What scores mean. Everywhere `[..., n]`, NaN where the verification failed.
+    """What scores mean. In arrays a sample whose verification failed is NaN.
 
     Attributes:
-      success: The score from which a sample is correct.
+      success: The score, or the value of the part that decides, from which a sample is correct.
       binary: Whether the reward is 1 for a correct sample and 0 for any other, or the score itself.
     """
 
     success: float
     binary: bool
 
-    def rewards(self, scores: np.ndarray) -> np.ndarray:
-        """What is maximized; never NaN.
+    def rewards(self, scores: Scores) -> np.ndarray:
+        """What is maximized, `[P, N]`; never NaN.
 
         A failed sample gets a reward that is never above that of a scored one: 0, or with graded
         scores that of `as_lowest`.
         """
         if self.binary:
-            return self.correct(scores).astype(np.float32)
-        return as_lowest(scores)
+            return self.correct(deciding(scores)).astype(np.float32)
+        return as_lowest(marked(scores))
 
-    def correct(self, scores: np.ndarray) -> np.ndarray:
-        """Which samples count for pass@k: those that were scored with at least `success`."""
-        return scores >= self.success
+    def correct(self, values: np.ndarray) -> np.ndarray:
+        """Which samples count for pass@k: those that were scored with at least `success`.
+
+        Args:
+          values: `[..., n]` of `deciding`: the scores themselves where a reward has no parts.
+        """
+        return values >= self.success
 
 
 def marked(scores: Scores) -> np.ndarray:
     """Scores `[P, N]`, NaN where the verification failed."""
     return np.where(scores.valid, scores.rewards, np.float32(np.nan))
+
+
+def deciding(scores: Scores) -> np.ndarray:
+    """What decides on success `[P, N]`, NaN where the verification failed."""
+    return np.where(scores.valid, scores.deciding, np.float32(np.nan))
 
 
 def as_lowest(scores: np.ndarray) -> np.ndarray:

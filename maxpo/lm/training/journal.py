@@ -11,7 +11,6 @@ from maxpo import runs
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.training.evaluation import Judge, Judged
-from maxpo.lm.training.grading import marked
 from maxpo.lm.training.rollouts import Rollouts, Sampler
 
 __all__ = ["COMPLETIONS", "Journal"]
@@ -63,7 +62,7 @@ class Journal:
         """Writes groups of an evaluation."""
         if not self.every:
             return
-        rewards = judge.grading.rewards(marked(judged.scores))
+        rewards = judge.grading.rewards(judged.scores)
         for p in range(min(self.groups, len(judge.problems.problems))):
             rows = zip(
                 self._written(judged.completions, judged.scores, p, judge.sampler),

@@ -19,7 +19,7 @@ from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
 from maxpo.lm.tasks.verification import PendingScores, Scores
-from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.grading import Grading, deciding
 from maxpo.lm.training.problems import EncodedProblems, batch_of_step
 
 __all__ = [
@@ -56,7 +56,8 @@ class Rollouts(NamedTuple):
       valid: `[P, N]`, samples to compute advantages from.
       where: `[P, N]`, samples that count in the loss: none of a zero-variance group that is
         dropped.
-      scores: The scores of all groups that were sampled, including those that are not kept.
+      scores: Theirs, as the verifier gave them.
+      sampled: The scores of all groups that were sampled, including those that are not kept.
       metrics: Also of all of these.
     """
 
@@ -66,6 +67,7 @@ class Rollouts(NamedTuple):
     valid: np.ndarray
     where: np.ndarray
     scores: Scores
+    sampled: Scores
     metrics: dict[str, Any]
 
 
@@ -265,6 +267,7 @@ class Collector:
             rewards[order],
             valid[order],
             where[order],
+            scores.take(order),
             scores,
             {
                 **self._metrics(completions, scores, rewards, valid, varied),
@@ -280,12 +283,17 @@ class Collector:
         valid: np.ndarray,
         varied: np.ndarray,
     ) -> dict[str, Any]:
-        correct = self.grading.correct(marked(scores))
+        correct = self.grading.correct(deciding(scores))
         values = jax.device_get(_group_values(rewards, correct, k=self.rl.eval_k))
         lengths = completions.mask.sum(axis=-1)
         return {
             # Over the samples that advantages are computed from; NaN where there are none.
             "mean_reward": rewards[valid].mean() if valid.any() else np.nan,
+            # Of each part over the samples that were scored, without its weight.
+            **{
+                f"reward_{name}": part[scores.valid].mean() if scores.valid.any() else np.nan
+                for name, part in scores.parts.items()
+            },
             **values,
             "zero_variance_groups": 1 - varied.mean(),
             "sampled_groups": len(varied),
@@ -297,7 +305,7 @@ class Collector:
 
     def _graded(self, completions: Completions, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         """Rewards, and the samples to learn from; both `[P, N]`."""
-        rewards = self.grading.rewards(marked(scores))
+        rewards = self.grading.rewards(scores)
         # All of them where a failure counts as the lowest reward.
         valid = scores.valid if self.rl.failures == "mask" else np.ones_like(scores.valid)
         if self.rl.truncated == "mask":
@@ -328,12 +336,24 @@ def _of_all_processes(mine: Scores, count: int) -> Scores:
     """The scores of `count` problems, of which each process has its share."""
     if jax.process_count() == 1:
         return mine
-    shape = (count, mine.rewards.shape[1])
-    rewards, valid = np.zeros(shape, np.float32), np.zeros(shape, bool)
     share = parallel.my_share(count)
-    rewards[share], valid[share] = mine.rewards, mine.valid
-    sums = parallel.sum_over_processes((rewards, valid, mine.failures))
-    return Scores(*sums, parallel.first_text(mine.message))
+
+    def spread(array: np.ndarray) -> np.ndarray:
+        whole = np.zeros((count, *array.shape[1:]), array.dtype)
+        whole[share] = array
+        return whole
+
+    own = jax.tree.map(spread, (mine.rewards, mine.valid, dict(mine.parts)))
+    (rewards, valid, parts), failures = parallel.sum_over_processes((own, mine.failures))
+    return Scores(
+        rewards,
+        valid,
+        failures,
+        parallel.first_text(mine.message),
+        {name: parts[name] for name in mine.parts},  # JAX sorts them.
+        mine.decides,
+        {(int(share[row]), column): text for (row, column), text in mine.messages.items()},
+    )
 
 
 def _located(scores: Scores, problems: Sequence[Problem], texts: list[list[str]]) -> Scores:
@@ -355,10 +375,18 @@ def _joined(parts: list[Completions]) -> Completions:
 
 
 def _joined_scores(parts: list[Scores]) -> Scores:
+    """Those of parts with equally many groups."""
     failures = {kind: sum(part.failures[kind] for part in parts) for kind in parts[0].failures}
     return Scores(
         np.concatenate([part.rewards for part in parts]),
         np.concatenate([part.valid for part in parts]),
         failures,
         next((part.message for part in parts if part.message), ""),
+        {name: np.concatenate([part.parts[name] for part in parts]) for name in parts[0].parts},
+        parts[0].decides,
+        {
+            (number * len(part.rewards) + row, column): text
+            for number, part in enumerate(parts)
+            for (row, column), text in part.messages.items()
+        },
     )

@@ -221,12 +221,12 @@ def _make_task(task: ConfigDict) -> text.TextTask:
             verifier=task.verifier,
             progress=runs.progress,
         )
-    from maxpo.lm.tasks import jsonl
+    from maxpo.lm.tasks import files
 
     for field in ("train_path", "held_out_path"):
         if not task[field]:
             raise ValueError(f"task.{field}: expected a JSON-lines file, got none")
-    return jsonl.make_jsonl_task(
+    return files.make_file_task(
         task.train_path,
         task.held_out_path,
         prompt_field=task.prompt_field,

@@ -85,7 +85,7 @@ class Trainer:
         for step in runs.steps(step, rl.steps):
             timer, began = Timer(), time.perf_counter()
             groups = self.collect(state.params, step, key_of(seed, SAMPLE, step), timer)
-            self.failures.note_step(step, groups.scores)
+            self.failures.note_step(step, groups.sampled)
             _check_groups(
                 step, groups, "log-probabilities", np.asarray(groups.completions.log_probs)
             )

@@ -1,6 +1,7 @@
 """Problems of reasoning-gym: which they are, their prompts, and what their scorers say."""
 
 import contextlib
+import json
 import pickle
 import random
 import sys
@@ -11,7 +12,12 @@ import pytest
 pytest.importorskip("reasoning_gym")
 
 from maxpo.lm.tasks import reasoning
-from maxpo.lm.tasks.reasoning import ReasoningVerifier, make_reasoning_task, reasoning_names
+from maxpo.lm.tasks.reasoning import (
+    ReasoningVerifier,
+    make_reasoning_task,
+    parse_options,
+    reasoning_names,
+)
 
 COUNTDOWN = {
     "min_numbers": 3,
@@ -177,6 +183,77 @@ def test_names():
 def test_right_answers_score_one(name):
     task = make_reasoning_task(name, train_size=5, held_out_size=1, seed=0)
     assert [task.verifier(problem, problem.answer) for problem in task.train] == [1.0] * 5
+
+
+SUMS = {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+
+
+@pytest.mark.parametrize(("verifier", "takes_words"), [("numeric", 1.0), ("exact", 0.0)])
+def test_answers_may_be_compared_by_a_verifier_of_that_name(verifier, takes_words):
+    task = make_reasoning_task(
+        "chain_sum", train_size=5, held_out_size=1, seed=0, options=SUMS, verifier=verifier
+    )
+    for problem in task.train:
+        numbers = problem.entry["metadata"]["expression"].replace(" ", "")
+        assert task.verifier(problem, f" {eval(numbers)}") == 1.0
+        assert task.verifier(problem, f"That makes {eval(numbers)}.") == takes_words
+        assert task.verifier(problem, f"{eval(numbers) + 1}") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("dataset", "verifier", "message"),
+    [
+        ("spell_backward", "numeric", "the numeric verifier expected a number and nothing else"),
+        ("graph_color", "exact", "the exact verifier expected a text that is not blank, got ''"),
+    ],
+)
+def test_an_answer_that_cannot_be_compared_with_is_refused(dataset, verifier, message):
+    with pytest.raises(ValueError, match=rf"{dataset}: answer to '.*: {message}"):
+        make_reasoning_task(dataset, train_size=1, held_out_size=1, seed=0, verifier=verifier)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "text", "options"),
+    [
+        ("chain_sum", "", {}),
+        ("chain_sum", '{"max_terms": 3, "allow_negation": true}', None),
+        ("countdown", '{"operators": ["+", "-"]}', {"operators": ("+", "-")}),  # Says tuple.
+        ("basic_arithmetic", '{"operators": ["+"]}', {"operators": ("+",)}),  # Says list, has one.
+        ("polynomial_equations", '{"operators": ["+"]}', {"operators": ("+",)}),  # Of texts.
+        ("rearc", '{"rng_difficulty_ranges": [[0, 1]]}', {"rng_difficulty_ranges": [(0, 1)]}),
+        ("rearc", '{"rng_difficulty_weights": [1.0]}', {"rng_difficulty_weights": [1.0]}),
+    ],
+)
+def test_options_from_a_command_line(dataset, text, options):
+    expected = {"max_terms": 3, "allow_negation": True} if options is None else options
+    assert repr(parse_options(text, dataset)) == repr(expected)
+
+
+def test_options_by_name_are_as_those_from_a_command_line(task):
+    options = COUNTDOWN | {"operators": ["+", "-", "*", "/"]}
+    assert parse_options(options, "countdown")["operators"] == ("+", "-", "*", "/")
+    assert options["operators"] == ["+", "-", "*", "/"]
+    assert countdown(options=json.dumps(options)).train == task.train
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("max_terms=3", "got Expecting value in column 1 of 'max_terms=3'"),
+        ("{'max_terms': 3}", "got Expecting property name enclosed in double quotes in column 2"),
+        ("[3]", r"got \[3\]"),
+        ("null", "got None"),
+        ('{"max_terms": NaN}', "got NaN, which is no JSON"),
+        ('{"max_terms": 3, "max_terms": 4}', "got the field 'max_terms' twice"),
+        ('{"terms": 3}', r"unknown options of chain_sum: \['terms'\]; known are \["),
+        ('{"seed": 3}', r"unknown options of chain_sum: \['seed'\]"),
+    ],
+)
+def test_options_that_are_none(text, message):
+    expected = "" if "unknown" in message else "options: expected a JSON object such as .*, "
+    with pytest.raises(ValueError, match=expected + message) as error:
+        parse_options(text, "chain_sum")
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

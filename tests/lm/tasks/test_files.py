@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from maxpo.lm.tasks.answers import _math_verify, math_verifier
-from maxpo.lm.tasks.jsonl import make_jsonl_task
+from maxpo.lm.tasks.files import make_file_task
 from maxpo.lm.tasks.text import Problem, digest
 
 GSM8K = {
@@ -31,7 +31,7 @@ def good(tmp_path):
 
 def test_gsm8k_as_it_is(good, tmp_path):
     other = {"question": "What is 1 + 1?", "answer": "#### 2"}
-    task = make_jsonl_task(good, write(tmp_path / "held_out.jsonl", other, other))
+    task = make_file_task(good, write(tmp_path / "held_out.jsonl", other, other))
     assert task.name == "good"
     assert task.train == (Problem(GSM8K["question"], GSM8K["answer"], GSM8K),)
     assert [problem.answer for problem in task.held_out] == ["#### 2"] * 2
@@ -41,7 +41,7 @@ def test_gsm8k_as_it_is(good, tmp_path):
 
 def test_fields_template_and_numbers_as_answers(tmp_path):
     path = write(tmp_path / "a.jsonl", {"ask": "{1} + 1?", "reply": 2.5})
-    task = make_jsonl_task(
+    task = make_file_task(
         path, path, prompt_field="ask", answer_field="reply", template="Q {x}: {prompt}\nA:"
     )
     assert task.train[0][:2] == ("Q {x}: {1} + 1?\nA:", "2.5")
@@ -52,7 +52,7 @@ def test_blank_lines_are_skipped_and_unicode_is_kept(tmp_path):
     path = write(
         tmp_path / "a.jsonl", "", GSM8K, "  ", {"question": "¿2 más 1?", "answer": "1"}, ""
     )
-    task = make_jsonl_task(path, path)
+    task = make_file_task(path, path)
     assert [problem.prompt for problem in task.train] == [GSM8K["question"], "¿2 más 1?"]
 
 
@@ -60,7 +60,7 @@ def test_blank_lines_are_skipped_and_unicode_is_kept(tmp_path):
 def test_line_endings(tmp_path, ending):
     path = tmp_path / "a.jsonl"
     path.write_bytes((json.dumps(GSM8K) + ending).encode())
-    assert len(make_jsonl_task(path, path).train) == 1
+    assert len(make_file_task(path, path).train) == 1
 
 
 def test_function_of_the_user(good, tmp_path, monkeypatch):
@@ -69,7 +69,7 @@ def test_function_of_the_user(good, tmp_path, monkeypatch):
         "    return len(completion) / len(problem.entry['question'])\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    task = make_jsonl_task(good, good, answer_field=None, verifier="my_rewards:length")
+    task = make_file_task(good, good, answer_field=None, verifier="my_rewards:length")
     assert task.train[0].answer == ""
     assert task.verifier(task.train[0], GSM8K["question"]) == 1.0
 
@@ -95,11 +95,11 @@ def test_function_of_the_user(good, tmp_path, monkeypatch):
         ),
         (
             [{"question": 1, "answer": "1"}],
-            r"bad\.jsonl:1: field 'question': expected a text, got 1",
+            r"bad\.jsonl:1: field 'question': expected a text or messages, got 1",
         ),
         (
             [{"question": "", "answer": "1"}],
-            r"bad\.jsonl:1: field 'question': expected a text, got ''",
+            r"bad\.jsonl:1: field 'question': expected a text or messages, got ''",
         ),
         (
             [{"question": "?", "answer": None}],
@@ -111,7 +111,7 @@ def test_function_of_the_user(good, tmp_path, monkeypatch):
         ),
         (
             [{"question": "?", "answer": "x"}],
-            r"bad\.jsonl:1: the numeric verifier expected a number",
+            r"bad\.jsonl:1: field 'answer': the numeric verifier expected a nu",
         ),
     ],
 )
@@ -121,7 +121,7 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(ValueError, match=message):
-        make_jsonl_task(*((good, path) if held_out else (path, good)))
+        make_file_task(*((good, path) if held_out else (path, good)))
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,12 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
     [
         (
             {"verifier": "numbers"},
-            "verifier: expected 'numeric' or 'math' or 'module:function', got 'numbers'",
+            "verifier: expected 'exact' or 'numeric' or 'math' or 'module:function', got 'numb",
         ),
-        ({"verifier": "json:"}, "verifier: expected 'numeric' or 'math' or 'module:function'"),
+        (
+            {"verifier": "json:"},
+            "verifier: expected 'exact' or 'numeric' or 'math' or 'module:function'",
+        ),
         ({"verifier": "no_such_module:f"}, "cannot be imported: ModuleNotFoundError"),
         ({"verifier": "json:no_such_function"}, "cannot be imported: AttributeError"),
         ({"verifier": "math:pi"}, "expected a function, got 3.14"),
@@ -141,12 +144,27 @@ def test_what_is_wrong_in_a_file(good, tmp_path, lines, message, held_out):
 )
 def test_bad_settings(good, settings, message):
     with pytest.raises(ValueError, match=message):
-        make_jsonl_task(good, good, **settings)
+        make_file_task(good, good, **settings)
+
+
+@pytest.mark.parametrize("answer", ["1e999", "-1e999"])
+def test_a_number_that_is_not_finite_is_no_answer(good, tmp_path, answer):
+    path = write(tmp_path / "a.jsonl", f'{{"question": "?", "answer": {answer}}}')
+    with pytest.raises(ValueError, match=r"a\.jsonl:1: field 'answer': .*finite number, got -?inf"):
+        make_file_task(good, path, verifier="exact")
+
+
+def test_a_verifier_may_be_a_function(good):
+    def verify(problem, completion):
+        return float(completion in problem.prompt)
+
+    task = make_file_task(good, good, verifier=verify, answer_field=None)
+    assert task.verifier is verify
 
 
 def test_missing_file(good, tmp_path):
     with pytest.raises(ValueError, match=r"no file .*missing\.jsonl"):
-        make_jsonl_task(good, tmp_path / "missing.jsonl")
+        make_file_task(good, tmp_path / "missing.jsonl")
 
 
 LINE = json.dumps({"question": "1", "answer": "1"}).encode() + b"\n"
@@ -171,7 +189,7 @@ def compress(content: bytes) -> bytes:
 def test_what_can_be_read_by_its_content(tmp_path, content, size):
     path = tmp_path / "whatever"
     path.write_bytes(content)
-    task = make_jsonl_task(path, path)
+    task = make_file_task(path, path)
     assert len(task.train) == size
     assert digest(task.train) == digest(task.held_out)
 
@@ -182,7 +200,7 @@ def test_what_can_be_read_by_its_content(tmp_path, content, size):
         (LINE.decode().encode("utf-16"), ":1: expected JSON lines in UTF-8, got UTF-16"),
         (LINE.decode().encode("utf-16-be"), ":1: expected a JSON object, got NUL bytes, as of UT"),
         (LINE.decode().encode("utf-32"), ":1: expected JSON lines in UTF-8, got UTF-32"),
-        (b"PAR1" + bytes(20), ":1: expected JSON lines in UTF-8, got a Parquet file"),
+        (compress(b"PAR1" + bytes(20)), ":1: .* in UTF-8, got a Parquet file within gzip"),
         (b"PK\x03\x04" + bytes(20), ":1: expected JSON lines in UTF-8, got a zip archive"),
         (compress(compress(LINE)), "expected JSON lines in UTF-8, got gzip within gzip"),
         (compress(LINE * 9)[:-9], "expected JSON lines, .*ended before the end-of-stream"),
@@ -212,13 +230,8 @@ def test_what_is_no_json_lines_is_named(tmp_path, content, message):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"bad\.jsonl.*{message}") as error:
-        make_jsonl_task(path, path)
+        make_file_task(path, path)
     assert "\n" not in str(error.value)
-
-
-def test_a_folder_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"the folder .*: expected JSON lines"):
-        make_jsonl_task(tmp_path, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -226,28 +239,28 @@ def test_a_folder_is_named(tmp_path):
 )
 def test_a_gold_answer_must_be_one_number(good, tmp_path, answer):
     path = write(tmp_path / "bad.jsonl", GSM8K, {"question": "?", "answer": answer})
-    with pytest.raises(ValueError, match=r"bad\.jsonl:2: the numeric verifier expected a number"):
-        make_jsonl_task(good, path)
+    with pytest.raises(ValueError, match=r"bad\.jsonl:2: field 'answer': the numeric verif"):
+        make_file_task(good, path)
 
 
 def test_math_reads_what_numeric_does_not(good, tmp_path):
     pytest.importorskip("math_verify")
     path = write(tmp_path / "math.jsonl", {"question": "?", "answer": r"2\sqrt{3}"})
-    task = make_jsonl_task(good, path, verifier="math")
+    task = make_file_task(good, path, verifier="math")
     assert task.verifier is math_verifier
     assert task.verifier(task.held_out[0], r"so \boxed{\sqrt{12}}") == 1.0
     write(path, {"question": "?", "answer": "Option 2: no"})
-    with pytest.raises(ValueError, match=r"math\.jsonl:1: the math verifier expected mathematics"):
-        make_jsonl_task(good, path, verifier="math")
+    with pytest.raises(ValueError, match=r"math\.jsonl:1: field 'answer': the math verifier expec"):
+        make_file_task(good, path, verifier="math")
     with pytest.raises(ValueError, match="the math verifier needs answer_field"):
-        make_jsonl_task(good, path, verifier="math", answer_field=None)
+        make_file_task(good, path, verifier="math", answer_field=None)
 
 
 def test_math_without_its_package_names_the_extra(good, monkeypatch):
     monkeypatch.setitem(sys.modules, "math_verify", None)
     _math_verify.cache_clear()
     with pytest.raises(ImportError, match=r"pip install 'maxpo\[math\]'"):
-        make_jsonl_task(good, good, verifier="math")
+        make_file_task(good, good, verifier="math")
 
 
 def test_a_digest_tells_problems_apart():
