@@ -1,4 +1,4 @@
-"""Parts of a decoder layer: norm, rotary positions and attention."""
+"""Parts of a decoder layer: norm and attention."""
 
 from typing import NamedTuple
 
@@ -14,37 +14,6 @@ def rms_norm(x: jax.Array, scale: jax.Array, epsilon: float) -> jax.Array:
     inverse = jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + epsilon)
     scale = with_rank_of(scale.astype(jnp.float32), x)
     return (wide * inverse * scale).astype(x.dtype)
-
-
-class Rotation(NamedTuple):
-    """Cosines and sines `[..., head_dim / 2]` of the rotary angles of positions `[...]`."""
-
-    cosines: jax.Array
-    sines: jax.Array
-
-
-def rotation(positions: jax.Array, head_dim: int, theta: float) -> Rotation:
-    """By the angles `position / theta^(2 i / head_dim)`, i < head_dim / 2."""
-    exponents = jnp.arange(head_dim // 2, dtype=jnp.float32) * (2 / head_dim)
-    wide = positions[..., None].astype(jnp.float32)
-    angles = wide * with_rank_of(theta**-exponents, wide)
-    return Rotation(jnp.cos(angles), jnp.sin(angles))
-
-
-def rotate(x: jax.Array, by: Rotation) -> jax.Array:
-    """Rotates the pairs `(x_i, x_{i + head_dim / 2})` of each head, in float32; keeps x's dtype.
-
-    See "RoFormer: Enhanced Transformer with Rotary Position Embedding"
-    (https://arxiv.org/abs/2104.09864); halves instead of neighbors, as in the open models.
-
-    Args:
-      x: `[..., heads, head_dim]`.
-      by: `[..., head_dim / 2]`, the same for all heads.
-    """
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cosines, sines = by.cosines[..., None, :], by.sines[..., None, :]
-    rotated = (first * cosines - second * sines, second * cosines + first * sines)
-    return jnp.concatenate(rotated, axis=-1).astype(x.dtype)
 
 
 def positions_of(mask: jax.Array) -> jax.Array:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from maxpo import parallel
-from maxpo.lm.model import _attention
-from maxpo.lm.model._attention import Rotation
+from maxpo.lm.model import _attention, _rotary
 from maxpo.lm.model._products import wide_einsum, with_rank_of
+from maxpo.lm.model._rotary import Rotation
 from maxpo.lm.model.config import TransformerConfig
 
 
@@ -104,7 +104,7 @@ def project(
         query = _attention.rms_norm(query, weights.query_norm, config.norm_epsilon)
     if weights.key_norm is not None:
         key = _attention.rms_norm(key, weights.key_norm, config.norm_epsilon)
-    return _attention.rotate(query, rotation), _attention.rotate(key, rotation), value
+    return _rotary.rotate(query, rotation), _rotary.rotate(key, rotation), value
 
 
 def finish(

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from typing import Any
 
-__all__ = ["SIZES", "TransformerConfig", "make_config"]
+__all__ = ["SIZES", "Llama3Rope", "TransformerConfig", "make_config"]
 
 _DTYPES = ("float32", "bfloat16")
 
@@ -35,6 +35,49 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Llama3Rope:
+    """Slower rotary positions, by which Llama 3.1 and 3.2 got a longer context; named as theirs.
+
+    Frequencies that turn more than `high_freq_factor` times within the original context stay, those
+    that turn less than `low_freq_factor` times are divided by `factor`, and in between they are a
+    mean of both, linear in the number of turns.
+
+    Attributes:
+      factor: At least 1.
+      low_freq_factor: Turns below which a frequency is divided.
+      high_freq_factor: Turns above which it stays.
+      original_max_position_embeddings: The context before.
+
+    Raises:
+      ValueError: If a number is not of its range.
+    """
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+    def __post_init__(self) -> None:
+        for name, expected, fits in (
+            ("factor", "a number of at least 1", _is_positive(self.factor) and self.factor >= 1),
+            ("low_freq_factor", "a positive number", _is_positive(self.low_freq_factor)),
+            ("high_freq_factor", "a positive number", _is_positive(self.high_freq_factor)),
+            (
+                "original_max_position_embeddings",
+                "a positive integer",
+                _is_size(self.original_max_position_embeddings),
+            ),
+        ):
+            if not fits:
+                raise ValueError(f"expected {name} to be {expected}, got {getattr(self, name)!r}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"expected high_freq_factor to be above low_freq_factor = {self.low_freq_factor}, "
+                f"got {self.high_freq_factor}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
 class TransformerConfig:
     """Shape and arithmetic of a `Transformer`.
 
@@ -51,6 +94,7 @@ class TransformerConfig:
       qk_norm: RMSNorm on each head's queries and keys, as in Qwen3.
       attention_bias: Biases on queries, keys and values, as in Qwen2.
       rope_theta: Base of the rotary positions.
+      rope_scaling: How their frequencies are scaled, as in Llama 3.1 and 3.2. None: not at all.
       norm_epsilon: Added to mean squares.
       dtype: Dtype of the computation. Norms, softmax and logits are float32 whatever it is.
       param_dtype: Dtype of the parameters.
@@ -73,6 +117,7 @@ class TransformerConfig:
     qk_norm: bool = False
     attention_bias: bool = False
     rope_theta: float = 1e4
+    rope_scaling: Llama3Rope | None = None
     norm_epsilon: float = 1e-6
     dtype: str = "float32"
     param_dtype: str = "float32"
@@ -82,7 +127,7 @@ class TransformerConfig:
         names = ("vocab_size", "context_length", "hidden", "layers", "heads", "kv_heads", "mlp")
         for name in names:
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not _is_size(value):
                 raise ValueError(f"expected {name} to be a positive integer, got {value!r}")
         if self.heads % self.kv_heads:
             raise ValueError(
@@ -103,9 +148,12 @@ class TransformerConfig:
             )
         for name in ("rope_theta", "norm_epsilon"):
             number = getattr(self, name)
-            is_number = isinstance(number, int | float) and not isinstance(number, bool)
-            if not is_number or not 0 < number < math.inf:
+            if not _is_positive(number):
                 raise ValueError(f"expected a positive {name}, got {number!r}")
+        if not isinstance(self.rope_scaling, Llama3Rope | None):
+            raise ValueError(
+                f"expected rope_scaling to be a Llama3Rope or None, got {self.rope_scaling!r}"
+            )
         for name in ("tied_embeddings", "qk_norm", "attention_bias", "remat"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"expected {name} to be a bool, got {getattr(self, name)!r}")
@@ -120,6 +168,15 @@ class TransformerConfig:
         """`head_dim` as an int, which it always is after construction."""
         assert self.head_dim is not None
         return self.head_dim
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _is_positive(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf
 
 
 def make_config(

@@ -4,13 +4,10 @@ A checkpoint is a folder with `config.json` and either `model.safetensors` or se
 with their `model.safetensors.index.json`. The folder is all that is read; nothing is downloaded.
 """
 
-import contextlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maxpo._extras import missing_extra
+from maxpo.lm.model._checkpoint_config import CONFIG, from_fields, to_fields, with_extra
+from maxpo.lm.model._checkpoint_files import (
+    import_safetensors,
+    open_tensors,
+    read_json,
+    replace_checkpoint,
+)
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.transformer import Transformer
 
 __all__ = ["check_pretrained", "load_config", "load_pretrained", "save_pretrained"]
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-_CONFIG, _SINGLE, _INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = "model.embed_tokens.weight"
 _NAMED = 4  # How many tensors a message names.
@@ -51,89 +52,15 @@ def load_config(
 
     Raises:
       ValueError: If there is no such file, the model is of another architecture or has a feature
-        that `Transformer` lacks (scaled rotary positions, sliding windows, quantisation, ...),
+        that `Transformer` lacks (other rotary positions, sliding windows, quantization, ...),
         or if a field is missing or ill-typed, naming it; or for a context longer than the
         checkpoint's.
     """
-    where = Path(folder) / _CONFIG
-    fields = _read_json(where)
-    model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in _CLASSES:
-        raise ValueError(
-            f"expected one of the architectures {', '.join(_CLASSES)} in {where}, got "
-            f"model_type {model_type!r}"
-        )
-    rope = _rope(where, fields)
-    qwen2 = model_type == "qwen2"
-    layer_types = fields.get("layer_types")
-    if layer_types is not None and not isinstance(layer_types, list):
-        raise _unexpected(where, "layer_types", "a list or null", layer_types)
-    for name, value, supported in (
-        ("hidden_act", fields.get("hidden_act", "silu"), "silu"),
-        ("rotary positions", rope.get("rope_type", rope.get("type", "default")), "default"),
-        ("partial_rotary_factor", rope.get("partial_rotary_factor", 1.0), 1.0),
-        # Qwen2 has biases without a word; those of Llama and Qwen3 would include the output's.
-        ("attention_bias", not qwen2 and fields.get("attention_bias", False), False),
-        ("mlp_bias", fields.get("mlp_bias", False), False),
-        ("use_sliding_window", fields.get("use_sliding_window", False), False),
-        ("layer_types", {str(x) for x in layer_types or ()} - {"full_attention"}, set()),
-        ("quantization_config", fields.get("quantization_config"), None),
-    ):
-        if value != supported:
-            raise ValueError(f"{where}: expected {name} to be {supported!r}, got {value!r}")
-
-    def size(name: str, silent: int | None = None) -> int:
-        """A positive integer; `silent` is what transformers takes where the file is silent."""
-        value = fields.get(name, silent)
-        if value is None:
-            raise ValueError(f"{where} has no field {name!r}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise _unexpected(where, name, "an integer above 0", value)
-        return value
-
-    def number(name: str, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise _unexpected(where, name, "a number above 0", value)
-        if not 0 < value < math.inf:
-            raise _unexpected(where, name, "a number above 0", value)
-        return float(value)
-
-    tied = fields.get("tie_word_embeddings", False)
-    if not isinstance(tied, bool):
-        raise _unexpected(where, "tie_word_embeddings", "true or false", tied)
-    longest = size("max_position_embeddings")
-    if context_length is None:
-        context_length = longest
-    elif context_length > longest:
-        raise ValueError(
-            f"expected a context_length of at most {longest}, which is what the model in {folder} "
-            f"is made for, got {context_length}"
-        )
-    heads, hidden = size("num_attention_heads"), size("hidden_size")
-
-    def is_null(name: str) -> bool:
-        return name in fields and fields[name] is None
-
-    # Null stands for what follows from other fields. A silent Qwen3 has heads of 128.
-    kv_heads = heads if is_null("num_key_value_heads") else size("num_key_value_heads", heads)
-    head_dim = None
-    if not is_null("head_dim") and ("head_dim" in fields or model_type == "qwen3"):
-        head_dim = size("head_dim", 128)
-    theta = rope["rope_theta"] if "rope_theta" in rope else fields.get("rope_theta", 1e4)
-    return TransformerConfig(
-        vocab_size=size("vocab_size"),
+    where = Path(folder) / CONFIG
+    return from_fields(
+        where,
+        read_json(where),
         context_length=context_length,
-        hidden=hidden,
-        layers=size("num_hidden_layers"),
-        heads=heads,
-        kv_heads=kv_heads,
-        mlp=size("intermediate_size"),
-        head_dim=head_dim,
-        tied_embeddings=tied,
-        qk_norm=model_type == "qwen3",
-        attention_bias=qwen2,
-        rope_theta=number("rope_theta", theta),
-        norm_epsilon=number("rms_norm_eps", fields.get("rms_norm_eps", 1e-6)),
         dtype=dtype,
         param_dtype=param_dtype,
         remat=remat,
@@ -167,15 +94,14 @@ def load_pretrained(
       MissingExtraError: If the package `safetensors` is missing.
       ValueError: As `load_config` and `check_pretrained`.
     """
-    safetensors = _import_safetensors("load_pretrained")
+    safetensors = import_safetensors("load_pretrained")
     config = load_config(
         folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    entries = _entries(config)
-    with _open(Path(folder), safetensors) as tensors:
-        _check_tensors(folder, config, entries, tensors)
-        for entry in entries:
+    with open_tensors(Path(folder), safetensors) as tensors:
+        _check_tensors(folder, config, tensors)
+        for entry in _entries(config):
             param = _param(model, entry.path)
             stacked = np.empty(param.shape, jnp.dtype(param_dtype))
             for number, layer in enumerate(_layers(entry, stacked)):
@@ -198,68 +124,62 @@ def check_pretrained(folder: str | os.PathLike[str], config: TransformerConfig) 
         shape or not floating-point numbers, or a tied model has an unembedding of its own, naming
         them.
     """
-    with _open(Path(folder), _import_safetensors("model.pretrained")) as tensors:
-        _check_tensors(folder, config, _entries(config), tensors)
+    with open_tensors(Path(folder), import_safetensors("model.pretrained")) as tensors:
+        _check_tensors(folder, config, tensors)
 
 
 def save_pretrained(
-    model: Transformer, folder: str | os.PathLike[str], *, dtype: str | None = None
+    model: Transformer,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+    extra: Mapping[str, Any] | None = None,
 ) -> None:
     """Writes a model as a checkpoint for transformers, vLLM and others, or `load_pretrained`.
 
     Needs `pip install 'maxpo[hf]'`, of which only safetensors. It becomes a Qwen3 with
     `qk_norm`, a Qwen2 with `attention_bias`, and else a Llama. Tokenizer and generation settings
-    are not the model's: copy those files of the original beside it. The checkpoint's longest
-    context is the model's `context_length`.
+    are not the model's: copy those files of the original beside it.
+
+    An older checkpoint in the folder is replaced when the new one is on the disk, which has to have
+    room for both. Whenever this is killed, the folder holds the older one, or no `config.json` and
+    so nothing that can be loaded, or the new one.
 
     Args:
       model: What to write.
-      folder: Where to; created if need be. Its `config.json` and `model.safetensors` are replaced.
+      folder: Where to; created if need be. Its `config.json`, `model.safetensors`, and the shards
+        and index of a checkpoint in several files, are replaced.
       dtype: What to store the parameters as, "float32" or "bfloat16". None: as they are.
+      max_shard_bytes: Parameters of more bytes become several files with an index.
+      extra: More fields of `config.json`, such as `bos_token_id`, `eos_token_id` and
+        `pad_token_id`; and `max_position_embeddings` in the place of the model's `context_length`,
+        where the original's context is longer than the one of the training.
 
     Raises:
       MissingExtraError: If the package `safetensors` is missing.
-      ValueError: If no architecture has both `qk_norm` and `attention_bias`, or for another dtype.
+      ValueError: If no architecture has both `qk_norm` and `attention_bias`, for another dtype, for
+        shards of no bytes, or for an extra field that JSON cannot hold or that contradicts the
+        model.
+      OSError: If a file cannot be written, naming it. An older checkpoint is still there.
     """
-    safetensors = _import_safetensors("save_pretrained")
+    safetensors = import_safetensors("save_pretrained")
     config = model.config
     stored = config.param_dtype if dtype is None else dtype
     if stored not in ("float32", "bfloat16"):
         raise ValueError(f"expected dtype to be 'float32' or 'bfloat16', got {dtype!r}")
-    if config.qk_norm and config.attention_bias:
-        raise ValueError(
-            "expected at most one of qk_norm (Qwen3) and attention_bias (Qwen2), got a model with "
-            "both, which no supported architecture has"
-        )
-    model_type = "qwen3" if config.qk_norm else "qwen2" if config.attention_bias else "llama"
-    arrays = {}
-    for entry in _entries(config):
-        value = np.asarray(jax.device_get(_param(model, entry.path)[...]))
-        for number, layer in enumerate(_layers(entry, value)):
-            for source, array in zip(entry.sources, entry.unpack(layer), strict=True):
-                arrays[source.name(number)] = np.ascontiguousarray(array, jnp.dtype(stored))
-    fields = {
-        "architectures": [_CLASSES[model_type]],
-        "model_type": model_type,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.mlp,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": stored,
-    }
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    # "format" is what transformers asks for.
-    safetensors.numpy.save_file(arrays, folder / _SINGLE, metadata={"format": "pt"})
-    (folder / _CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes: expected at least 1, got {max_shard_bytes}")
+    fields = with_extra(to_fields(config, stored), extra or {}, config)
+    bytes_each = jnp.dtype(stored).itemsize
+    replace_checkpoint(
+        Path(folder),
+        fields,
+        {name: bytes_each * math.prod(shape) for name, shape in _shapes(config).items()},
+        _arrays(model, stored),
+        max_shard_bytes=max_shard_bytes,
+        safetensors=safetensors,
+    )
 
 
 class _Source(NamedTuple):
@@ -346,19 +266,32 @@ def _layers(entry: _Entry, value: np.ndarray) -> Iterator[np.ndarray]:
     return iter(value if entry.path[0] == "layers" else value[None])
 
 
+def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor."""
+    return {
+        source.name(number): source.shape
+        for entry in _entries(config)
+        for number in range(config.layers if entry.path[0] == "layers" else 1)
+        for source in entry.sources
+    }
+
+
+def _arrays(model: Transformer, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors in the order of `_shapes`; one kind of matrix is on the host at a time."""
+    for entry in _entries(model.config):
+        value = np.asarray(jax.device_get(_param(model, entry.path)[...]))
+        for number, layer in enumerate(_layers(entry, value)):
+            for source, array in zip(entry.sources, entry.unpack(layer), strict=True):
+                yield source.name(number), np.ascontiguousarray(array, jnp.dtype(dtype))
+
+
 def _check_tensors(
     folder: str | os.PathLike[str],
     config: TransformerConfig,
-    entries: list[_Entry],
     tensors: Mapping[str, Any],
 ) -> None:
     """Raises ValueError unless the checkpoint holds just the tensors that the model is made of."""
-    expected = {
-        source.name(number): source.shape
-        for entry in entries
-        for source in entry.sources
-        for number in range(config.layers if entry.path[0] == "layers" else 1)
-    }
+    expected = _shapes(config)
     # A tied model's file may hold its one matrix twice.
     again = {"lm_head.weight": (config.vocab_size, config.hidden)} if config.tied_embeddings else {}
     extra = [
@@ -389,13 +322,13 @@ def _check_tensors(
     ]
     if problems:
         raise ValueError(
-            f"the tensors in {folder} are not those of its {_CONFIG}; {'; '.join(problems)}"
+            f"the tensors in {folder} are not those of its {CONFIG}; {'; '.join(problems)}"
         )
     for name in again.keys() & tensors.keys():
         if not _are_equal(tensors, name, _EMBEDDING, config.vocab_size):
             raise ValueError(
                 f"{name} in {folder} differs from {_EMBEDDING}, which it would be by "
-                f"tie_word_embeddings=true: expected equal matrices, or false in {_CONFIG}"
+                f"tie_word_embeddings=true: expected equal matrices, or false in {CONFIG}"
             )
 
 
@@ -408,77 +341,3 @@ def _are_equal(tensors: Mapping[str, Any], one: str, other: str, rows: int) -> b
         if not np.array_equal(first, second):
             return False
     return True
-
-
-@contextlib.contextmanager
-def _open(folder: Path, safetensors: ModuleType) -> Iterator[dict[str, Any]]:
-    """The open file of each tensor."""
-    if (folder / _SINGLE).is_file():
-        names = [_SINGLE]
-    elif (folder / _INDEX).is_file():
-        index = _read_json(folder / _INDEX).get("weight_map")
-        if index is None:
-            raise ValueError(f"{folder / _INDEX} has no weight_map")
-        if not isinstance(index, dict) or not all(isinstance(x, str) for x in index.values()):
-            raise ValueError(
-                f"{folder / _INDEX}: weight_map: expected an object of file names by tensor, got "
-                f"{json.dumps(index)[:80]}"
-            )
-        names = sorted(set(index.values()))
-        for name in names:
-            if not (folder / name).is_file():
-                raise ValueError(f"{folder / _INDEX} names {name}, which is not in the folder")
-    else:
-        raise ValueError(f"expected {_SINGLE} or {_INDEX} in {folder}, got neither")
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for name in names:
-            try:
-                file = safetensors.safe_open(folder / name, framework="numpy")
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"{folder / name} is no whole safetensors file: {error}") from None
-            file = stack.enter_context(file)
-            tensors.update(dict.fromkeys(file.keys(), file))
-        yield tensors
-
-
-def _rope(where: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """Settings of the rotary positions; `rope_parameters` is the newer name of `rope_scaling`."""
-    rope: dict[str, Any] = {}
-    for name in ("rope_scaling", "rope_parameters"):
-        found = fields.get(name)
-        if found is None:
-            continue
-        if not isinstance(found, dict):
-            raise _unexpected(where, name, "an object or null", found)
-        if any(isinstance(value, dict) for value in found.values()):
-            raise _unexpected(where, name, "the same for all layers", found)
-        rope |= found
-    return rope
-
-
-def _unexpected(where: Path, name: str, expected: str, value: Any) -> ValueError:
-    """The error for a field, with its value as JSON."""
-    return ValueError(f"{where}: {name}: expected {expected}, got {json.dumps(value)}")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise ValueError(f"expected the folder of a checkpoint, got {path.parent}, which is none")
-    if not path.is_file():
-        raise ValueError(f"expected {path.name} in {path.parent}, which has none")
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"expected a JSON object in {path}, got {type(fields).__name__}")
-    return fields
-
-
-def _import_safetensors(caller: str) -> ModuleType:
-    try:
-        import safetensors.numpy
-    except ImportError as error:
-        raise missing_extra(caller, "safetensors", "hf", error) from error
-    return safetensors

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxpo import parallel
-from maxpo.lm.model import _attention, _layer
+from maxpo.lm.model import _attention, _layer, _rotary
 from maxpo.lm.model._attention import KeysAndValues
 from maxpo.lm.model._layer import LayerWeights
 from maxpo.lm.model._products import wide_einsum
@@ -325,8 +325,10 @@ class Transformer(nnx.Module):
             tokens = jnp.where(mask, tokens, 0)
         return parallel.constrain_batch(self.embedding[...][tokens].astype(self.config.dtype))
 
-    def _rotation(self, positions: jax.Array) -> _attention.Rotation:
-        return _attention.rotation(positions, self.config.head_width, self.config.rope_theta)
+    def _rotation(self, positions: jax.Array) -> _rotary.Rotation:
+        c = self.config
+        frequencies = _rotary.frequencies(c.head_width, c.rope_theta, c.rope_scaling)
+        return _rotary.rotation(positions, frequencies)
 
     def _final(self, states: jax.Array) -> jax.Array:
         return _attention.rms_norm(states, self.final_norm[...], self.config.norm_epsilon)

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rope_oracle
 from flax import nnx
 
-from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.config import Llama3Rope, TransformerConfig
 from maxpo.lm.model.pretrained import (
     check_pretrained,
     load_config,
@@ -35,6 +36,8 @@ LLAMA = TransformerConfig(
 )
 CONFIGS = {
     "llama": LLAMA,
+    # Of the two frequencies of a head, one is divided and the other in between.
+    "llama 3.1": dataclasses.replace(LLAMA, rope_scaling=Llama3Rope(4.0, 1.0, 4.0, 8)),
     "qwen2": dataclasses.replace(LLAMA, attention_bias=True, tied_embeddings=True),
     # Heads that are wider than their share of the residual stream.
     "qwen3": dataclasses.replace(LLAMA, qk_norm=True, head_dim=6, tied_embeddings=True),
@@ -82,7 +85,7 @@ def reference_logits(tensors, config, tokens):
     def rotated(x):
         """Pairs of coordinates as complex numbers, turned by the position."""
         half = width // 2
-        angles = np.outer(np.arange(len(x)), config.rope_theta ** (-np.arange(half) / half))
+        angles = np.outer(np.arange(len(x)), rope_oracle.frequencies(config))
         turned = (x[..., :half] + 1j * x[..., half:]) * np.exp(1j * angles)[:, None]
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
@@ -150,7 +153,7 @@ def test_agrees_with_transformers_both_ways(checkpoint, tmp_path):
 
     ours = transformers.AutoModelForCausalLM.from_pretrained(folder)
     assert ours.config.architectures == [type(ours).__name__]
-    assert type(ours).__name__.lower() == f"{name}forcausallm"
+    assert type(ours).__name__.lower() == f"{name.split()[0]}forcausallm"
     np.testing.assert_allclose(torch_logits(ours), expected, atol=3e-5, rtol=1e-5)
 
     # As transformers writes it by itself: other fields in the config, and several files.
@@ -236,9 +239,15 @@ def test_what_a_silent_config_means(folder):
     ("fields", "message"),
     [
         ({"model_type": "gpt2"}, "llama, qwen2, qwen3 in .*config.json, got model_type 'gpt2'"),
-        ({"rope_scaling": {"rope_type": "llama3"}}, "rotary positions.*'default', got 'llama3'"),
-        ({"rope_scaling": {"type": "linear"}}, "rotary positions.*'default', got 'linear'"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rotary positions.*'default', got 'yarn'"),
+        (
+            {"rope_scaling": {"type": "linear"}},
+            r"positions .*\('default', 'llama3'\), got 'linear'",
+        ),
+        ({"rope_parameters": {"rope_type": "yarn"}}, r"'llama3'\), got 'yarn'"),
+        (
+            {"rope_scaling": {"type": "linear"}, "rope_parameters": {"rope_type": "default"}},
+            'rope_parameters.rope_type: expected that of rope_scaling, got "default"',
+        ),
         ({"attention_bias": True}, "attention_bias to be False, got True"),
         ({"mlp_bias": True}, "mlp_bias to be False, got True"),
         ({"hidden_act": "gelu"}, "hidden_act to be 'silu', got 'gelu'"),
@@ -335,6 +344,49 @@ def test_an_untied_model_needs_its_unembedding(tmp_path):
         path.write_text(json.dumps({k: v for k, v in fields.items() if v is not ...}))
         with pytest.raises(ValueError, match=r"missing: lm_head\.weight"):
             load_pretrained(tmp_path)
+
+
+ROPE = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"rope_scaling": {"rope_type": "llama3", **ROPE}},
+        {"rope_scaling": {"type": "llama3", **ROPE}},
+        {"rope_parameters": {"rope_type": "llama3", "rope_theta": 500.0, **ROPE}},
+    ],
+    ids=["older", "oldest", "newer"],
+)
+def test_names_of_the_scaling_of_llama3(fields, folder):
+    edit_config(folder, **fields)
+    assert load_config(folder) == dataclasses.replace(LLAMA, rope_scaling=Llama3Rope(8, 1, 4, 8))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"factor": None}, "'llama3': expected factor to be a number of at least 1, got None"),
+        ({"factor": 0.5}, "expected factor to be a number of at least 1, got 0.5"),
+        ({"factor": float("inf")}, "expected factor to be a number of at least 1, got inf"),
+        ({"low_freq_factor": "1"}, "expected low_freq_factor to be a positive number, got '1'"),
+        ({"high_freq_factor": 0}, "expected high_freq_factor to be a positive number, got 0"),
+        ({"high_freq_factor": 1}, "high_freq_factor to be above low_freq_factor = 1.0, got 1"),
+        (
+            {"original_max_position_embeddings": 8.0},
+            "original_max_position_embeddings to be a positive integer, got 8.0",
+        ),
+    ],
+)
+def test_wrong_scaling_of_llama3_is_named(fields, message, folder):
+    edit_config(folder, rope_scaling={"rope_type": "llama3", **ROPE, **fields})
+    with pytest.raises(ValueError, match=rf"config\.json: rotary positions .*{message}"):
+        load_config(folder)
 
 
 @pytest.mark.parametrize(

@@ -284,6 +284,7 @@ def test_named_sizes_have_as_many_parameters_as_they_say():
         ({"dtype": "float16"}, "dtype to be one of .* got 'float16'"),
         ({"param_dtype": "int8"}, "param_dtype to be one of .* got 'int8'"),
         ({"rope_theta": 0.0}, "positive rope_theta, got 0.0"),
+        ({"rope_scaling": {"factor": 8}}, "rope_scaling to be a Llama3Rope or None, got {'factor"),
         ({"norm_epsilon": float("nan")}, "positive norm_epsilon, got nan"),
     ],
 )
