@@ -31,8 +31,8 @@ __all__ = ["VARIANTS", "get_config"]
 
 VARIANTS = ("default", "graded", "quick", "jsonl", "gpu")
 
-# How prompts are made of a task's texts.
-PROMPTS = ConfigDict(
+# What every kind of task has: how prompts are made of its texts, and rewards.
+ANY_TASK = ConfigDict(
     {
         # Whether they are chats, in the format of the checkpoint's own template; None: if it has
         # one. The template of the task then makes what the user says.
@@ -40,6 +40,9 @@ PROMPTS = ConfigDict(
         "system": "",  # What the system says in a chat; "": what the template says by itself.
         "chat_options": "",  # What else the template reads, as JSON: '{"enable_thinking": false}'.
         "answer_prefix": "",  # How every answer begins; a part of what the verifier sees.
+        # Further parts of the reward beside the verifier's, which decides what is correct, as JSON:
+        # '{"brief": {"verifier": "mine:is_brief", "weight": 0.2}}'. They need binary=False.
+        "parts": "",
         "max_prompt_length": 0,  # Tokens; problems with longer prompts are left out. 0: none are.
     }
 )
@@ -84,7 +87,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.task.verifier = "maxpo.lm.tasks.countdown:exact_score"
     config.task.success = 1.0  # The score from which a completion is correct, for pass@k.
     config.task.binary = True  # The reward is whether it is; False: the verifier's score.
-    config.task.update(PROMPTS)
+    config.task.update(ANY_TASK)
 
     # Path of a tokenizer.json. "": the checkpoint's, or else the characters of the task's texts.
     config.tokenizer = ""
@@ -92,9 +95,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model = ConfigDict()
     config.model.size = "nano"  # One of maxpo.lm.model.config.SIZES.
     config.model.overrides = ConfigDict()  # Other fields of TransformerConfig.
-    # In place of a size: a checkpoint's folder (Llama, Qwen2, Qwen3), or a run's that began with one.
+    # In place of a size: folder of a checkpoint (Llama, Qwen2, Qwen3), or of a run that has hf/.
     config.model.pretrained = ""
-    # What the hf/ of a run that began with a checkpoint is stored as, or bfloat16; "": it has none.
+    # Dtype of the hf/ that a run from a checkpoint leaves, or bfloat16; "": it leaves none.
     config.model.export = "float32"
     config.model.vocab_size = 0  # 0: the tokenizer's.
     config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
@@ -194,11 +197,12 @@ def get_config(variant: str = "default") -> ConfigDict:
                 "prompt_field": "question",
                 "answer_field": "answer",  # "" or None: there is none.
                 "template": "{prompt}",
-                # Or math, of LaTeX (extra math); or module:function, of a Problem and a text.
+                # Or math, of LaTeX (extra math), or exact; or module:function, of a Problem and a
+                # text.
                 "verifier": "numeric",
                 "success": 1.0,
                 "binary": True,
-                **PROMPTS,
+                **ANY_TASK,
             }
         )
         config.model.size = "tiny"

@@ -71,9 +71,7 @@ class Judge:
         # already, for one shape only.
         order = np.argsort(self.problems.buckets, kind="stable")
         filled = self.problems.take(np.resize(order, batches * self.prompts))
-        completions, scores = self.sampler(
-            params, filled, self.key, batches=batches, timer=Timer()
-        )
+        completions, scores = self.sampler(params, filled, self.key, batches=batches, timer=Timer())
         place = np.argsort(order)
         return Judged(
             jax.tree.map(lambda array: array[place], completions),

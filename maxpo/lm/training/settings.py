@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,8 @@ from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import chat, text, tokenizers
+from maxpo.lm.tasks.rewards import load_rewards
+from maxpo.lm.tasks.verifiers import find_verifier
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
@@ -27,6 +29,8 @@ from maxpo.methods import Method, check_graded, parse_methods
 __all__ = ["Settings", "digests", "make_model", "make_settings"]
 
 TASKS = ("reasoning", "jsonl")
+CORRECT = "correct"
+"""The part of a reward that `task.verifier` is."""
 
 
 class Settings(NamedTuple):
@@ -78,6 +82,11 @@ def make_settings(config: ConfigDict) -> Settings:
     checkpoint = checkpoint_folder(named) if named else None
     task = _make_task(config.task)
     is_chat = _wants_chat(config.task, checkpoint)
+    if not is_chat and any(each.messages for each in (*task.train, *task.held_out)):
+        raise ValueError(
+            "task.prompt_field: expected texts where prompts are no chats, got messages; they need "
+            "model.pretrained with a chat template, and task.chat=True"
+        )
     if is_chat:
         assert checkpoint is not None
         task = _as_chats(config.task, checkpoint, task)
@@ -210,6 +219,9 @@ def _make_task(task: ConfigDict) -> text.TextTask:
         from maxpo.lm.tasks import reasoning
 
         runs.check_numbers(task, at_least={"train_size": 1, "held_out_size": 1, "seed": 0})
+        given = task.options if isinstance(task.options, str) else task.options.to_dict()
+        options = reasoning.parse_options(given, task.dataset)
+        own = {"scorer": reasoning.ReasoningVerifier(task.dataset, options, None)}
         return reasoning.make_reasoning_task(
             task.dataset,
             train_size=task.train_size,
@@ -217,15 +229,15 @@ def _make_task(task: ConfigDict) -> text.TextTask:
             seed=task.seed,
             template=task.template,
             answer_template=task.answer_template,
-            options=task.options.to_dict(),
-            verifier=task.verifier,
+            options=options,
+            verifier=_make_verifier(task, own),
             progress=runs.progress,
         )
     from maxpo.lm.tasks import files
 
     for field in ("train_path", "held_out_path"):
         if not task[field]:
-            raise ValueError(f"task.{field}: expected a JSON-lines file, got none")
+            raise ValueError(f"task.{field}: expected a file of problems, got none")
     return files.make_file_task(
         task.train_path,
         task.held_out_path,
@@ -233,8 +245,35 @@ def _make_task(task: ConfigDict) -> text.TextTask:
         # A flag of the command line cannot be None.
         answer_field=None if task.answer_field in (None, "", "None") else task.answer_field,
         template=task.template,
-        verifier=task.verifier,
+        verifier=_make_verifier(task, {}),
     )
+
+
+def _make_verifier(task: ConfigDict, own: Mapping[str, text.Verifier]) -> text.Verifier:
+    """The verifier of a task, which decides what is correct, and the further parts of its reward.
+
+    Args:
+      task: The `task` of a config.
+      own: Verifiers of this kind of tasks, by name.
+    """
+    parts = _json_object("task.parts", task.parts)
+    if not parts:
+        return find_verifier(task.verifier, **own)
+    if task.binary:
+        raise ValueError(
+            "task.parts: expected none for task.binary=True, with which the reward is whether a "
+            f"sample is correct and nothing else, got {task.parts!r}"
+        )
+    names, weights = {CORRECT: task.verifier}, {CORRECT: 1.0}
+    for name, part in parts.items():
+        if name == CORRECT or not isinstance(part, dict) or set(part) != {"verifier", "weight"}:
+            raise ValueError(
+                f"task.parts: expected a verifier and a weight for each name but {CORRECT!r}, such "
+                'as {"brief": {"verifier": "mine:is_brief", "weight": 0.2}}, got '
+                f"{json.dumps({name: part})}"
+            )
+        names[name], weights[name] = part["verifier"], part["weight"]
+    return load_rewards(names, weights, own=own)
 
 
 def _wants_chat(task: ConfigDict, checkpoint: Path | None) -> bool:
@@ -390,8 +429,8 @@ def _model_config(
     if model.vocab_size < tokenizer.vocab_size and checkpoint is not None:
         raise ValueError(
             f"tokenizer: expected at most the {model.vocab_size} tokens of the checkpoint "
-            f"{checkpoint}, such as its own {checkpoint / 'tokenizer.json'}, got {config.tokenizer!r} with "
-            f"{tokenizer.vocab_size}"
+            f"{checkpoint}, such as its own {checkpoint / 'tokenizer.json'}, got "
+            f"{config.tokenizer!r} with {tokenizer.vocab_size}"
         )
     if model.vocab_size < tokenizer.vocab_size:
         raise ValueError(

@@ -160,9 +160,7 @@ class Stages:
             programs = self.programs
             journal, judge = self._journal(), self._judge(seed)
             train = Trainer(
-                Collector(
-                    rl, self._sampler(programs.draw), settings.train, settings.grading, seed
-                ),
+                Collector(rl, self._sampler(programs.draw), settings.train, settings.grading, seed),
                 programs.update,
                 programs.reference,
                 self.failures,

@@ -78,11 +78,11 @@ class Trainer:
           RuntimeError: If the verifier raised on every sample of a step.
         """
         rl, seed = self.collect.rl, self.collect.seed
-        state, step = run.restore(state)
+        state, start = run.restore(state)
         if self.schedule.is_over(runs.read_metrics(run.folder)):
-            return state, step
-        rate = jnp.float32(learning_rate)
-        for step in runs.steps(step, rl.steps):
+            return state, start
+        rate, step = jnp.float32(learning_rate), start
+        for step in runs.steps(start, rl.steps):
             timer, began = Timer(), time.perf_counter()
             groups = self.collect(state.params, step, key_of(seed, SAMPLE, step), timer)
             self.failures.note_step(step, groups.sampled)
