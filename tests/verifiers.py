@@ -91,6 +91,12 @@ def state(problem: Problem, completion: str) -> float:
     return ACTIONS[completion]() if completion in ACTIONS else float(os.getpid())
 
 
+@text_only
+def length(problem: Problem, completion: str) -> float:
+    """Number of the completion's characters."""
+    return float(len(completion))
+
+
 @functools.wraps(state, assigned=())
 def wrapped_state(problem: Problem, completion: str) -> float:
     """Takes over the mark, but did not make that promise."""

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from maxpo import lm, runs
+from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import door
 from maxpo.runs import UsageError, load_config, read_metrics
 
@@ -137,6 +138,39 @@ def test_a_reward_of_a_group_sees_all_of_it(tmp_path):
             workdir=tmp_path / "other",
             **{**SETTINGS, "reward": lm.group_reward(lambda problem, texts: [0.0])},
         )
+
+
+def is_short(problem, text):
+    return float(len(text) < 2)
+
+
+def test_of_a_reward_with_parts_one_decides(tmp_path):
+    settings = {
+        **SETTINGS,
+        "steps": 1,
+        "samples": 8,
+        "reward": WeightedParts({"right": right, "short": is_short}, {"right": 1, "short": 4}),
+        # 3 of 4 at a time: the last one is there twice.
+        "held_out": PROBLEMS[:3],
+        "workdir": tmp_path / "run",
+    }
+    results = [lm.train(make_policy(), TOKENIZER, PROBLEMS, **settings) for _ in range(2)]
+    for result in results:  # That of the run, and what was read from its folder.
+        (line,) = result.history
+        assert line["mean_reward"] == pytest.approx(line["reward_right"] + 4 * line["reward_short"])
+        summary = json.loads((result.folder / "summary.json").read_text())
+        scores, deciding = np.array(summary["scores"]), np.array(summary["deciding"])
+        assert scores.shape == deciding.shape == (3, 8)
+        assert set(np.unique(scores - deciding)) <= {0.0, 4.0}
+        assert set(np.unique(deciding)) <= {0.0, 1.0}
+        assert (scores != deciding).any()
+        assert result.curve["after"].value[0] == pytest.approx(deciding.mean())
+        assert result.max_curve["after"].value[0] == pytest.approx(scores.mean())
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["reward"]["weights"] == {"right": 1, "short": 4}
+    settings["reward"] = WeightedParts(settings["reward"].parts, {"right": 1, "short": 3})
+    with pytest.raises(UsageError, match=r"reward\.weights\.short: 4\.0 -> 3\.0"):
+        lm.train(make_policy(), TOKENIZER, PROBLEMS, **settings)
 
 
 def test_a_reward_that_raises_is_no_reward_and_stops_where_it_always_does(tmp_path, capfd):

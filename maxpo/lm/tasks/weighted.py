@@ -90,8 +90,7 @@ def _check_parts(parts: Mapping[str, Verifier]) -> None:
 def _check_weights(parts: Mapping[str, Verifier], weights: Mapping[str, float]) -> None:
     if set(weights) != set(parts):
         raise ValueError(
-            f"weights: expected one for each of {_listed(parts)}, got some for "
-            f"{_listed(weights) or 'none'}"
+            f"weights: expected one for each of {_listed(parts)}, got {_listed(weights) or 'none'}"
         )
     for name, weight in weights.items():
         is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)

@@ -22,11 +22,12 @@ from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
 from maxpo.lm.tasks.text import Problem, digest, load_verifier
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.verification import VerifierPool
+from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, curve, held_out_scores
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
-from maxpo.lm.training.grading import Grading, marked
+from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
@@ -126,6 +127,7 @@ def train(
       problems: To learn from.
       reward: A function of a problem and a completion, `group_reward(f)` of a function of a problem
         and all its N completions, or "module:function". A call that raises makes a failed sample.
+        Or a sum of several, `maxpo.lm.tasks.weighted.WeightedParts`, whose means are logged.
       method: An estimator with its settings, see `maxpo.methods`.
       held_out: Problems to evaluate on. None: `problems` themselves, which the model has then seen.
       group_size: N, completions of each prompt.
@@ -184,7 +186,7 @@ def train(
         "success": success,
         "binary": binary,
         "optimizer": "AdamW" if optimizer is None else "given",
-        "reward": _name(reward),
+        "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
@@ -221,7 +223,7 @@ def train(
         before = _scores_before(run, identity, judge, params, failures)
         if run.finished:
             state, _ = run.last_state(like)
-            after = np.asarray((run.summary or {})["scores"], np.float32)
+            after = read_summary(run.summary or {})
         else:
             trainer = Trainer(
                 Collector(
@@ -245,8 +247,9 @@ def train(
             state = trainer(run, like, start_from=params, learning_rate=rate)
             found = judge(state.params)
             failures.note("evaluation after training", found)
-            after = marked(found)
-            summary = {"scores": after, **verification_counts(run, group_size, found)}
+            measured = summarized(found)
+            after = read_summary(measured)
+            summary = {**measured, **verification_counts(run, group_size, found)}
             _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
         curves = _curves(grading, before, after)
         history = runs.read_metrics(run.folder)
@@ -316,25 +319,27 @@ def _verifier(
 
 def _scores_before(
     run: runs.Run, identity: dict[str, Any], judge: Any, params: nnx.State, failures: FailureLog
-) -> np.ndarray:
-    """Held-out scores of the policy as it came, from a run of its own that is done once."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_summary` of the policy as it came, from a run of its own that is done once."""
     with runs.Run(identity, run.folder / BEFORE) as own:
         if not own.finished:
             found = judge(params)
             failures.note("evaluation before training", found)
-            scores = marked(found)
-            best = curve(scores[None], binary=False)
+            summary = summarized(found)
+            best = curve(summary["scores"][None], binary=False)
             row = {"": BEFORE, "max@1": best.value[0], f"max@{best.k[-1]}": best.value[-1]}
-            own.finish({"scores": scores}, table=[row])
-        return np.asarray((own.summary or {})["scores"], np.float32)
+            own.finish(summary, table=[row])
+        return read_summary(own.summary or {})
 
 
-def _curves(grading: Grading, before: np.ndarray, after: np.ndarray) -> dict[str, dict[str, Curve]]:
-    scores = {BEFORE: before, AFTER: after}
-    return {
-        "pass": {name: curve(grading.correct(x)[None], binary=True) for name, x in scores.items()},
-        "max": {name: curve(x[None], binary=False) for name, x in scores.items()},
-    }
+def _curves(
+    grading: Grading, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
+) -> dict[str, dict[str, Curve]]:
+    curves: dict[str, dict[str, Curve]] = {"pass": {}, "max": {}}
+    for name, (scores, deciding) in {BEFORE: before, AFTER: after}.items():
+        curves["pass"][name] = curve(grading.correct(deciding)[None], binary=True)
+        curves["max"][name] = curve(scores[None], binary=False)
+    return curves
 
 
 def _finish(
@@ -370,9 +375,15 @@ def _finish(
     run.finish({**summary, **stored}, table=rows)
 
 
-def _name(reward: Reward | GroupReward | str) -> str:
-    if isinstance(reward, str):
-        return reward
+def _identity(reward: Reward | GroupReward | str) -> str | dict[str, Any]:
+    """What tells one reward from another, as far as names do."""
+    if isinstance(reward, WeightedParts):
+        parts = {name: _name(part) for name, part in reward.parts.items()}
+        return {"parts": parts, "weights": reward.weights, "decides": reward.decides}
+    return reward if isinstance(reward, str) else _name(reward)
+
+
+def _name(reward: Reward | GroupReward) -> str:
     function: Any = reward.function if isinstance(reward, GroupReward) else reward
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}:{name}"

@@ -1,12 +1,13 @@
 """From a verifier's scores to rewards, and to what counts as correct."""
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from maxpo.lm.tasks.verification import Scores
 
-__all__ = ["Grading", "as_lowest", "deciding", "marked"]
+__all__ = ["Grading", "as_lowest", "deciding", "marked", "read_summary", "summarized"]
 
 
 class Grading(NamedTuple):
@@ -47,6 +48,23 @@ def marked(scores: Scores) -> np.ndarray:
 def deciding(scores: Scores) -> np.ndarray:
     """What decides on success `[P, N]`, NaN where the verification failed."""
     return np.where(scores.valid, scores.deciding, np.float32(np.nan))
+
+
+def summarized(scores: Scores) -> dict[str, np.ndarray]:
+    """What a run's summary keeps of held-out scores; `read_summary` gives it back.
+
+    Returns:
+      "scores" `[P, n]`, `marked`; and "deciding" `[P, n]` where the reward has parts.
+    """
+    found = {"scores": marked(scores)}
+    return {**found, "deciding": deciding(scores)} if scores.parts else found
+
+
+def read_summary(summary: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """`marked` and `deciding` scores `[P, n]` of a run's summary."""
+    # JSON has the string "NaN", which NumPy reads.
+    scores = np.asarray(summary["scores"], np.float32)
+    return scores, np.asarray(summary.get("deciding", scores), np.float32)
 
 
 def as_lowest(scores: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from maxpo.lm.model.prompts import Completions
-from maxpo.lm.tasks.verification import Scores
+from maxpo.lm.tasks.verification import Outcome, PendingScores, Scores
+from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import rollouts
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.problems import batch_of_step
@@ -220,6 +221,75 @@ def test_where_all_fail_nothing_is_correct_and_nothing_is_learned(tmp_path, fail
     order = batch_of_step(5, 1, 4, 12)
     text = str(order[0])
     assert groups.scores.message == f"prompt '{text}=t', completion '{text}':\nno idea"
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_of_several_parts_one_decides_and_all_are_logged(tmp_path, binary, monkeypatch):
+    config = make_config(tmp_path)
+    config.task.update(success=1.0, binary=binary)
+
+    def submit(answers, problems, completions):
+        shape = (len(problems), len(completions[0]))
+        pending = PendingScores(
+            shape,
+            WeightedParts(
+                {"form": _unused, "right": _unused}, {"form": 0.5, "right": 2}, decides="right"
+            ),
+        )
+        for row, column in np.ndindex(shape):
+            form, right = [(1.0, 0.0), (0.0, 1.0), (1.0, 1.0), (0.0, 0.0)][column]
+            failed = Outcome(failure="raised", message="no idea")
+            pending.record(row, column, failed if column == 3 else Outcome((form, right)))
+        return pending
+
+    monkeypatch.setattr(Answers, "submit", submit)
+    _, groups = collect(config, dict.fromkeys(range(12), MIXED))
+    expected = [0.0, 1.0, 1.0, 0.0] if binary else [0.5, 2.0, 2.5, 0.0]
+    assert groups.rewards.tolist() == [expected] * 4
+    assert groups.metrics["reward_form"] == pytest.approx(2 / 3)
+    assert groups.metrics["reward_right"] == pytest.approx(2 / 3)
+    assert groups.metrics["mean_reward"] == pytest.approx(np.mean(expected))
+    # Of the 6 pairs only that of the first sample and the last has nothing right.
+    assert groups.metrics["pass_at_k"] == pytest.approx(5 / 6)
+    assert {name: part.shape for name, part in groups.scores.parts.items()} == {
+        "form": (4, 4),
+        "right": (4, 4),
+    }
+    assert groups.scores.decides == "right"
+
+
+def test_where_all_fail_parts_have_no_mean(tmp_path, monkeypatch):
+    def submit(answers, problems, completions):
+        shape = (len(problems), len(completions[0]))
+        pending = PendingScores(shape, WeightedParts({"right": _unused}, {"right": 1}))
+        for row, column in np.ndindex(shape):
+            pending.record(row, column, Outcome(failure="timed_out", message="late"))
+        return pending
+
+    monkeypatch.setattr(Answers, "submit", submit)
+    _, groups = collect(make_config(tmp_path), dict.fromkeys(range(12), MIXED))
+    assert np.isnan(groups.metrics["reward_right"])
+
+
+def _unused(problem, completion):
+    raise NotImplementedError
+
+
+def test_each_process_puts_its_scores_in_their_places(monkeypatch):
+    # Process 1 of 2 has problems 1 and 3; the other one's rows are what it adds.
+    parts = {"b": np.float32([[1, 2], [3, 4]]), "a": np.float32([[5, 6], [7, 8]])}
+    failures = {"raised": 0, "timed_out": 0, "not_finite": 0}
+    mine = Scores(parts["b"] * 2, np.ones((2, 2), bool), failures, "", parts, "b")
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(rollouts.parallel, "my_share", lambda count: np.arange(1, count, 2))
+    monkeypatch.setattr(rollouts.parallel, "sum_over_processes", lambda tree: tree)
+    monkeypatch.setattr(rollouts.parallel, "first_text", lambda text: text)
+    found = rollouts._of_all_processes(mine, 4)
+    assert found.rewards.tolist() == [[0, 0], [2, 4], [0, 0], [6, 8]]
+    assert found.valid.any(axis=1).tolist() == [False, True, False, True]
+    assert list(found.parts) == ["b", "a"]
+    assert found.parts["a"].tolist() == [[0, 0], [5, 6], [0, 0], [7, 8]]
+    assert found.deciding.tolist() == [[0, 0], [1, 2], [0, 0], [3, 4]]
 
 
 def scores_of(raised, timed_out, scored, message="no idea"):
