@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -12,15 +12,29 @@ from maxpo.lm.tasks.verification import FAILURES, VerifierPool
 from maxpo.lm.training.evaluation import Curve, curve
 from maxpo.lm.training.failures import counted
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
+from maxpo.lm.training.grading import read_summary
 from maxpo.lm.training.settings import Settings
 from maxpo.lm.training.stages import SFT, Stages
 
-__all__ = ["BEFORE", "Scores", "compare", "figures", "run_stages", "table"]
+__all__ = ["BEFORE", "HeldOut", "Scores", "compare", "figures", "run_stages", "table"]
 
 BEFORE = "warm start"
 
-Scores = dict[str, np.ndarray]
-"""Label to scores `[S, P, n]` of held-out problems, NaN where the verification failed."""
+
+class HeldOut(NamedTuple):
+    """Scores of held-out problems under S seeds, NaN where the verification failed.
+
+    Attributes:
+      scores: `[S, P, n]`.
+      deciding: `[S, P, n]`, what decides on success; the scores where a reward has no parts.
+    """
+
+    scores: np.ndarray
+    deciding: np.ndarray
+
+
+Scores = dict[str, HeldOut]
+"""By label."""
 
 
 def run_stages(settings: Settings, folder: Path) -> Scores:
@@ -46,9 +60,8 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
                 summary = stages.post_train(method, config.seed + seed, params, folder / name)
                 summaries.setdefault(method.label, []).append(summary)
     _say_failures([summary for of_seeds in summaries.values() for summary in of_seeds])
-    # JSON has the string "NaN", which NumPy reads.
     return {
-        label: np.asarray([summary["scores"] for summary in of_seeds], np.float32)
+        label: HeldOut(*map(np.stack, zip(*map(read_summary, of_seeds), strict=True)))
         for label, of_seeds in summaries.items()
     }
 
@@ -83,7 +96,7 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
                 _put(row, f"{name}@{k}", found, k)
             if label != BEFORE:
                 _put(row, f"gain in {name}@{report}", gains[name][label], report)
-        row["failed"] = float(np.isnan(of_seeds).mean())
+        row["failed"] = float(np.isnan(of_seeds.scores).mean())
         rows.append(row)
         if label != BEFORE:
             row |= _throughput(settings, label, folder)
@@ -126,11 +139,12 @@ def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
     }
 
 
-def _quantities(settings: Settings, scores: Scores) -> dict[str, Scores]:
+def _quantities(settings: Settings, scores: Scores) -> dict[str, dict[str, np.ndarray]]:
     """What the best of k is taken of: name to label to values `[S, P, n]`."""
-    found = {"pass": {label: settings.grading.correct(x) for label, x in scores.items()}}
+    correct = settings.grading.correct
+    found = {"pass": {label: correct(each.deciding) for label, each in scores.items()}}
     if not settings.config.task.binary:
-        found["max"] = scores
+        found["max"] = {label: each.scores for label, each in scores.items()}
     return found
 
 

@@ -24,13 +24,15 @@ from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training.checks import check_rl
-from maxpo.lm.training.evaluation import Curve, curve, held_out_scores
+from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
+from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
+from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of, verification_counts
 from maxpo.lm.training.update import make_reference, make_update
 from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
@@ -67,6 +69,7 @@ RL_DEFAULTS: dict[str, Any] = {
 """Fields of `rl` that `train` takes by name."""
 
 BEFORE, AFTER = "before", "after"
+LOGGED_GROUPS = 2  # Of a step, and of an evaluation.
 
 
 class Result(NamedTuple):
@@ -107,6 +110,9 @@ def train(
     samples: int = 16,
     seed: int = 0,
     save_every: int = 50,
+    evaluate_every: int = 0,
+    patience: int = 0,
+    log_every: int = 10,
     workers: int = 0,
     time_limit: float = 10.0,
     workdir: str | os.PathLike[str] | None = None,
@@ -141,6 +147,10 @@ def train(
       samples: n, completions of each held-out problem.
       seed: Decides the order of problems, and all samples.
       save_every: Steps between two checkpoints.
+      evaluate_every: Steps between evaluations while training; the best parameters are kept in
+        `best/` of the folder. 0: there are none.
+      patience: Evaluations in a row without a new best, after which training ends; 0: never.
+      log_every: Steps between two of which `completions.jsonl` has what the policy wrote; 0: never.
       workers: Processes that score completions, each under `time_limit` and apart from all others;
         `reward` is then a function of a module, of a problem and a text. 0: this process.
       time_limit: Seconds for a completion, with `workers`.
@@ -150,6 +160,7 @@ def train(
 
     Raises:
       ValueError: If an argument makes no sense, before any work.
+      Preempted: By SIGTERM, when the step that is running is saved; see `maxpo.runs.preemptible`.
       UsageError: If `workdir` holds another run, naming the fields that differ.
       FloatingPointError: If a step is not finite, naming it and the prompt.
       RuntimeError: If the reward raised on every completion of a step.
@@ -172,8 +183,16 @@ def train(
             "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
         },
         rl,
-        samples,
+        {
+            "samples": samples,
+            "prompts": prompts,
+            "temperature": temperature,
+            "every": evaluate_every,
+            "patience": patience,
+        },
     )
+    if log_every < 0:
+        raise ValueError(f"log_every: expected at least 0, got {log_every}")
     _check_optimizer(optimizer, chosen, rl)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
@@ -203,24 +222,29 @@ def train(
     grading = Grading(success, binary)
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(runs.preemptible())
         verify = stack.enter_context(_verifier(reward, workers, time_limit))
         draw = partial(
             make_draw, graph, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
         )
-        judge = partial(
-            held_out_scores,
+        judge = Judge(
             Sampler(draw(group_size=samples), tokenizer, verify),
             judged,
-            key=key_of(seed, EVALUATE),
-            prompts=config.evaluation.prompts,
+            key_of(seed, EVALUATE),
+            config.evaluation.prompts,
+            grading,
         )
+        journal = Journal(log_every, LOGGED_GROUPS)
         folder = runs.new_folder("lm") if workdir is None else workdir
         run = stack.enter_context(runs.Run(identity, folder, keep=1))
         # Copied, because the update donates its state, and the policy is the caller's.
         start = jax.tree.map(jnp.copy, params)
         like = training.init_state(start, make(config.rl.learning_rate))
         like = parallel.shard(like, place(like))
-        before = _scores_before(run, identity, judge, params, failures)
+        before = _scores_before(run, identity, judge, params, failures, journal)
+        schedule = Schedule(
+            evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
+        )
         if run.finished:
             state, _ = run.last_state(like)
             after = read_summary(run.summary or {})
@@ -242,14 +266,20 @@ def train(
                 ),
                 make_reference(graph, config.rl),
                 failures,
+                journal,
+                schedule,
             )
             rate = chosen.learning_rate or config.rl.learning_rate
-            state = trainer(run, like, start_from=params, learning_rate=rate)
-            found = judge(state.params)
-            failures.note("evaluation after training", found)
-            measured = summarized(found)
+            state, step = trainer(run, like, start_from=params, learning_rate=rate)
+            found = judge(state.params, step)
+            if not schedule.every:
+                journal.held_out(run, step, judge, found)
+            failures.note("evaluation after training", found.scores)
+            measured = summarized(found.scores)
             after = read_summary(measured)
-            summary = {**measured, **verification_counts(run, group_size, found)}
+            best = schedule.best(runs.read_metrics(run.folder))
+            counts = verification_counts(run, group_size, found.scores)
+            summary = {**measured, "steps": step, "best": best, **counts}
             _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
         curves = _curves(grading, before, after)
         history = runs.read_metrics(run.folder)
@@ -257,15 +287,15 @@ def train(
     return Result(nnx.merge(graph, trained), curves["pass"], curves["max"], history, run.folder)
 
 
-def _config(fixed: dict[str, Any], given: Mapping[str, Any], samples: int) -> ConfigDict:
+def _config(
+    fixed: dict[str, Any], given: Mapping[str, Any], evaluation: dict[str, Any]
+) -> ConfigDict:
     unknown = sorted(set(given) - set(RL_DEFAULTS))
     if unknown:
         raise ValueError(
             f"{unknown[0]}: expected an argument of train or one of {', '.join(RL_DEFAULTS)}"
         )
-    evaluation = {"samples": samples, "prompts": fixed["prompts"]}
     config = ConfigDict({"rl": {**RL_DEFAULTS, **fixed, **given}, "evaluation": evaluation})
-    config.evaluation.update(temperature=fixed["temperature"], every=0, patience=0)
     check_rl(config)
     return config
 
@@ -318,14 +348,20 @@ def _verifier(
 
 
 def _scores_before(
-    run: runs.Run, identity: dict[str, Any], judge: Any, params: nnx.State, failures: FailureLog
+    run: runs.Run,
+    identity: dict[str, Any],
+    judge: Judge,
+    params: nnx.State,
+    failures: FailureLog,
+    journal: Journal,
 ) -> tuple[np.ndarray, np.ndarray]:
     """As `read_summary` of the policy as it came, from a run of its own that is done once."""
     with runs.Run(identity, run.folder / BEFORE) as own:
         if not own.finished:
-            found = judge(params)
-            failures.note("evaluation before training", found)
-            summary = summarized(found)
+            found = judge(params, 0)
+            journal.held_out(own, 0, judge, found)
+            failures.note("evaluation before training", found.scores)
+            summary = summarized(found.scores)
             best = curve(summary["scores"][None], binary=False)
             row = {"": BEFORE, "max@1": best.value[0], f"max@{best.k[-1]}": best.value[-1]}
             own.finish(summary, table=[row])

@@ -6,7 +6,7 @@ from typing import Any
 
 from maxpo.lm.training.evaluation import Judge
 
-__all__ = ["Schedule"]
+__all__ = ["Schedule", "metric_of"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,3 +51,8 @@ class Schedule:
 
     def _values(self, history: Sequence[Mapping[str, Any]]) -> list[float]:
         return [row[self.metric] for row in history if self.metric in row]
+
+
+def metric_of(k: int, *, binary: bool) -> str:
+    """The metric that says how good the best of k is, on held-out problems."""
+    return f"held_out_{'pass' if binary else 'max'}_at_{k}"

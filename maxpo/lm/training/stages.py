@@ -16,13 +16,13 @@ from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Judge, curve
 from maxpo.lm.training.failures import FailureLog
-from maxpo.lm.training.grading import marked
+from maxpo.lm.training.grading import read_summary, summarized
 from maxpo.lm.training.handover import HF, context_of, hand_over
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
-from maxpo.lm.training.schedule import Schedule
+from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import Settings, make_model
 from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of, verification_counts
 from maxpo.methods import Method, choose_advantages
@@ -193,10 +193,8 @@ class Stages:
 
     def _schedule(self, judge: Judge) -> Schedule:
         evaluation, rl = self.settings.config.evaluation, self.settings.config.rl
-        quantity = "pass" if self.settings.grading.binary else "max"
-        return Schedule(
-            evaluation.every, evaluation.patience, f"held_out_{quantity}_at_{rl.eval_k}", judge
-        )
+        metric = metric_of(rl.eval_k, binary=self.settings.grading.binary)
+        return Schedule(evaluation.every, evaluation.patience, metric, judge)
 
     def _journal(self) -> Journal:
         log = self.settings.config.log
@@ -223,21 +221,24 @@ class Stages:
         """Ends a run with the scores of held-out problems."""
         grading, config = self.settings.grading, self.settings.config
         judged = judge(params, step)
-        journal.held_out(run, step, judge, judged)
+        if not config.evaluation.every:  # Else it is written already.
+            journal.held_out(run, step, judge, judged)
         self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
-        scores = marked(judged.scores)
-        values = grading.correct(scores) if grading.binary else scores
+        measured = summarized(judged.scores)
+        scores, values = read_summary(measured)
+        correct = grading.correct(values)
+        values = correct if grading.binary else scores
         of_k = curve(values[None], binary=grading.binary).value
         row = {
             "run": run.folder.name,
             "mean reward": of_k[0],
             f"best of {scores.shape[1]}": of_k[-1],
-            "correct": grading.correct(scores).mean(),
+            "correct": correct.mean(),
             "failed": np.isnan(scores).mean(),
         }
         counts = verification_counts(run, config.rl.group_size, judged.scores)
         best = self._schedule(judge).best(runs.read_metrics(run.folder))
-        summary = {"scores": scores, "steps": step, "best": best, **counts}
+        summary = {**measured, "steps": step, "best": best, **counts}
         return run.finish(summary, table=[row])
 
     def _initial_state(self, params: nnx.State, section: ConfigDict) -> training.TrainState:

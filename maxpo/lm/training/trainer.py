@@ -96,7 +96,7 @@ class Trainer:
                     state, batch, shuffle, step=step - 1, learning_rate=rate, method=method
                 )
                 metrics: dict[str, Any] = dict(jax.device_get(found))
-                values = parallel.fetch(advantages)
+                values = np.asarray(parallel.fetch(advantages))
             _check_groups(step, groups, "advantages", values)
             kept = np.abs(values)[groups.where]
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0

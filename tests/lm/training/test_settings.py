@@ -93,7 +93,7 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"rl.clip_high": float("nan")}, "rl.clip_high: expected a finite number, got nan"),
         ({"model.vocab_size": -1}, "model.vocab_size: expected at least 0, got -1"),
         ({"seed": -1}, "seed: expected at least 0, got -1"),
-        ({"task.train_path": ""}, "task.train_path: expected a JSON-lines file, got none"),
+        ({"task.train_path": ""}, "task.train_path: expected a file of problems, got none"),
         ({"task.verifier": "nowhere:f"}, "'nowhere:f' cannot be imported"),
         ({"tokenizer": "nowhere.json"}, "no tokenizer at nowhere.json"),
         ({"evaluation.samples": 0}, "evaluation.samples: expected at least 1, got 0"),
