@@ -153,13 +153,14 @@ def with_extra(
             raise ValueError(
                 f"extra: {name}: expected a value that JSON can hold, got {value!r}"
             ) from None
-        expected, is_free = "a field that leaves the model as it is", name not in fields
-        if name == "max_position_embeddings":
-            expected = f"an integer of at least context_length = {config.context_length}"
-            is_free = True
-        if not (is_free or fields[name] == value) or not _stands_for(
-            config, {**fields, name: value}
-        ):
+        is_context = name == "max_position_embeddings"
+        is_free = is_context or fields.get(name, value) == value
+        if not (is_free and _stands_for(config, {**fields, name: value})):
+            expected = (
+                f"an integer of at least context_length = {config.context_length}"
+                if is_context
+                else "a field that leaves the model as it is"
+            )
             raise ValueError(f"extra: {name}: expected {expected}, got {shown}")
     return {**fields, **extra}
 
