@@ -56,9 +56,8 @@ def preempt(folder: Path, *hooks: Any, every: int = EVERY) -> None:
 
 
 def checkpoints(folder: Path) -> list[int]:
-    return sorted(
-        int(path.name) for path in (folder / "checkpoints").glob("*") if path.name.isdigit()
-    )
+    names = [path.name for path in (folder / "checkpoints").glob("*")]
+    return sorted(int(name) for name in names if name.isdigit())
 
 
 def assert_resumes_as_one(folder: Path, whole: Path) -> None:
@@ -220,7 +219,7 @@ def bandit(folder: Path) -> "Iterator[subprocess.Popen[str]]":
         [
             *(sys.executable, "-m", "experiments.bandit", "--config=configs/bandit.py:quick"),
             *("--config.methods=('grpo', 'maxpo:k=4')", f"--config.updates={UPDATES}"),
-            *("--config.evaluate_every=1", f"--workdir={folder}"),
+            *("--config.evaluate_every=1", "--config.variance_batches=4", f"--workdir={folder}"),
         ],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         cwd=ROOT,
@@ -241,6 +240,7 @@ def run_bandit(folder: Path) -> None:
         assert child.returncode == 0, printed
 
 
+@pytest.mark.slow
 def test_an_experiment_exits_with_143_and_resumes_as_one(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     with bandit(stopped) as child:
