@@ -11,6 +11,8 @@ import json
 import os
 import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ def train_and_evaluate(config: dict[str, Any], workdir: Path) -> dict[str, Any]:
             }
             worst = float("inf") if step == 3 else float(losses.max())
             run.log(step, {"loss": loss, "w": params["w"], "worst": worst})
-            if step % config["save_every"] == 0:
+            if step % config["save_every"] == 0 or run.stop_asked():
                 run.save(step, state)
         content = hashlib.sha256()
         for leaf in jax.tree_util.tree_leaves({**state, "key": jax.random.key_data(state["key"])}):
@@ -78,8 +80,16 @@ def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _die_at_file_operation(part: str, number: int) -> None:
-    """Kills this process just before its n-th change to a file whose path has the part in it.
+def _terminate_twice() -> None:
+    """Asks this process to end, and once more when it has noticed."""
+    os.kill(os.getpid(), signal.SIGTERM)
+    while signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _at_file_operation(action: Callable[[], None], part: str, number: int) -> None:
+    """Does something just before the n-th change to a file whose path has the part in it.
 
     A change is a file opened to write, or a name made, moved or removed.
     """
@@ -92,7 +102,7 @@ def _die_at_file_operation(part: str, number: int) -> None:
         if (writes or changes) and part in str(arguments[0]):
             left -= 1
             if left == 0:
-                _die()
+                action()
 
     sys.addaudithook(hook)
 
@@ -120,11 +130,14 @@ def main() -> None:
         if pid == 0:
             os.dup2(2, 1)
             if "file_operation" in job:
-                _die_at_file_operation(*job["file_operation"])
+                _at_file_operation(_die, *job["file_operation"])
+            if "terminate_twice" in job:
+                _at_file_operation(_terminate_twice, *job["terminate_twice"])
             if "write" in job:
                 _die_in_write(job["write"])
             try:
-                train_and_evaluate({**CONFIG, **job.get("config", {})}, Path(job["workdir"]))
+                with runs.preemptible():
+                    train_and_evaluate({**CONFIG, **job.get("config", {})}, Path(job["workdir"]))
             except BaseException:
                 sys.excepthook(*sys.exc_info())
                 os._exit(1)

@@ -115,6 +115,24 @@ def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
     assert_trained_as_one(tmp_path, alone)
 
 
+@pytest.mark.slow
+def test_a_sigterm_to_one_process_stops_all_after_the_same_step(alone, cache, tmp_path):
+    flags = (*flags_of(tmp_path), f"--config.rl.save_every={parallel_child.STEPS}")
+    children = start(tmp_path, 2, cache, *flags)
+    deadline = time.monotonic() + 240
+    while not read_metrics(tmp_path / "run" / METHOD):
+        assert all(child.poll() is None for child in children), logs(tmp_path)
+        assert time.monotonic() < deadline, logs(tmp_path)
+        time.sleep(0.01)
+    children[1].terminate()
+    assert [child.wait(timeout=150) for child in children] == [143, 143], logs(tmp_path)
+    step = read_metrics(tmp_path / "run" / METHOD)[-1]["step"]
+    assert f"SIGTERM: saved step {step} in {tmp_path / 'run' / METHOD};" in logs(tmp_path)
+    assert not (tmp_path / "run" / METHOD / "summary.json").exists()
+    finish(start(tmp_path, 2, cache, *flags), tmp_path)
+    assert_trained_as_one(tmp_path, alone)
+
+
 def test_processes_that_differ_are_refused(cache, tmp_path):
     flags = flags_of(tmp_path)
     address = f"127.0.0.1:{free_port()}"

@@ -827,6 +827,18 @@ def test_killed_while_orbax_writes(server: Server, unkilled: Path, tmp_path: Pat
     check_finished(server, folder, unkilled)
 
 
+def test_a_second_sigterm_ends_a_save_at_once(
+    server: Server, unkilled: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    for number in (25, 30):  # in the second save, the first for steps 1 and 2
+        server.start(folder, terminate_twice=("checkpoints", number))
+        assert server.wait() == -signal.SIGTERM
+        check_after_kill(folder, unkilled)
+        assert (folder / "checkpoints" / "2").exists()
+    check_finished(server, folder, unkilled)
+
+
 def test_killed_at_random_times(
     server: Server, unkilled: Path, seconds: float, tmp_path: Path
 ) -> None:
