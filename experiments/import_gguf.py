@@ -6,6 +6,7 @@ FILE holds a Llama, Qwen2 or Qwen3, quantized or not. DIR is new, empty or an ea
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -54,9 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     for name, size in imported.files.items():
         print(f"  {name}  {size:,} bytes")
+    folder = shlex.quote(arguments.folder)
     print(
-        f"next: python -m experiments.lm --config.model.pretrained={arguments.folder} "
-        f"--config.tokenizer={arguments.folder}/tokenizer.json --config.sft.steps=0"
+        f"next: python -m experiments.lm --config.model.pretrained={folder} "
+        f"--config.tokenizer={folder}/tokenizer.json --config.sft.steps=0"
     )
 
 

@@ -121,13 +121,12 @@ def _special_ids(file: GGUFFile, tokens: dict[int, str]) -> dict[str, int]:
 
 def _added_around_a_text(file: GGUFFile) -> dict[str, bool]:
     """Whether a text begins with the token for that, and ends with the one for that."""
-    adds = {}
-    for role, silent in (
-        ("bos", file.optional("tokenizer.ggml.pre", str) in _LLAMA3),
-        ("eos", False),
-    ):
+    # Where the file is silent.
+    adds = {"bos": file.optional("tokenizer.ggml.pre", str) in _LLAMA3, "eos": False}
+    for role in adds:
         added = file.optional(f"tokenizer.ggml.add_{role}_token", bool)
-        adds[role] = silent if added is None else added
+        if added is not None:
+            adds[role] = added
         if adds[role]:
             file.required(f"tokenizer.ggml.{role}_token_id", int)
     return adds
