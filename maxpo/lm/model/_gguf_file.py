@@ -52,7 +52,7 @@ class GGUFFile:
         self.path = path
         # The package would read the numbers of the other order as if they were of this one.
         if self._reader.endianess != gguf.GGUFEndian.LITTLE:
-            self.refuse("byte order", "little-endian", "big-endian")
+            self.refuse("byte order", "'little'", "big")
         parts = self.optional("split.count", int) or 1
         if parts > 1:
             self.refuse("split.count", "a whole model, as llama-gguf-split --merge writes", parts)
@@ -92,6 +92,8 @@ class GGUFFile:
 
         tensor = self.tensors[name]
         try:
-            return dequantize(tensor.data[selected], tensor.tensor_type).astype(np.float32)
+            return dequantize(tensor.data[selected], tensor.tensor_type).astype(
+                np.float32, copy=False
+            )
         except NotImplementedError:
             self.refuse(name, "a type that the package gguf reads", tensor.tensor_type.name)

@@ -138,10 +138,17 @@ def _byte_level_bpe(file: GGUFFile, vocabulary: dict[str, int]) -> "tokenizers.T
 
     pre = file.required("tokenizer.ggml.pre", str)
     pre_tokenizer = _pre_tokenizer(file, pre)
-    merges = [tuple(merge.split(" ")) for merge in file.required("tokenizer.ggml.merges", list)]
+    merges = file.required("tokenizer.ggml.merges", list)
+    for merge in merges:
+        if merge.count(" ") != 1:
+            file.refuse("tokenizer.ggml.merges", "two tokens each", merge)
     try:
         # Llama 3 takes a word that is a token as it is, however it would come about.
-        bpe = models.BPE(vocab=vocabulary, merges=merges, ignore_merges=pre in _LLAMA3)
+        bpe = models.BPE(
+            vocab=vocabulary,
+            merges=[tuple(merge.split(" ")) for merge in merges],
+            ignore_merges=pre in _LLAMA3,
+        )
     except Exception as error:  # The package raises plain Exception.
         raise ValueError(f"{file.path}: tokenizer.ggml.merges do not fit: {error}") from None
     tokenizer = Tokenizer(bpe)

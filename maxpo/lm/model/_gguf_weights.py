@@ -72,7 +72,12 @@ def read_config(file: GGUFFile) -> TransformerConfig:
 
 
 def config_fields(file: GGUFFile, config: TransformerConfig, dtype: str) -> dict[str, Any]:
-    """What `config.json` says of the model, its tokens left out."""
+    """What `config.json` says of the model, its tokens left out.
+
+    Raises:
+      ValueError: If rotary positions are scaled in another way than those of Llama 3.1.
+    """
+    scaling = _rope_scaling(file, config)
     return {
         "architectures": [_CLASSES[file.architecture]],
         "model_type": file.architecture,
@@ -87,6 +92,7 @@ def config_fields(file: GGUFFile, config: TransformerConfig, dtype: str) -> dict
         "hidden_act": "silu",
         "rms_norm_eps": config.norm_epsilon,
         "rope_theta": config.rope_theta,
+        **({} if scaling is None else {"rope_scaling": scaling}),
         "tie_word_embeddings": config.tied_embeddings,
         "torch_dtype": dtype,
     }
@@ -170,8 +176,33 @@ def _refuse_features(file: GGUFFile) -> None:
         value = file.optional(f"{arch}.{name}", kind)
         if value not in (None, plain):
             file.refuse(f"{arch}.{name}", repr(plain), value)
-    if _ROPE_FACTORS in file.tensors and (file.rows(_ROPE_FACTORS, slice(None)) != 1).any():
-        file.refuse(_ROPE_FACTORS, "ones", "scaled rotary positions")
+
+
+def _rope_scaling(file: GGUFFile, config: TransformerConfig) -> dict[str, Any] | None:
+    """The settings that led to the factors by which a file divides its rotary frequencies.
+
+    Those of Llama 3.1 and later differ in the largest factor alone. What they led to is compared.
+    """
+    if _ROPE_FACTORS not in file.tensors:
+        return None
+    factors = file.rows(_ROPE_FACTORS, slice(None))
+    if (factors == 1).all():
+        return None
+    largest, low, high, context = float(factors.max()), 1.0, 4.0, 8192
+    half = config.head_width // 2
+    turns = context * config.rope_theta ** (-np.arange(half) / half) / (2 * np.pi)
+    kept = np.clip((turns - low) / (high - low), 0, 1)
+    expected = 1 / (kept + (1 - kept) / largest)
+    # The file's are of float32, and so may be all on the way to them.
+    if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4, atol=0):
+        file.refuse(_ROPE_FACTORS, "those of Llama 3.1", factors.tolist())
+    return {
+        "rope_type": "llama3",
+        "factor": largest,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": context,
+    }
 
 
 def _meant(value: float) -> float:

@@ -64,6 +64,7 @@ def import_gguf(
     gguf = GGUFFile(source)
     config = read_config(gguf)
     weights = list_weights(gguf, config)
+    fields = config_fields(gguf, config, dtype)
     tokenizer = read_tokenizer(gguf)
     if tokenizer.size > config.vocab_size:
         gguf.refuse("tokenizer.ggml.tokens", f"at most {config.vocab_size}", tokenizer.size)
@@ -79,7 +80,7 @@ def import_gguf(
         output.write(tokenizer.json.encode())
     _write_json(target / "tokenizer_config.json", tokenizer.config)
     _write_json(target / "generation_config.json", tokenizer.generation)
-    _write_json(target / _CONFIG, {**config_fields(gguf, config, dtype), **tokenizer.ids})
+    _write_json(target / _CONFIG, {**fields, **tokenizer.ids})
     return Imported(
         gguf.architecture,
         sum(math.prod(weight.shape) for weight in weights),
