@@ -12,6 +12,7 @@ assert VERSION is not None
 
 # What the tests of a part need is not needed to import it: they skip where it is missing.
 LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
+GGUF = ["gguf>=0.17", "safetensors>=0.6", "tokenizers>=0.22"]
 JINJA = ["jinja2>=3.1.6"]  # Older ones let templates out of the sandbox.
 HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
@@ -20,6 +21,7 @@ PARQUET = ["pyarrow>=21"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
+    *GGUF,
     *JINJA,
     *LM,
     *MATH,
@@ -32,7 +34,6 @@ TEST = [
     "networkx",
     "pytest>=8",
     "pytest-xdist",
-    "safetensors>=0.6",
 ]
 
 setuptools.setup(
@@ -60,6 +61,7 @@ setuptools.setup(
     ],
     extras_require={
         "lm": LM,
+        "gguf": GGUF,
         "hf": HF,
         "math": MATH,
         "maze": MAZE,

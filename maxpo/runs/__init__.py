@@ -51,7 +51,7 @@ from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._preemption import Preempted, preemptible
 from maxpo.runs._progress import progress, say, steps
-from maxpo.runs._run import Run
+from maxpo.runs._run import Run, read_checkpoint
 from maxpo.runs._table import format_table
 
 __all__ = [
@@ -67,6 +67,7 @@ __all__ = [
     "new_folder",
     "preemptible",
     "progress",
+    "read_checkpoint",
     "read_metrics",
     "read_timings",
     "say",

@@ -73,9 +73,11 @@ class Checkpoints:
     holds a record of each leaf's type and checksum: orbax does not notice every damaged byte.
     """
 
-    def __init__(self, folder: Path, keep: int):
+    def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
         self._folder = folder
         self._keep = keep
+        # Another process may be saving there.
+        self._read_only = read_only
         self._manager: Any = None
 
     @loops_finish_their_tasks()
@@ -173,13 +175,14 @@ class Checkpoints:
         if self._manager is None:
             import orbax.checkpoint as ocp
 
-            if jax.process_index() == 0 and self._folder.exists():
+            if jax.process_index() == 0 and self._folder.exists() and not self._read_only:
                 for path in self._folder.iterdir():
                     if not path.name.isdigit():  # what a kill in the middle of a save left
                         shutil.rmtree(path)
             self._manager = ocp.CheckpointManager(
                 self._folder,
                 options=ocp.CheckpointManagerOptions(
+                    read_only=self._read_only,
                     preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
                     # A small state is saved in less time than handing it to a thread would save,
                     # and what `save` has returned from is on the disk.

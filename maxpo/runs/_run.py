@@ -512,3 +512,37 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
             f"{folder} is neither empty nor the folder of a run; choose another workdir"
         )
     return True
+
+
+def read_checkpoint(
+    folder: str | os.PathLike[str], like: State, *, step: int | None = None, best: bool = False
+) -> tuple[State, int]:
+    """Returns a state that a run has saved. The run may be going on; nothing of it is changed.
+
+    Args:
+      folder: the run's.
+      like: a state of the same structure, as for `Run.restore`; with `best` as for `keep_best`.
+      step: the checkpoint's. None: the last one that is complete.
+      best: what `keep_best` has kept, in the place of a checkpoint.
+
+    Returns:
+      The state and the step.
+
+    Raises:
+      UsageError: If there is no such checkpoint, naming those there are, or its leaves are not
+        those of `like`.
+      OSError: If it is damaged.
+    """
+    kept = Checkpoints(Path(folder) / ("best" if best else "checkpoints"), 1, read_only=True)
+    try:
+        steps = kept.steps()
+        if not steps or (step is not None and step not in steps):
+            what = "best parameters" if best else "checkpoint" if step is None else f"step {step}"
+            there = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+            raise UsageError(f"{folder}: expected a run with {what}, got {there}")
+        chosen = steps[-1] if step is None else step
+        return kept.load(chosen, without_weak_types(like))[0], chosen
+    except DamagedCheckpointError as error:
+        raise OSError(f"{folder}: the checkpoint of step {chosen} is damaged: {error}") from error
+    finally:
+        kept.close()
