@@ -45,11 +45,12 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 """
 
 from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
+from maxpo.runs._files import read_json, write_atomic
 from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run
-from maxpo.runs._table import format_table
+from maxpo.runs._table import format_table, table_cells
 
 __all__ = [
     "Run",
@@ -62,8 +63,11 @@ __all__ = [
     "main",
     "new_folder",
     "progress",
+    "read_json",
     "read_metrics",
     "read_timings",
     "say",
     "steps",
+    "table_cells",
+    "write_atomic",
 ]
