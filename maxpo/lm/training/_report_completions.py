@@ -46,18 +46,20 @@ def _group(run: RunData, group: Group) -> str:
     if len(cards) > 2 * ENDS + 1:
         middle = details(f"{len(cards) - 2 * ENDS} between them", "".join(cards[ENDS:-ENDS]))
         body = f"{''.join(cards[:ENDS])}{middle}{''.join(cards[-ENDS:])}"
-    answer = (
-        details("expected answer", f"<pre>{escape(shortened(group.answer))}</pre>")
-        if group.answer
-        else ""
-    )
     return (
         f'<section class="group" data-run="{escape(run.name)}" data-split="{escape(group.split)}" '
         f'data-step="{group.step}">\n<p class="soft">step {group.step}, '
         f"{escape(group.split.replace('_', ' '))}: {_counts(run, completions)}</p>\n"
-        f"<h3>Prompt</h3><pre>{escape(shortened(group.prompt))}</pre>\n{answer}"
+        f"<h3>Prompt</h3><pre>{escape(shortened(group.prompt))}</pre>\n{_answer(group.answer)}"
         f"<h3>Completions</h3>\n{body}</section>\n"
     )
+
+
+def _answer(answer: str) -> str:
+    """The expected answer, closed where it is long."""
+    if len(answer) <= 100 and "\n" not in answer:
+        return f"<p>Expected answer: <code>{escape(answer)}</code></p>\n" if answer else ""
+    return details("Expected answer", f"<pre>{escape(shortened(answer))}</pre>")
 
 
 def _order(completion: Completion) -> tuple[float, float]:

@@ -7,19 +7,37 @@ from typing import Any, NamedTuple
 from maxpo.lm.training._report_data import TRAIN, Completion, Group, RunData, number
 from maxpo.lm.training._report_html import percent, shortened, show
 
-__all__ = ["RULES", "Finding", "findings", "metric_title"]
+__all__ = [
+    "FACT",
+    "KINDS",
+    "NOTICE",
+    "PROBLEM",
+    "RULES",
+    "Finding",
+    "duration",
+    "findings",
+    "metric_title",
+]
+
+TITLES = {
+    "zero_variance_groups": "zero-variance groups (share)",
+    "truncated": "truncated (share)",
+    "failed": "failed (share)",
+    "entropy": "entropy of a token (nats)",
+    "completion_length": "completion length (tokens)",
+}
 
 WINDOW = 10  # Steps that "the last steps" are.
 SILENCE = 600.0  # Seconds without a line after which a run may have stopped.
 
-PROBLEM, NOTICE, FINE = "problem", "notice", "fine"
+PROBLEM, NOTICE, FACT = KINDS = ("problem", "notice", "fact")
 
 
 class Finding(NamedTuple):
     """A sentence about a run.
 
     Attributes:
-      kind: `PROBLEM`, `NOTICE` or `FINE`.
+      kind: `PROBLEM`, `NOTICE` or `FACT`.
       text: The sentence.
       quote: What it is about, as it was written, or "".
     """
@@ -32,7 +50,7 @@ class Finding(NamedTuple):
 def findings(run: RunData) -> list[Finding]:
     """What the rules find, problems first."""
     found = [finding for rule in RULES if (finding := rule(run))]
-    return sorted(found, key=lambda finding: (PROBLEM, NOTICE, FINE).index(finding.kind))
+    return sorted(found, key=lambda finding: KINDS.index(finding.kind))
 
 
 def metric_title(name: str, eval_k: Any = None) -> str:
@@ -41,6 +59,8 @@ def metric_title(name: str, eval_k: Any = None) -> str:
     >>> metric_title("max_at_k", 8), metric_title("eval_pass_at_4"), metric_title("mean_reward")
     ('max@8', 'held-out pass@4', 'mean reward')
     """
+    if name in TITLES:
+        return TITLES[name]
     name = (
         name.removesuffix("_at_k") + f"_at_{eval_k}" if eval_k and name.endswith("_at_k") else name
     )
@@ -78,7 +98,7 @@ def example_of_zero(run: RunData) -> Finding | None:
     answer = f"\n\nExpected: {shortened(group.answer, 400)}" if group.answer else ""
     prompt, text = shortened(group.prompt, 400), shortened(completion.text, 800)
     quote = f"Prompt: {prompt}\n\nCompletion: {text or '(empty)'}{answer}"
-    return Finding(NOTICE, f"Example of a completion with reward 0, of step {group.step}:", quote)
+    return Finding(NOTICE, "Example of a completion with reward 0:", f"Step {group.step}\n{quote}")
 
 
 def verifications_failed(run: RunData) -> Finding | None:
@@ -171,7 +191,7 @@ def all_correct(run: RunData) -> Finding | None:
     if not _all_correct(run):
         return None
     last = _last_steps(run, "pass_at_k")
-    return Finding(FINE, f"Every completion is correct in {last}: nothing is left to learn.")
+    return Finding(FACT, f"Every completion is correct in {last}: nothing is left to learn.")
 
 
 def reward_changed(run: RunData) -> Finding | None:
@@ -260,7 +280,7 @@ def _change(run: RunData, name: str, window: int = WINDOW) -> Finding | None:
     width = max(1, min(window, len(values) // 2))
     over = f", means of the first and the last {width} lines" if width > 1 else ""
     verb = "stayed at" if show(first) == show(last) else f"went from {show(first)} to"
-    return Finding(FINE, f"{title[0].upper()}{title[1:]} {verb} {show(last)}{over}.")
+    return Finding(FACT, f"{title[0].upper()}{title[1:]} {verb} {show(last)}{over}.")
 
 
 def _all_zero(run: RunData) -> bool:

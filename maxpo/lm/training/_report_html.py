@@ -18,11 +18,10 @@ _DIRECTIONS = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u206
 def escape(text: str) -> str:
     r"""Text that shows in HTML as what it is, whatever a model has written.
 
-    Control characters, half surrogates and marks of direction become visible: the first ones as
-    their pictures, the others as their escapes.
+    Control characters, half surrogates and marks of direction become visible as their escapes.
 
     >>> print(escape('<b a="1">\x00\x1b[0m\ud800'))
-    &lt;b a=&quot;1&quot;&gt;␀␛[0m\ud800
+    &lt;b a=&quot;1&quot;&gt;\x00\x1b[0m\ud800
     """
     return html.escape("".join(map(_visible, text)))
 
@@ -30,8 +29,6 @@ def escape(text: str) -> str:
 def _visible(character: str) -> str:
     if character in "\n\t":
         return character
-    if character < " ":
-        return chr(0x2400 + ord(character))
     if character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Cs"):
         return character.encode("unicode_escape").decode()
     return character

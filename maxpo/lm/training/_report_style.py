@@ -24,7 +24,7 @@ pre { margin: 8px 0 0; white-space: pre-wrap; overflow-wrap: anywhere; max-heigh
 .findings .problem { border-color: var(--bad); }
 .findings .problem > span { font-weight: 600; }
 .findings .notice { border-color: #e0a93b; }
-.findings .fine { border-color: var(--good); }
+.findings .fact { border-color: #9db4d9; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 14px; white-space: nowrap; }
 th, td { text-align: left; padding: 5px 16px 5px 0; border-bottom: 1px solid var(--line); }
@@ -49,7 +49,8 @@ img { max-width: 100%; height: auto; display: block; margin: 8px auto; }
   position: sticky; top: 0; background: var(--paper); padding: 8px 0; z-index: 1; }
 select, button { font: inherit; font-size: 14px; padding: 4px 9px; border: 1px solid #c6cdd8;
   border-radius: 6px; background: var(--paper); color: var(--ink); max-width: 100%; }
-button:not(:disabled) { cursor: pointer; }
+button { cursor: pointer; }
+button:disabled { opacity: .35; cursor: default; }
 .group { border-top: 1px solid var(--line); padding: 14px 0; }
 .completion { border-left: 5px solid var(--line); padding: 2px 0 2px 12px; margin: 12px 0; }
 .completion > p { display: flex; flex-wrap: wrap; gap: 3px 10px; align-items: center;
@@ -80,7 +81,7 @@ SCRIPT = """
     const before = fields.slice(0, fields.indexOf(field));
     const values = new Set(groups.filter(group => before.every(f => of(group, f) === f.value))
       .map(group => of(group, field)));
-    field.replaceChildren(...[...values].map(value => new Option(value.replace("_", " "), value)));
+    field.replaceChildren(...[...values].map(value => new Option(value)));
     field.value = values.has(wanted) ? wanted : [...values].pop();
     field.parentElement.hidden = field !== step && values.size < 2;
   };

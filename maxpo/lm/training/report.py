@@ -11,7 +11,14 @@ from maxpo import runs
 from maxpo.lm.training._report_completions import completions_by_step
 from maxpo.lm.training._report_curves import Curve, chart, color_of, legend
 from maxpo.lm.training._report_data import RunData, number, read_runs
-from maxpo.lm.training._report_findings import FINE, Finding, duration, findings, metric_title
+from maxpo.lm.training._report_findings import (
+    FACT,
+    KINDS,
+    Finding,
+    duration,
+    findings,
+    metric_title,
+)
 from maxpo.lm.training._report_html import details, escape, page, percent, show, table
 
 __all__ = ["MOST_GROUPS", "write_report"]
@@ -100,16 +107,16 @@ def _state(run: RunData) -> str:
 
 def _findings(logged: Sequence[RunData]) -> str:
     """What the rules find; one sentence about several runs stands once."""
-    of_runs: dict[Finding, list[str]] = {}
+    found: dict[tuple[str, str], tuple[Finding, list[str]]] = {}
     for run in logged:
         for finding in findings(run):
-            # Of several runs, what is fine stands in their table.
-            if len(logged) == 1 or finding.kind != FINE:
-                of_runs.setdefault(finding, []).append(run.name)
-    if not of_runs:
+            # The facts about several runs stand in their table.
+            if len(logged) == 1 or finding.kind != FACT:
+                found.setdefault(finding[:2], (finding, []))[1].append(run.name)
+    if not found:
         return "<p>Nothing is out of the ordinary.</p>"
     items = []
-    for finding, names in of_runs.items():
+    for finding, names in sorted(found.values(), key=lambda each: KINDS.index(each[0].kind)):
         who = "" if len(logged) == 1 else f'<p class="soft">{escape(", ".join(names))}</p>'
         quote = f"<pre>{escape(finding.quote)}</pre>" if finding.quote else ""
         items.append(
@@ -134,8 +141,8 @@ def _overview(logged: Sequence[RunData]) -> str:
             value = number(last.get(name))
             row.append("-" if value is None else percent(value))
         rows.append(row)
-    columns = ["run", "state", *map(metric_title, ("mean_reward", "max_at_k", "pass_at_k"))]
-    return table([*columns, "truncated", "failed"], rows, [False, False, *[True] * 5])
+    columns = ["run", "state", "mean reward", "max@k", "pass@k", "truncated", "failed"]
+    return table(columns, rows, [False, False, *[True] * 5])
 
 
 def _curves(logged: Sequence[RunData]) -> str:
