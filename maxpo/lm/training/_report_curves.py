@@ -65,7 +65,7 @@ def legend(colors: Mapping[str, str]) -> str:
 
 def smooth(curve: Curve) -> Curve:
     """About `SMOOTHED` means of neighbors; few points as they are."""
-    return _averaged(curve, SMOOTHED)
+    return _averaged(curve, SMOOTHED) if len(curve.x) >= 2 * SMOOTHED else curve
 
 
 class _Drawing(NamedTuple):

@@ -135,9 +135,7 @@ def completions_are_truncated(run: RunData) -> Finding | None:
     if share < 0.1 or (share >= 0.5 and _all_zero(run)):  # The second says `rewards_are_zero`.
         return None
     text = f"{percent(share)} of completions are {_truncated_at(run)}"
-    return Finding(
-        PROBLEM if share >= 0.5 else NOTICE, f"{text} in {_last_steps(run, 'truncated')}."
-    )
+    return Finding(NOTICE, f"{text} in {_last_steps(run, 'truncated')}.")
 
 
 def completions_are_empty(run: RunData) -> Finding | None:

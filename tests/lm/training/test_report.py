@@ -144,7 +144,7 @@ ZERO = {"mean_reward": 0.0, "max_at_k": 0.0, "pass_at_k": 0.0}
         (
             "completions_are_truncated",
             {"truncated": 0.5},
-            PROBLEM,
+            NOTICE,
             "50% of completions are truncated at max_new_tokens = 32 in the last 10 steps.",
         ),
         (
@@ -322,9 +322,7 @@ def test_runs_of_a_study_share_the_groups(tmp_path):
 
 
 def test_a_finished_run(tmp_path):
-    lines = [
-        line(step, failed_raised=int(step == 3), failed=(step == 3) / 8) for step in range(1, 41)
-    ]
+    lines = [line(step, failed_raised=int(step == 3), failed=0.125) for step in range(1, 41)]
     summary = {"table": [{"": "after", "pass@8": 0.5, "pass@8_sem": 0.01}], "scores": [[1.0]]}
     failure = sample(score=None, failure="ValueError: <nothing>")
     make_run(tmp_path, lines, [group(sample(), failure, step=3)], summary=summary)
