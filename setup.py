@@ -15,12 +15,17 @@ LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
 HF = ["safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
+# Loggers of a run, each by its name.
+TENSORBOARD = ["tensorboardX>=2.6.5"]
+TRACKIO = ["trackio>=0.43"]
+WANDB = ["wandb>=0.31"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
     *LM,
     *MATH,
     *MAZE,
+    *TENSORBOARD,
     "hypothesis",
     "ipykernel",
     "nbclient",
@@ -59,8 +64,11 @@ setuptools.setup(
         "hf": HF,
         "math": MATH,
         "maze": MAZE,
+        "tensorboard": TENSORBOARD,
+        "trackio": TRACKIO,
         "trl": TRL,
         "tunix": TUNIX,
+        "wandb": WANDB,
         "test": TEST,
         "dev": [*TEST, "build", "codespell", "import-linter", "mypy", "ruff"],
     },

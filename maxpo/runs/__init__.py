@@ -38,6 +38,8 @@ What the folder promises:
   removed before it is started again: it then goes from its last checkpoint to its end.
 * Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
   "-Infinity", which `float()` reads and `read_metrics` turns back.
+* `Run(..., loggers=("tensorboard",))` sends the numbers of each line elsewhere, too. Whatever
+  becomes of them there, `metrics.jsonl` has them, and nothing that is read comes from elsewhere.
 * One process at a time; a folder of another config, or one that is no run's, is not touched.
 
 On several processes (a pod) process 0 writes config, metrics, summary and figures, and all take
