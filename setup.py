@@ -18,6 +18,10 @@ HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
 PARQUET = ["pyarrow>=21"]
+# Loggers of a run, each by its name.
+TENSORBOARD = ["tensorboardX>=2.6.5"]
+TRACKIO = ["trackio>=0.43"]
+WANDB = ["wandb>=0.31"]
 TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
@@ -27,6 +31,7 @@ TEST = [
     *MATH,
     *MAZE,
     *PARQUET,
+    *TENSORBOARD,
     "hypothesis",
     "ipykernel",
     "nbclient",
@@ -66,8 +71,11 @@ setuptools.setup(
         "math": MATH,
         "maze": MAZE,
         "parquet": PARQUET,
+        "tensorboard": TENSORBOARD,
+        "trackio": TRACKIO,
         "trl": TRL,
         "tunix": TUNIX,
+        "wandb": WANDB,
         "test": TEST,
         "dev": [*TEST, "build", "codespell", "import-linter", "mypy", "ruff"],
     },

@@ -40,6 +40,8 @@ What the folder promises:
   removed before it is started again: it then goes from its last checkpoint to its end.
 * Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
   "-Infinity", which `float()` reads and `read_metrics` turns back.
+* `Run(..., loggers=("tensorboard",))` sends the numbers of each line elsewhere, too. Whatever
+  becomes of them there, `metrics.jsonl` has them, and nothing that is read comes from elsewhere.
 * One process at a time; a folder of another config, or one that is no run's, is not touched.
 
 On several processes (a pod) process 0 writes config, metrics, summary and figures, and all take
@@ -47,12 +49,13 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 """
 
 from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
+from maxpo.runs._files import read_json, write_atomic
 from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._preemption import Preempted, preemptible
 from maxpo.runs._progress import progress, say, steps
 from maxpo.runs._run import Run, read_checkpoint
-from maxpo.runs._table import format_table
+from maxpo.runs._table import format_table, table_cells
 
 __all__ = [
     "Preempted",
@@ -68,8 +71,11 @@ __all__ = [
     "preemptible",
     "progress",
     "read_checkpoint",
+    "read_json",
     "read_metrics",
     "read_timings",
     "say",
     "steps",
+    "table_cells",
+    "write_atomic",
 ]

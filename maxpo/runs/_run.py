@@ -5,7 +5,7 @@ import json
 import os
 import re
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar
@@ -23,6 +23,7 @@ from maxpo.runs._checkpoints import (
 )
 from maxpo.runs._config import UsageError, differences, flatten
 from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_atomic, write_json
+from maxpo.runs._loggers import Loggers, Place, check_loggers
 from maxpo.runs._metrics import MetricsFile, size_up_to
 from maxpo.runs._preemption import GO_ON, Preempted, is_asked_for
 from maxpo.runs._progress import say
@@ -52,6 +53,7 @@ class Run:
         workdir: str | os.PathLike[str],
         *,
         keep: int = 3,
+        loggers: Sequence[str] = (),
     ):
         """Creates the folder, or takes up the run that is in it.
 
@@ -59,14 +61,20 @@ class Run:
           config: what the run is, and what tells it from another.
           workdir: the folder, on a local or mounted filesystem.
           keep: how many of the last checkpoints to keep.
+          loggers: who else gets the numbers of each line of metrics: any of "tensorboard", "wandb",
+            "trackio", each of which needs the extra of its name. One that fails while the run goes
+            on is reported on stderr and gets no more.
 
         Raises:
+          ValueError: If a logger is unknown.
+          MissingExtraError: If the package of a logger is missing.
           UsageError: If the folder holds a run with another config, naming the fields that differ,
             or anything that is no run; or if another process has it. The folder is not touched.
           Preempted: If SIGTERM has come to a process of a pod; see `preemptible`.
         """
         if keep < 1:
             raise ValueError(f"keep: expected at least 1, got {keep}")
+        check_loggers(loggers)
         if "://" in str(workdir):
             raise UsageError(f"workdir: expected a local or mounted folder, got {workdir}")
         self.folder = Path(workdir).expanduser().absolute()
@@ -77,6 +85,7 @@ class Run:
         self._timings: MetricsFile | None = None
         self._records: dict[str, MetricsFile] = {}  # of `append`
         self._given_up: set[str] = set()  # those that cannot be written
+        self._loggers = Loggers(loggers)
         self._resumed = 0  # the step of the checkpoint that was restored
         self._checkpoints = Checkpoints(self.folder / "checkpoints", keep)
         self._leaves: dict[str, str] | None = None  # the types in the state, once restored
@@ -87,6 +96,7 @@ class Run:
             say(f"SIGTERM: stopped before {self.folder}; {GO_ON}")
             raise Preempted
         fields = to_json(config.to_dict() if isinstance(config, ConfigDict) else config, "config")
+        self._config = fields
         try:
             if not parallel.is_same_everywhere(json.dumps([fields, str(self.folder)])):
                 raise UsageError(
@@ -244,6 +254,9 @@ class Run:
             self._open_metrics(0)
             assert self._metrics is not None
         self._metrics.append({"step": int(step), **metrics})
+        first = self._resumed + 1 if self._resumed else 0
+        place = Place(self.folder, self._config, first)
+        self._loggers.log(place, int(step), metrics)
         self._logged = int(step)
 
     def log_timings(self, step: int, timings: Mapping[str, Any]) -> None:
@@ -440,6 +453,7 @@ class Run:
         self._records.clear()
         descriptor, self._lock = self._lock, None
         try:
+            self._loggers.close()
             self._checkpoints.close()
             for file in files:
                 file.close()

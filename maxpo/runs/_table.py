@@ -27,15 +27,7 @@ def format_table(rows: Rows) -> str:
     reward
     0.5123 ± 0.0012
     """
-    if isinstance(rows, Mapping):
-        rows = [{"": name, **row} for name, row in rows.items()]
-    records = [_with_errors({key: _to_float(x) for key, x in row.items()}) for row in rows]
-    columns = list(dict.fromkeys(column for record in records for column in record))
-    cells = [[_cell(record.get(column)) for column in columns] for record in records]
-    is_number = [
-        all(isinstance(record.get(column), int | float | None) for record in records)
-        for column in columns
-    ]
+    columns, cells, is_number = table_cells(rows)
     lines = [columns, *cells]
     widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
     return "\n".join(
@@ -45,6 +37,27 @@ def format_table(rows: Rows) -> str:
         ).rstrip()
         for line in lines
     )
+
+
+def table_cells(rows: Rows) -> tuple[list[str], list[list[str]], list[bool]]:
+    """Returns what `format_table` aligns: columns, the cells of each row, and which are numbers.
+
+    Args:
+      rows: as for `format_table`.
+
+    >>> table_cells({"maxpo": {"max@4": 0.91234}})
+    (['', 'max@4'], [['maxpo', '0.9123']], [False, True])
+    """
+    if isinstance(rows, Mapping):
+        rows = [{"": name, **row} for name, row in rows.items()]
+    records = [_with_errors({key: _to_float(x) for key, x in row.items()}) for row in rows]
+    columns = list(dict.fromkeys(column for record in records for column in record))
+    cells = [[_cell(record.get(column)) for column in columns] for record in records]
+    is_number = [
+        all(isinstance(record.get(column), int | float | None) for record in records)
+        for column in columns
+    ]
+    return columns, cells, is_number
 
 
 def _with_errors(row: Mapping[str, Any]) -> dict[str, Any]:

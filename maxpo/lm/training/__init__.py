@@ -9,6 +9,7 @@ In the order in which a run uses them:
 * `evaluation`: unbiased pass@k and max@k curves of held-out prompts.
 * `stages`: fine-tuning and each method as runs of their own, which any kill may interrupt.
 * `figures`: learning curves, and the curves before and after.
+* `report`: one page about all of it, for a browser.
 """
 
 __all__: list[str] = []
