@@ -120,9 +120,9 @@ def replace_checkpoint(
         if len(shards) > 1:
             files = {tensor: name for name, tensors in shards.items() for tensor in tensors}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
-            _write_json(unfinished / _INDEX, index)
+            write_json(unfinished / _INDEX, index)
             names.append(_INDEX)
-        _write_json(unfinished / CONFIG, fields)
+        write_json(unfinished / CONFIG, fields)
 
         (folder / CONFIG).unlink(missing_ok=True)
         _sync(folder)
@@ -155,7 +155,7 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

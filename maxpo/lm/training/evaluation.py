@@ -87,8 +87,8 @@ class Judge:
         for name, (values, binary) in quantities.items():
             of = curve(values[None], binary=binary)
             for k, value, error in zip(of.k, of.value, of.error, strict=True):
-                found[f"held_out_{name}_at_{k}"] = float(value)
-                found[f"held_out_{name}_at_{k}_sem"] = float(error)
+                found[f"eval_{name}_at_{k}"] = float(value)
+                found[f"eval_{name}_at_{k}_sem"] = float(error)
         return found
 
 
