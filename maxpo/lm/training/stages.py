@@ -17,7 +17,7 @@ from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.grading import read_summary, summarized
-from maxpo.lm.training.handover import HF, context_of, hand_over
+from maxpo.lm.training.handover import HF, context_of, hand_over, save_shape
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
@@ -102,6 +102,7 @@ class Stages:
                 if config.steps:
                     state, _ = run.last_state(state)
                 return state.params, dict(run.summary or {})
+            self._save_shape(run)
             state, start = run.restore(state)
             timer = Timer()
             for step in runs.steps(start, config.steps, unit="warm-up updates"):
@@ -157,6 +158,7 @@ class Stages:
         with runs.Run(_config_of_method(settings.config, method, seed), folder, keep=1) as run:
             if run.finished:
                 return dict(run.summary or {})
+            self._save_shape(run)
             programs = self.programs
             journal, judge = self._journal(), self._judge(seed)
             train = Trainer(
@@ -176,6 +178,12 @@ class Stages:
             )
             self._hand_over(run, state.params)
             return self._finish(run, judge, state.params, step, journal)
+
+    def _save_shape(self, run: runs.Run) -> None:
+        settings = self.settings
+        save_shape(
+            settings.model, settings.tokenizer, run.folder, extra=context_of(settings.checkpoint)
+        )
 
     def _hand_over(self, run: runs.Run, params: nnx.State) -> None:
         """Writes the trained model where it was made from a checkpoint and is wanted."""
