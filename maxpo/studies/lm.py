@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.lm.tasks.verification import FAILURES, VerifierPool
@@ -13,10 +14,10 @@ from maxpo.lm.training.evaluation import Curve, curve
 from maxpo.lm.training.failures import counted
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import read_summary
-from maxpo.lm.training.settings import Settings
+from maxpo.lm.training.settings import Settings, make_settings
 from maxpo.lm.training.stages import SFT, Stages
 
-__all__ = ["BEFORE", "HeldOut", "Scores", "compare", "figures", "run_stages", "table"]
+__all__ = ["BEFORE", "HeldOut", "Scores", "compare", "evaluate", "figures", "run_stages", "table"]
 
 BEFORE = "warm start"
 
@@ -44,12 +45,7 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
       Held-out scores, those of the warm start first.
     """
     config = settings.config
-    with VerifierPool(
-        settings.task.verifier,
-        workers=config.verification.workers,
-        time_limit=config.verification.time_limit,
-        memory_limit=config.verification.memory_limit,
-    ) as pool:
+    with _verifiers(settings) as pool:
         stages = Stages(settings, pool)
         params, summary = stages.fine_tune(folder / SFT)
         summaries = {BEFORE: [summary]}
@@ -64,6 +60,17 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
         label: HeldOut(*map(np.stack, zip(*map(read_summary, of_seeds), strict=True)))
         for label, of_seeds in summaries.items()
     }
+
+
+def evaluate(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
+    """Judges the model of a config on its held-out problems, in a run of its own.
+
+    Returns:
+      The run's summary, see `Stages.evaluate`.
+    """
+    settings = make_settings(config, trains=False)
+    with _verifiers(settings) as pool:
+        return Stages(settings, pool).evaluate(Path(folder))
 
 
 def compare(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
@@ -125,6 +132,16 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Calla
         return learning_curves(histories, settings.config.rl.eval_k)
 
     return {"best_of_k": best_of_k, "learning_curves": learning}
+
+
+def _verifiers(settings: Settings) -> VerifierPool:
+    limits = settings.config.verification
+    return VerifierPool(
+        settings.task.verifier,
+        workers=limits.workers,
+        time_limit=limits.time_limit,
+        memory_limit=limits.memory_limit,
+    )
 
 
 def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:

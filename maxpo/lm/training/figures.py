@@ -32,9 +32,10 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
       before: The label of the model that all others started from; a panel without it is one of
         differences to it.
     """
+    columns = min(len(panels), 2)
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(12.8, 4.8 * rows), layout="constrained")
-    axes = figure.subplots(rows, 2).ravel()
+    figure = Figure(figsize=(6.4 * columns, 4.8 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         lines = styles([label for label in curves if label != before])
         lines[before] = {"color": "black", "linestyle": (0, (1, 1.5)), "linewidth": 1.8}

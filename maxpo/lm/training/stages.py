@@ -1,5 +1,6 @@
 """Fine-tuning and each method after it, as runs of their own that any kill may interrupt."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from maxpo import parallel, runs, training
 from maxpo.lm.model import sharding
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
-from maxpo.lm.training.evaluation import Judge, curve
+from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.figures import best_of_k_figure
 from maxpo.lm.training.grading import read_summary, summarized
 from maxpo.lm.training.handover import HF, context_of, hand_over, save_shape
 from maxpo.lm.training.journal import Journal
@@ -133,6 +135,30 @@ class Stages:
             return state.params, self._finish(
                 run, judge, state.params, config.steps, self._journal()
             )
+
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Judges the policy before any training.
+
+        Returns:
+          The run's summary: "scores" as of `post_train`, and "pass" and, where rewards are graded,
+          "max" with their curves.
+        """
+        settings = self.settings
+        with runs.Run(_config_of_sft(settings.config), folder) as run:
+            if run.finished:
+                return run.report()
+            judge = self._judge(settings.config.seed)
+            judged = judge(self.programs.params, 0)
+            self._journal().held_out(run, 0, judge, judged)
+            self.failures.note("evaluation", judged.scores)
+            curves = judge.curves(judged)
+            name = Path(settings.config.model.pretrained or settings.config.model.size).name
+            panels = {f"{of}@k on held-out problems": {name: curves[of]} for of in curves}
+            run.figure("best_of_k", lambda: best_of_k_figure(panels, name))
+            found = {of: curve._asdict() for of, curve in curves.items()}
+            failed = {"failed": 1 - judged.scores.valid.mean()}
+            summary = {**summarized(judged.scores), **found, **failed}
+            return run.finish(summary, table=_rows(curves))
 
     def post_train(
         self, method: Method, seed: int, start_from: nnx.State, folder: Path
@@ -255,6 +281,18 @@ class Stages:
         optimizer = make_optimizer(section, section.learning_rate, rules=RULES)
         state = training.init_state(params, optimizer)
         return parallel.shard(state, layout(self.settings.config, state))
+
+
+def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    """A row for each k."""
+    rows = []
+    for place, k in enumerate(next(iter(curves.values())).k):
+        row: dict[str, Any] = {"k": k}
+        for name, of in curves.items():
+            row[f"{name}@k"] = float(of.value[place])
+            row[f"{name}@k_sem"] = float(of.error[place])
+        rows.append(row)
+    return rows
 
 
 def layout(config: ConfigDict, tree: Any) -> Any:
