@@ -182,6 +182,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 10  # Steps between two of which completions.jsonl has groups; 0: never.
     config.log.groups = 2  # Groups of each of them, and of each evaluation.
+    # Who else gets the metrics of each run: any of tensorboard, wandb, trackio, each an extra.
+    config.log.loggers = ()
 
     config.verification = ConfigDict()
     config.verification.workers = 2  # Samples that are verified at a time.

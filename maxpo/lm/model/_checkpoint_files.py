@@ -98,7 +98,7 @@ def replace_checkpoint(
       folder: Where to; created if need be.
       fields: What `config.json` holds.
       sizes: Bytes of each tensor.
-      arrays: The tensors, in the order of `sizes`. One file of them is held at a time.
+      arrays: The tensors, in the order of `sizes`. Those of one file are held at a time, twice.
       max_shard_bytes: Most bytes of tensors in a file, unless one alone has more.
       safetensors: The package.
 

@@ -98,7 +98,7 @@ class Stages:
           The parameters, and the run's summary as of `post_train`.
         """
         settings, config = self.settings, self.settings.config.sft
-        with runs.Run(_config_of_sft(settings.config), folder, keep=1) as run:
+        with self._open(_config_of_sft(settings.config), folder) as run:
             state = self._initial_state(self.programs.params, config)
             if run.finished:
                 if config.steps:
@@ -181,7 +181,7 @@ class Stages:
           RuntimeError: As `Trainer`.
         """
         settings, rl = self.settings, self.settings.config.rl
-        with runs.Run(_config_of_method(settings.config, method, seed), folder, keep=1) as run:
+        with self._open(_config_of_method(settings.config, method, seed), folder) as run:
             if run.finished:
                 return dict(run.summary or {})
             self._save_shape(run)
@@ -229,6 +229,9 @@ class Stages:
         evaluation, rl = self.settings.config.evaluation, self.settings.config.rl
         metric = metric_of(rl.eval_k, binary=self.settings.grading.binary)
         return Schedule(evaluation.every, evaluation.patience, metric, judge)
+
+    def _open(self, config: dict[str, Any], folder: Path) -> runs.Run:
+        return runs.Run(config, folder, keep=1, loggers=self.settings.config.log.loggers)
 
     def _journal(self) -> Journal:
         log = self.settings.config.log
@@ -309,7 +312,5 @@ def _config_of_sft(config: ConfigDict) -> dict[str, Any]:
 
 def _config_of_method(config: ConfigDict, method: Method, seed: int) -> dict[str, Any]:
     """What the run of a method depends on: the fine-tuning's config, and its own."""
-    names = ("rl", "log")
-    own = {name: config[name].to_dict() for name in names}
-    own |= {"method": method._asdict(), "rl_seed": seed}
+    own = {"rl": config.rl.to_dict(), "method": method._asdict(), "rl_seed": seed}
     return _config_of_sft(config) | own
