@@ -230,6 +230,16 @@ def test_export_of_a_step(trained, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
+def test_a_model_is_saved_from_python(trained, tmp_path):
+    policy, tokenizer = language_models.load(run_of(trained))
+    language_models.save(policy, tokenizer, tmp_path)
+    for file in (run_of(trained) / "hf").iterdir():
+        if file.name != "config.json":  # In which a context of the training is another matter.
+            assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+    with pytest.raises(ValueError, match=r"folder: expected a checkpoint or one of its runs"):
+        language_models.load(trained)
+
+
 def test_a_full_disk_while_exporting(trained, tmp_path, monkeypatch, capsys):
     def full(*arguments):
         raise OSError(28, "No space left on device")
