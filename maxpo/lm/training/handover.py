@@ -27,8 +27,12 @@ SHAPE = "model"
 """Where a run holds all of its model but the weights, which its checkpoints hold."""
 
 
-def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
+def checkpoint_folder(path: str | os.PathLike[str], name: str = "model.pretrained") -> Path:
     """The checkpoint that a path names: a folder of Hugging Face's, or a run's trained model.
+
+    Args:
+      path: The folder.
+      name: What gives it, for the message.
 
     Raises:
       ValueError: If it is the folder of a run that has none, or that of a study of several.
@@ -40,7 +44,7 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
         inner = sorted(found.parent.parent.name for found in folder.glob(f"*/{HF}/config.json"))
         names = f"one of its runs ({', '.join(inner)})" if inner else "a run with a folder hf/"
         raise ValueError(
-            f"model.pretrained: expected a checkpoint or {names}, got the run {folder}; "
+            f"{name}: expected a checkpoint or {names}, got the run {folder}; "
             "python -m experiments.export RUN DIR makes a checkpoint of a run's"
         )
     return folder
