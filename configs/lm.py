@@ -2,18 +2,24 @@
 
     python -m experiments.lm --config=configs/lm.py[:VARIANT] [--config.FIELD=VALUE]
 
-Variants, all but two of which need `pip install 'maxpo[lm]'` and nothing else:
+Variants. The first three need `pip install 'maxpo[lm]'` and nothing else:
 
     default  A binary task: the countdown puzzle of reasoning-gym with four numbers, a character
              model of 0.3M parameters, six methods with three seeds each.
     graded   The same with larger numbers, scored as on television: a near miss has a part of the
              reward.
     quick    The default with two methods and one seed.
+    reasoning  Any data set of reasoning-gym: --config.task.dataset=chain_sum
+             --config.task.options='{"max_terms": 3}'.
     jsonl    Your own problems: --config.task.train_path=A.jsonl --config.task.held_out_path=B.jsonl
-             (GSM8K's format as it is, plain or .gz). Needs no extra with characters for tokens.
+             (GSM8K's format as it is, plain or .gz; or Parquet, with the extra parquet). Needs no
+             extra with characters for tokens.
+    smollm2  A real model, SmolLM2-135M-Instruct (see experiments/import_gguf.py), on sums of two
+             numbers of two digits: three methods with two seeds.
+    smollm2_quick  The same model on products, one method: a better model in minutes.
     gpu      0.5B parameters in bfloat16, 256 samples of up to 512 tokens in a step. For a
              checkpoint instead of random parameters: --config.model.pretrained=DIR
-             --config.tokenizer=DIR/tokenizer.json --config.sft.steps=0, with the extra hf.
+             --config.sft.steps=0, with the extra hf.
 
 A method is `ESTIMATOR[:NAME=VALUE,...]`: `maxpo:k=8`, `maxpo:k=8->1` (annealed in a straight line
 over the run), `grpo:learning_rate=1e-4`. All methods see the same prompts and use one learning
@@ -29,7 +35,9 @@ from maxpo.runs import check_variant
 
 __all__ = ["VARIANTS", "get_config"]
 
-VARIANTS = ("default", "graded", "quick", "jsonl", "gpu")
+VARIANTS = (
+    *("default", "graded", "quick", "reasoning", "jsonl", "smollm2", "smollm2_quick", "gpu"),
+)
 
 # What every kind of task has: how prompts are made of its texts, and rewards.
 ANY_TASK = ConfigDict(
@@ -174,6 +182,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.log = ConfigDict()
     config.log.every = 10  # Steps between two of which completions.jsonl has groups; 0: never.
     config.log.groups = 2  # Groups of each of them, and of each evaluation.
+    # Who else gets the metrics of each run: any of tensorboard, wandb, trackio, each an extra.
+    config.log.loggers = ()
 
     config.verification = ConfigDict()
     config.verification.workers = 2  # Samples that are verified at a time.
@@ -188,7 +198,23 @@ def get_config(variant: str = "default") -> ConfigDict:
     elif variant == "quick":
         config.seeds = 1
         config.methods = ("maxpo:k=8", "rloo")
-    elif variant == "jsonl":
+    elif variant == "reasoning":
+        _any_data_set(config)
+        config.model.size = "tiny"
+        config.rl.max_new_tokens = 64
+    elif variant == "smollm2":
+        _any_data_set(config)
+        config.methods = ("maxpo:k=4", "pkpo_loo_minus_one:k=4", "rloo")
+        config.seeds = 2
+        _small_model(config)
+        config.task.dataset = "chain_sum"
+        config.task.options = '{"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}'
+        config.task.verifier = "numeric"
+        config.task.train_size = 1024
+        config.task.held_out_size = 96
+        config.rl.steps = 48
+        config.evaluation.every = 12
+    elif variant in ("jsonl", "smollm2_quick"):
         config.task = ConfigDict(
             {
                 "kind": "jsonl",
@@ -207,6 +233,14 @@ def get_config(variant: str = "default") -> ConfigDict:
         )
         config.model.size = "tiny"
         config.rl.max_new_tokens = 64
+        if variant == "smollm2_quick":
+            config.methods = ("maxpo:k=4",)
+            config.seeds = 1
+            _small_model(config)
+            # All products of 3 to 12; 7 x 8 and 8 x 7 are in one file.
+            config.task.train_path = "configs/data/products_train.jsonl"
+            config.task.held_out_path = "configs/data/products_held_out.jsonl"
+            config.rl.steps = 16
     elif variant == "gpu":
         config.seeds = 1
         config.methods = ("maxpo:k=8",)
@@ -221,3 +255,25 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.rl.learning_rate = 1e-6
         config.verification.workers = 8
     return config
+
+
+def _any_data_set(config: ConfigDict) -> None:
+    """Makes the task one of reasoning-gym's data sets, by name and with options as JSON."""
+    task = config.task
+    task.template = "{question}"
+    task.verifier = "scorer"
+    # The types of fields are fixed, but for this one: text can be given on the command line.
+    with task.ignore_type():
+        task.options = ""
+
+
+def _small_model(config: ConfigDict) -> None:
+    """Trains SmolLM2-135M-Instruct as it is, without fine-tuning on answers."""
+    config.model.pretrained = "models/smollm2"
+    config.model.export = "bfloat16"
+    config.sft.steps = 0
+    config.rl.update(prompts=8, group_size=8, sampling_batches=1, max_new_tokens=32)
+    config.rl.update(learning_rate=2e-5, save_every=16)
+    config.evaluation.samples = 16
+    config.evaluation.prompts = 24
+    config.log.every = 4

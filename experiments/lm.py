@@ -25,13 +25,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     digests of problems, tokenizer and checkpoint: with others, it is refused.
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
-    # The mesh is left out: a run may be taken up on other devices.
-    identity = {name: value for name, value in config.to_dict().items() if name != "mesh"}
+    # A run may be taken up on other devices, and be watched in another way.
+    apart = ("mesh", "log")
+    identity = {name: value for name, value in config.to_dict().items() if name not in apart}
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.use(mesh))
         settings = make_settings(config)
         identity["digests"] = digests(settings)
-        run = stack.enter_context(runs.Run(identity, workdir))
+        run = stack.enter_context(runs.Run(identity, workdir, loggers=config.log.loggers))
         if run.finished:
             return run.report()
         scores = study.run_stages(settings, run.folder)

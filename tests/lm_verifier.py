@@ -25,3 +25,8 @@ def distance(problem: Problem, completion: str) -> float:
 def broken(problem: Problem, completion: str) -> float:
     """Raises on everything."""
     raise RuntimeError("the table of answers is missing")
+
+
+def is_even(problem, completion):
+    """1 for an even number of characters: half of what a random model writes is right."""
+    return float(len(completion) % 2 == 0)

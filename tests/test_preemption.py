@@ -15,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import parallel_child
 import pytest
 
+from experiments import lm
 from maxpo import runs
 
 STEPS, EVERY = 6, 4
@@ -258,6 +260,40 @@ def test_an_experiment_exits_with_143_and_resumes_as_one(tmp_path: Path) -> None
     run_bandit(stopped)
     run_bandit(whole)
     assert (stopped / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_language_model_is_stopped_in_both_of_its_loops(tmp_path: Path, monkeypatch: Any) -> None:
+    config = parallel_child.make_lm_config(tmp_path / "inputs")
+    config.sft.log_every = 1
+    config.sft.save_every = config.rl.save_every = parallel_child.STEPS
+    lm.train_and_evaluate(config, tmp_path / "whole")
+    ends = [(stage, step) for stage in ("sft", parallel_child.METHOD) for step in (1, 3)]
+    left = list(ends)
+    log = runs.Run.log
+
+    def log_and_terminate(run: runs.Run, step: int, metrics: Any) -> None:
+        log(run, step, metrics)
+        if (run.folder.name, step) in left:
+            left.remove((run.folder.name, step))
+            terminate()
+
+    monkeypatch.setattr(runs.Run, "log", log_and_terminate)
+    for stage, step in ends:
+        with pytest.raises(runs.Preempted), runs.preemptible():
+            lm.train_and_evaluate(config, tmp_path / "stopped")
+        assert checkpoints(tmp_path / "stopped" / stage) == [step]
+    lm.train_and_evaluate(config, tmp_path / "stopped")
+    for stage in ("sft", parallel_child.METHOD):
+        for name in ("metrics.jsonl", "summary.json"):
+            stopped, whole = (tmp_path / run / stage / name for run in ("stopped", "whole"))
+            assert stopped.read_bytes() == whole.read_bytes()
+    states = [
+        parallel_child.leaves(parallel_child.last_state(config, tmp_path / run))
+        for run in ("stopped", "whole")
+    ]
+    for stopped, whole in zip(*states, strict=True):
+        assert stopped.tobytes() == whole.tobytes()
 
 
 def test_main_says_how_to_go_on_in_a_folder_of_its_own(

@@ -906,7 +906,7 @@ def test_a_second_sigterm_ends_a_save_at_once(
     server: Server, unkilled: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    for number in (25, 30):  # in the second save, the first for steps 1 and 2
+    for number in (25, 30):  # a save is about 18: in the second one of each start
         server.start(folder, terminate_twice=("checkpoints", number))
         assert server.wait() == -signal.SIGTERM
         check_after_kill(folder, unkilled)

@@ -12,6 +12,10 @@
         workdir="runs/mine",
     )
     result.curve["after"].value  # pass@k on held-out problems; .k, .error
+    lm.save(result.policy, tokenizer, "trained")
+
+A model of chats was trained on texts of one form: `lm.load_chat_template(folder).problem(problem)`
+is the problem as a chat.
 
 Below this door, in the order in which one builds on the other:
 
@@ -26,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from maxpo.lm.model.transformer import Transformer
+    from maxpo.lm.tasks.chat import load_chat_template
     from maxpo.lm.tasks.rewards import group_reward
     from maxpo.lm.tasks.text import Problem
     from maxpo.lm.tasks.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
@@ -37,8 +42,10 @@ __all__ = [
     "Result",
     "group_reward",
     "load",
+    "load_chat_template",
     "load_tokenizer",
     "new",
+    "save",
     "train",
 ]
 
@@ -47,6 +54,7 @@ _MODULES = {
     "Problem": "maxpo.lm.tasks.text",
     "Result": "maxpo.lm.training.door",
     "group_reward": "maxpo.lm.tasks.rewards",
+    "load_chat_template": "maxpo.lm.tasks.chat",
     "load_tokenizer": "maxpo.lm.tasks.tokenizers",
     "train": "maxpo.lm.training.door",
 }
@@ -65,7 +73,8 @@ def load(
     Needs `pip install 'maxpo[lm,hf]'`.
 
     Args:
-      folder: With `config.json`, safetensors and `tokenizer.json`.
+      folder: With `config.json`, safetensors and `tokenizer.json`; or of a run that has them in
+        its `hf/`.
       context_length: Longest prompt and completion together, in tokens. None: the checkpoint's own.
       dtype: Dtype of the computation, "float32" or "bfloat16".
       param_dtype: Dtype of the parameters; training keeps float32 ones whatever it is.
@@ -77,12 +86,45 @@ def load(
     """
     from maxpo.lm.model.pretrained import load_pretrained
     from maxpo.lm.tasks.tokenizers import load_tokenizer
+    from maxpo.lm.training.handover import checkpoint_folder
 
+    folder = checkpoint_folder(folder, "folder")
     tokenizer = load_tokenizer(folder)
     model = load_pretrained(
         folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     return model, tokenizer
+
+
+def save(
+    policy: "Transformer",
+    tokenizer: "Tokenizer",
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+) -> None:
+    """Writes a model and its tokenizer as a folder for transformers, vLLM and others, or `load`.
+
+    Needs `pip install 'maxpo[hf]'`, of which only safetensors. The tokenizer's companions, such as
+    its chat template, come along where it was loaded from a folder. A `CharTokenizer` is read by
+    `load` alone.
+
+    Args:
+      policy: A `Transformer`, such as the policy of a `Result`.
+      tokenizer: Between text and its tokens.
+      folder: Where to; created if need be.
+      dtype: What the parameters are stored as, "float32" or "bfloat16".
+
+    Raises:
+      MissingExtraError: If the package `safetensors` is missing.
+      ValueError: If no architecture of Hugging Face can hold the model, or for another dtype.
+      OSError: If a file cannot be written, naming it.
+    """
+    from flax import nnx
+
+    from maxpo.lm.training.handover import hand_over
+
+    hand_over(policy.config, nnx.state(policy), tokenizer, folder, dtype=dtype)
 
 
 def new(

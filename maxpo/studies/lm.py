@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.lm.tasks.verification import FAILURES, VerifierPool
@@ -13,12 +14,10 @@ from maxpo.lm.training.evaluation import Curve, curve
 from maxpo.lm.training.failures import counted
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import read_summary
-from maxpo.lm.training.settings import Settings
+from maxpo.lm.training.settings import Settings, make_settings
 from maxpo.lm.training.stages import SFT, Stages
 
-__all__ = ["BEFORE", "HeldOut", "Scores", "compare", "figures", "run_stages", "table"]
-
-BEFORE = "warm start"
+__all__ = ["HeldOut", "Scores", "compare", "evaluate", "figures", "run_stages", "start_of", "table"]
 
 
 class HeldOut(NamedTuple):
@@ -44,15 +43,10 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
       Held-out scores, those of the warm start first.
     """
     config = settings.config
-    with VerifierPool(
-        settings.task.verifier,
-        workers=config.verification.workers,
-        time_limit=config.verification.time_limit,
-        memory_limit=config.verification.memory_limit,
-    ) as pool:
+    with _verifiers(settings) as pool:
         stages = Stages(settings, pool)
         params, summary = stages.fine_tune(folder / SFT)
-        summaries = {BEFORE: [summary]}
+        summaries = {start_of(settings): [summary]}
         # Seed by seed: a study that is stopped early has compared all methods on some of them.
         for seed in range(config.seeds):
             for method in settings.methods:
@@ -64,6 +58,22 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
         label: HeldOut(*map(np.stack, zip(*map(read_summary, of_seeds), strict=True)))
         for label, of_seeds in summaries.items()
     }
+
+
+def start_of(settings: Settings) -> str:
+    """The label of the model that all methods start from."""
+    return "warm start" if settings.config.sft.steps else "model as it came"
+
+
+def evaluate(config: ConfigDict, folder: str | Path) -> dict[str, Any]:
+    """Judges the model of a config on its held-out problems, in a run of its own.
+
+    Returns:
+      The run's summary, see `Stages.evaluate`.
+    """
+    settings = make_settings(config, trains=False)
+    with _verifiers(settings) as pool:
+        return Stages(settings, pool).evaluate(Path(folder))
 
 
 def compare(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
@@ -87,18 +97,18 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
     rows = []
     report = settings.config.rl.eval_k
     gains = _gains(settings, scores)
-    compared = compare(settings, scores)
+    compared, start = compare(settings, scores), start_of(settings)
     for label, of_seeds in scores.items():
         row: dict[str, Any] = {"": label}
         for name, curves in compared.items():
             found = curves[label]
             for k in sorted({1, report, found.k[-1]}):
                 _put(row, f"{name}@{k}", found, k)
-            if label != BEFORE:
+            if label != start:
                 _put(row, f"gain in {name}@{report}", gains[name][label], report)
         row["failed"] = float(np.isnan(of_seeds.scores).mean())
         rows.append(row)
-        if label != BEFORE:
+        if label != start:
             row |= _throughput(settings, label, folder)
     return rows
 
@@ -107,12 +117,12 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Calla
     """What draws the study's figures, by name."""
 
     def best_of_k() -> Figure:
-        panels = {}
+        panels, start = {}, start_of(settings)
         gains = _gains(settings, scores)
         for name, curves in compare(settings, scores).items():
             panels[f"{name}@k on held-out problems"] = curves
-            panels[f"gain in {name}@k over the {BEFORE}"] = gains[name]
-        return best_of_k_figure(panels, BEFORE)
+            panels[f"gain in {name}@k over the {start}"] = gains[name]
+        return best_of_k_figure(panels, start)
 
     def learning() -> Figure:
         histories = {
@@ -127,13 +137,24 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Calla
     return {"best_of_k": best_of_k, "learning_curves": learning}
 
 
+def _verifiers(settings: Settings) -> VerifierPool:
+    limits = settings.config.verification
+    return VerifierPool(
+        settings.task.verifier,
+        workers=limits.workers,
+        time_limit=limits.time_limit,
+        memory_limit=limits.memory_limit,
+    )
+
+
 def _gains(settings: Settings, scores: Scores) -> dict[str, dict[str, Curve]]:
     """Curves of the differences to the warm start on the same problems, as `compare`."""
+    start = start_of(settings)
     return {
         name: {
-            label: curve(values, binary=name == "pass", minus=by_label[BEFORE][0])
+            label: curve(values, binary=name == "pass", minus=by_label[start][0])
             for label, values in by_label.items()
-            if label != BEFORE
+            if label != start
         }
         for name, by_label in _quantities(settings, scores).items()
     }

@@ -48,7 +48,8 @@ def shrink(config, folder):
     config.rl.update(loss="clipped_ratio", epochs=2, minibatches=1, micro_batches=2)
     config.rl.update(kl_coefficient=0.01, entropy_coefficient=0.01, failures="mask")
     config.rl.update(zero_variance_groups="oversample", oversampling=2, sampling_batches=2)
-    config.evaluation.update(samples=4, prompts=4)
+    config.evaluation.update(samples=4, prompts=4, every=2)
+    config.log.update(every=2, groups=2)
     config.verification.update(workers=1, time_limit=5.0)
     return config
 
@@ -110,7 +111,7 @@ def final_parameters(folder, programs):
 
 def assert_same_study(folder, other, programs):
     for name in FOLDERS:
-        for file in ("metrics.jsonl", "summary.json", "config.json"):
+        for file in ("metrics.jsonl", "summary.json", "config.json", "completions.jsonl"):
             first, second = ((each / name / file).read_bytes() for each in (folder, other))
             assert first == second, (name, file)
     assert final_parameters(folder, programs) == final_parameters(other, programs)
@@ -137,7 +138,7 @@ def test_a_study_leaves_runs_figures_and_a_table(config, whole, programs, capsys
         "step",
         *("mean_reward", "max_at_k", "pass_at_k", "zero_variance_groups", "sampled_groups"),
         *("failed", "failed_raised", "failed_timed_out", "failed_not_finite"),
-        *("completion_length", "truncated", "loss", "entropy", "gradient_norm"),
+        *("completion_length", "truncated", "prompt_padding", "loss", "entropy", "gradient_norm"),
         *("kl_to_sampling_policy", "kl_to_reference", "clip_fraction", "advantage_size"),
     }
     # The verifier fails on what begins with some digits, and stops nothing.

@@ -98,7 +98,7 @@ def replace_checkpoint(
       folder: Where to; created if need be.
       fields: What `config.json` holds.
       sizes: Bytes of each tensor.
-      arrays: The tensors, in the order of `sizes`. One file of them is held at a time.
+      arrays: The tensors, in the order of `sizes`. Those of one file are held at a time, twice.
       max_shard_bytes: Most bytes of tensors in a file, unless one alone has more.
       safetensors: The package.
 
@@ -120,9 +120,9 @@ def replace_checkpoint(
         if len(shards) > 1:
             files = {tensor: name for name, tensors in shards.items() for tensor in tensors}
             index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": files}
-            _write_json(unfinished / _INDEX, index)
+            write_json(unfinished / _INDEX, index)
             names.append(_INDEX)
-        _write_json(unfinished / CONFIG, fields)
+        write_json(unfinished / CONFIG, fields)
 
         (folder / CONFIG).unlink(missing_ok=True)
         _sync(folder)
@@ -155,7 +155,7 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
     }
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
     _write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 

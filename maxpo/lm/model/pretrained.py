@@ -21,11 +21,12 @@ from maxpo.lm.model._checkpoint_files import (
     open_tensors,
     read_json,
     replace_checkpoint,
+    write_json,
 )
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.transformer import Transformer
 
-__all__ = ["check_pretrained", "load_config", "load_pretrained", "save_pretrained"]
+__all__ = ["check_pretrained", "load_config", "load_pretrained", "save_config", "save_pretrained"]
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = "model.embed_tokens.weight"
@@ -180,6 +181,29 @@ def save_pretrained(
         max_shard_bytes=max_shard_bytes,
         safetensors=safetensors,
     )
+
+
+def save_config(
+    config: TransformerConfig,
+    folder: str | os.PathLike[str],
+    *,
+    dtype: str = "float32",
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the `config.json` of a checkpoint and nothing else of it, for `load_config`.
+
+    Args:
+      config: Shape of the model.
+      folder: Where to; created if need be.
+      dtype: What the parameters are stored as, as far as the file says.
+      extra: As in `save_pretrained`.
+
+    Raises:
+      ValueError: As `save_pretrained`.
+    """
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / CONFIG, with_extra(to_fields(config, dtype), extra or {}, config))
 
 
 class _Source(NamedTuple):

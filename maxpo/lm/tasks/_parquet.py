@@ -29,7 +29,7 @@ def read_parquet(path: Path, fields: Collection[str]) -> Iterator[tuple[str, dic
 
     Args:
       path: A file, or a folder of files *.parquet.
-      fields: Columns that there must be.
+      fields: Columns that there must be, or "COLUMN.FIELD" of what is nested in one.
 
     Returns:
       Yields each row after its place, as "file, row 0": they count from 0, as in `datasets`.
@@ -48,7 +48,7 @@ def read_parquet(path: Path, fields: Collection[str]) -> Iterator[tuple[str, dic
         with _naming(file):
             names = pyarrow.parquet.read_schema(file).names
         for field in fields:
-            if field not in names:
+            if field not in names and field.partition(".")[0] not in names:
                 raise ValueError(f"{file}: no column {field!r}; its columns are {names}")
         for name in names:
             if names.count(name) > 1:

@@ -44,7 +44,8 @@ def make_file_task(
       held_out_path: Problems to measure on.
       prompt_field: Where an object has its prompt: a text, or a list of messages such as
         `[{"role": "user", "content": "6 * 7?"}]`, see `maxpo.lm.tasks.messages`.
-      answer_field: Where it has its answer, a text or a number; None where there is none.
+      answer_field: Where it has its answer, a text or a number; None where there is none. Both
+        fields may be within another, such as "reward_model.ground_truth", where verl's data has it.
       template: Template of the prompt that the model reads, with `{prompt}` in it; of messages that
         of the user's last one.
       verifier: One of `maxpo.lm.tasks.verifiers.BUILT_IN`, or "module:function": your own function
@@ -120,9 +121,13 @@ def _problem(
 
 
 def _get(entry: Mapping[str, Any], field: str, place: str) -> Any:
-    if field not in entry:
-        raise ValueError(f"{place}: no field {field!r}; its fields are {list(entry)}")
-    return entry[field]
+    """The value of a field, or of one within another: "reward_model.ground_truth"."""
+    if field in entry:
+        return entry[field]
+    outer, dot, inner = field.partition(".")
+    if dot and isinstance(entry.get(outer), Mapping):
+        return _get(entry[outer], inner, f"{place}: in {outer!r}")
+    raise ValueError(f"{place}: no field {field!r}; its fields are {list(entry)}")
 
 
 def _unexpected(place: str, field: str | None, expected: str, got: object) -> ValueError:

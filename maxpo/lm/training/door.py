@@ -113,6 +113,7 @@ def train(
     evaluate_every: int = 0,
     patience: int = 0,
     log_every: int = 10,
+    loggers: Sequence[str] = (),
     workers: int = 0,
     time_limit: float = 10.0,
     workdir: str | os.PathLike[str] | None = None,
@@ -151,6 +152,8 @@ def train(
         `best/` of the folder. 0: there are none.
       patience: Evaluations in a row without a new best, after which training ends; 0: never.
       log_every: Steps between two of which `completions.jsonl` has what the policy wrote; 0: never.
+      loggers: Who else gets what is logged: any of "tensorboard", "wandb", "trackio", each of which
+        needs the extra of its name.
       workers: Processes that score completions, each under `time_limit` and apart from all others;
         `reward` is then a function of a module, of a problem and a text. 0: this process.
       time_limit: Seconds for a completion, with `workers`.
@@ -236,7 +239,7 @@ def train(
         )
         journal = Journal(log_every, LOGGED_GROUPS)
         folder = runs.new_folder("lm") if workdir is None else workdir
-        run = stack.enter_context(runs.Run(identity, folder, keep=1))
+        run = stack.enter_context(runs.Run(identity, folder, keep=1, loggers=loggers))
         # Copied, because the update donates its state, and the policy is the caller's.
         start = jax.tree.map(jnp.copy, params)
         like = training.init_state(start, make(config.rl.learning_rate))

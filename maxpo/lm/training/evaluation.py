@@ -79,16 +79,20 @@ class Judge:
         )
 
     def metrics(self, judged: "Judged") -> dict[str, float]:
-        """Held-out pass@k, and max@k where rewards are graded, for k = 1, 2, 4, .. up to n."""
-        quantities = {"pass": (self.grading.correct(deciding(judged.scores)), True)}
-        if not self.grading.binary:
-            quantities["max"] = (marked(judged.scores), False)
+        """The points of `curves`, as metrics of a step."""
         found = {}
-        for name, (values, binary) in quantities.items():
-            of = curve(values[None], binary=binary)
+        for name, of in self.curves(judged).items():
             for k, value, error in zip(of.k, of.value, of.error, strict=True):
-                found[f"held_out_{name}_at_{k}"] = float(value)
-                found[f"held_out_{name}_at_{k}_sem"] = float(error)
+                found[f"eval_{name}_at_{k}"] = float(value)
+                found[f"eval_{name}_at_{k}_sem"] = float(error)
+        return found
+
+    def curves(self, judged: "Judged") -> dict[str, Curve]:
+        """Held-out "pass"@k and, where rewards are graded, "max"@k, for k = 1, 2, 4, .. up to n."""
+        correct = self.grading.correct(deciding(judged.scores))
+        found = {"pass": curve(correct[None], binary=True)}
+        if not self.grading.binary:
+            found["max"] = curve(marked(judged.scores)[None], binary=False)
         return found
 
 

@@ -8,21 +8,31 @@ from typing import Any
 
 import jax
 from flax import nnx
+from ml_collections import ConfigDict
 
-from maxpo import parallel
+from maxpo import parallel, runs
 from maxpo.lm.model.config import TransformerConfig
-from maxpo.lm.model.pretrained import save_pretrained
+from maxpo.lm.model.pretrained import load_config, save_config, save_pretrained
+from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.transformer import Transformer
-from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids, read_json_object
+from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids, load_tokenizer, read_json_object
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.training import init_state
 
-__all__ = ["HF", "checkpoint_folder", "context_of", "hand_over"]
+__all__ = ["HF", "SHAPE", "checkpoint_folder", "context_of", "export", "hand_over", "save_shape"]
 
 HF = "hf"
 """Where a run holds its trained model."""
+SHAPE = "model"
+"""Where a run holds all of its model but the weights, which its checkpoints hold."""
 
 
-def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
+def checkpoint_folder(path: str | os.PathLike[str], name: str = "model.pretrained") -> Path:
     """The checkpoint that a path names: a folder of Hugging Face's, or a run's trained model.
+
+    Args:
+      path: The folder.
+      name: What gives it, for the message.
 
     Raises:
       ValueError: If it is the folder of a run that has none, or that of a study of several.
@@ -34,7 +44,7 @@ def checkpoint_folder(path: str | os.PathLike[str]) -> Path:
         inner = sorted(found.parent.parent.name for found in folder.glob(f"*/{HF}/config.json"))
         names = f"one of its runs ({', '.join(inner)})" if inner else "a run with a folder hf/"
         raise ValueError(
-            f"model.pretrained: expected a checkpoint or {names}, got the run {folder}; "
+            f"{name}: expected a checkpoint or {names}, got the run {folder}; "
             "python -m experiments.export RUN DIR makes a checkpoint of a run's"
         )
     return folder
@@ -80,6 +90,80 @@ def hand_over(
     )
 
 
+def save_shape(
+    config: TransformerConfig,
+    tokenizer: Tokenizer,
+    folder: str | os.PathLike[str],
+    *,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what `export` needs of a run beside its checkpoints: all of a model but its weights.
+
+    Models that no architecture of Hugging Face can hold are left out.
+
+    Args:
+      config: Shape of the model.
+      tokenizer: Between text and its tokens.
+      folder: The run's.
+      extra: As of `hand_over`.
+    """
+    if jax.process_index() or (config.qk_norm and config.attention_bias):
+        return
+    shape = Path(folder) / SHAPE
+    save_config(config, shape, extra={**_token_fields(tokenizer), **(extra or {})})
+    _save_tokenizer(tokenizer, shape)
+
+
+def export(
+    run: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    step: int | None = None,
+    best: bool = False,
+    dtype: str = "float32",
+) -> int:
+    """Writes the model of a run's checkpoint for other programs. The run may be going on.
+
+    Args:
+      run: The folder of one run; of a study that of one of its runs.
+      folder: Where to; created if need be.
+      step: The checkpoint's. None: the last one.
+      best: The best parameters of the evaluations while training, in the place of a checkpoint's.
+      dtype: What the parameters are stored as, "float32" or "bfloat16".
+
+    Returns:
+      The step.
+
+    Raises:
+      UsageError: If the folder is no run with a model, or has no such checkpoint.
+      OSError: If a file cannot be written, naming it.
+    """
+    run, shape = Path(run), Path(run) / SHAPE
+    if not (shape / "config.json").is_file():
+        inner = sorted(found.parent.parent.name for found in run.glob(f"*/{SHAPE}/config.json"))
+        names = f"one of its runs ({', '.join(inner)})" if inner else "the run of a language model"
+        raise runs.UsageError(f"RUN: expected {names}, got {run}")
+    if best and step is not None:
+        raise runs.UsageError(f"step: expected none with best, got {step}")
+    config = load_config(shape)
+    params = _random_params(config)
+    settings = runs.read_json(run / "config.json")
+    section = ConfigDict(settings["rl"] if "rl" in settings else settings["sft"])
+    if best:
+        params, found = runs.read_checkpoint(run, params, best=True)
+    else:
+        like = init_state(params, make_optimizer(section, 1.0, rules=RULES))
+        state, found = runs.read_checkpoint(run, like, step=step)
+        params = state.params
+    extra = context_of(shape)
+    hand_over(config, params, load_tokenizer(shape), folder, dtype=dtype, extra=extra)
+    return found
+
+
+def _random_params(config: TransformerConfig) -> nnx.State:
+    return nnx.state(Transformer(config, rngs=nnx.Rngs(0)))
+
+
 def _token_fields(tokenizer: Tokenizer) -> dict[str, Any]:
     """The special tokens, as `config.json` and `generation_config.json` name them."""
     ends, start = end_ids(tokenizer), getattr(tokenizer, "start_ids", ())
@@ -98,7 +182,12 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         (folder / name).write_text(content, encoding="utf-8")
 
 
-def context_of(folder: Path) -> dict[str, Any]:
-    """The longest context that a checkpoint is made for, as a field of `config.json`."""
+def context_of(folder: Path | None) -> dict[str, Any]:
+    """The longest context that a checkpoint is made for, as a field of `config.json`.
+
+    A model that is trained on short texts is not confined to their length. None: nothing is known.
+    """
+    if folder is None:
+        return {}
     longest = read_json_object(folder / "config.json").get("max_position_embeddings")
     return {} if longest is None else {"max_position_embeddings": longest}

@@ -162,7 +162,8 @@ def _panels(drawn: Sequence[RunData]) -> str:
         return ""
     kinds = {run.name: re.sub(r"-seed\d+$", "", run.name) for run in drawn}
     colors = {kind: color_of(i) for i, kind in enumerate(dict.fromkeys(kinds.values()))}
-    names = list(dict.fromkeys(name for run in drawn for line in run.lines for name in line))
+    logged = dict.fromkeys(name for run in drawn for line in run.lines for name in line)
+    names = [name for name in logged if not name.endswith("_sem")]
     held_out = [name for name in names if name.startswith("eval_")]
     open_ones = [name for name in (*CURVES, *held_out) if name in names]
     if len(open_ones) < 2:  # Of fine-tuning.

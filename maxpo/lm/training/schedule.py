@@ -17,7 +17,7 @@ class Schedule:
     Attributes:
       every: Steps between evaluations; 0: none while training.
       patience: Evaluations in a row without a new best, after which a run ends; 0: never.
-      metric: The metric by which parameters are the best, such as "held_out_pass_at_8".
+      metric: The metric by which parameters are the best, such as "eval_pass_at_8".
       judge: Evaluates.
     """
 
@@ -59,4 +59,4 @@ class Schedule:
 
 def metric_of(k: int, *, binary: bool) -> str:
     """The metric that says how good the best of k is, on held-out problems."""
-    return f"held_out_{'pass' if binary else 'max'}_at_{k}"
+    return f"eval_{'pass' if binary else 'max'}_at_{k}"

@@ -65,8 +65,12 @@ class Settings(NamedTuple):
         return Grading(self.config.task.success, self.config.task.binary)
 
 
-def make_settings(config: ConfigDict) -> Settings:
+def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
     """Checks a config and loads what it names.
+
+    Args:
+      config: That of a study.
+      trains: Whether anything is to be learned; else the training problems may be any.
 
     Raises:
       ValueError: If a value makes no sense, naming the field, what is expected and what came.
@@ -94,7 +98,7 @@ def make_settings(config: ConfigDict) -> Settings:
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
             raise ValueError(f"task: expected at least one {name} problem, got none")
-    if shared := shared_prompts(task.train, task.held_out):
+    if trains and (shared := shared_prompts(task.train, task.held_out)):
         runs.say(
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
             "problem to train on: results on them tell how much is remembered"

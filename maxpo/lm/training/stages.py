@@ -1,5 +1,6 @@
 """Fine-tuning and each method after it, as runs of their own that any kill may interrupt."""
 
+from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from maxpo import parallel, runs, training
 from maxpo.lm.model import sharding
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
-from maxpo.lm.training.evaluation import Judge, curve
+from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.figures import best_of_k_figure
 from maxpo.lm.training.grading import read_summary, summarized
-from maxpo.lm.training.handover import HF, context_of, hand_over
+from maxpo.lm.training.handover import HF, context_of, hand_over, save_shape
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
@@ -96,12 +98,13 @@ class Stages:
           The parameters, and the run's summary as of `post_train`.
         """
         settings, config = self.settings, self.settings.config.sft
-        with runs.Run(_config_of_sft(settings.config), folder, keep=1) as run:
+        with self._open(_config_of_sft(settings.config), folder) as run:
             state = self._initial_state(self.programs.params, config)
             if run.finished:
                 if config.steps:
                     state, _ = run.last_state(state)
                 return state.params, dict(run.summary or {})
+            self._save_shape(run)
             state, start = run.restore(state)
             timer = Timer()
             for step in runs.steps(start, config.steps, unit="warm-up updates"):
@@ -133,6 +136,30 @@ class Stages:
                 run, judge, state.params, config.steps, self._journal()
             )
 
+    def evaluate(self, folder: Path) -> dict[str, Any]:
+        """Judges the policy before any training.
+
+        Returns:
+          The run's summary: "scores" as of `post_train`, and "pass" and, where rewards are graded,
+          "max" with their curves.
+        """
+        settings = self.settings
+        with runs.Run(_config_of_sft(settings.config), folder) as run:
+            if run.finished:
+                return run.report()
+            judge = self._judge(settings.config.seed)
+            judged = judge(self.programs.params, 0)
+            self._journal().held_out(run, 0, judge, judged)
+            self.failures.note("evaluation", judged.scores)
+            curves = judge.curves(judged)
+            name = Path(settings.config.model.pretrained or settings.config.model.size).name
+            panels = {f"{of}@k on held-out problems": {name: curves[of]} for of in curves}
+            run.figure("best_of_k", lambda: best_of_k_figure(panels, name))
+            found = {of: curve._asdict() for of, curve in curves.items()}
+            failed = {"failed": 1 - judged.scores.valid.mean()}
+            summary = {**summarized(judged.scores), **found, **failed}
+            return run.finish(summary, table=_rows(curves))
+
     def post_train(
         self, method: Method, seed: int, start_from: nnx.State, folder: Path
     ) -> dict[str, Any]:
@@ -154,9 +181,10 @@ class Stages:
           RuntimeError: As `Trainer`.
         """
         settings, rl = self.settings, self.settings.config.rl
-        with runs.Run(_config_of_method(settings.config, method, seed), folder, keep=1) as run:
+        with self._open(_config_of_method(settings.config, method, seed), folder) as run:
             if run.finished:
                 return dict(run.summary or {})
+            self._save_shape(run)
             programs = self.programs
             journal, judge = self._journal(), self._judge(seed)
             train = Trainer(
@@ -177,6 +205,12 @@ class Stages:
             self._hand_over(run, state.params)
             return self._finish(run, judge, state.params, step, journal)
 
+    def _save_shape(self, run: runs.Run) -> None:
+        settings = self.settings
+        save_shape(
+            settings.model, settings.tokenizer, run.folder, extra=context_of(settings.checkpoint)
+        )
+
     def _hand_over(self, run: runs.Run, params: nnx.State) -> None:
         """Writes the trained model where it was made from a checkpoint and is wanted."""
         settings, dtype = self.settings, self.settings.config.model.export
@@ -195,6 +229,9 @@ class Stages:
         evaluation, rl = self.settings.config.evaluation, self.settings.config.rl
         metric = metric_of(rl.eval_k, binary=self.settings.grading.binary)
         return Schedule(evaluation.every, evaluation.patience, metric, judge)
+
+    def _open(self, config: dict[str, Any], folder: Path) -> runs.Run:
+        return runs.Run(config, folder, keep=1, loggers=self.settings.config.log.loggers)
 
     def _journal(self) -> Journal:
         log = self.settings.config.log
@@ -249,6 +286,18 @@ class Stages:
         return parallel.shard(state, layout(self.settings.config, state))
 
 
+def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
+    """A row for each k."""
+    rows = []
+    for place, k in enumerate(next(iter(curves.values())).k):
+        row: dict[str, Any] = {"k": k}
+        for name, of in curves.items():
+            row[f"{name}@k"] = float(of.value[place])
+            row[f"{name}@k_sem"] = float(of.error[place])
+        rows.append(row)
+    return rows
+
+
 def layout(config: ConfigDict, tree: Any) -> Any:
     """Where parameters or a training state lie on the mesh of a config."""
     return sharding.layout(tree, RULES, fully_sharded=config.mesh.fully_sharded)
@@ -263,7 +312,5 @@ def _config_of_sft(config: ConfigDict) -> dict[str, Any]:
 
 def _config_of_method(config: ConfigDict, method: Method, seed: int) -> dict[str, Any]:
     """What the run of a method depends on: the fine-tuning's config, and its own."""
-    names = ("rl", "log")
-    own = {name: config[name].to_dict() for name in names}
-    own |= {"method": method._asdict(), "rl_seed": seed}
+    own = {"rl": config.rl.to_dict(), "method": method._asdict(), "rl_seed": seed}
     return _config_of_sft(config) | own

@@ -169,3 +169,23 @@ def test_without_its_package_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(ImportError, match=r"pip install 'maxpo\[parquet\]'"):
         make_file_task(path, path)
+
+
+def test_what_verl_saves(tmp_path):
+    """Messages as prompts, and the answer within another field."""
+    row = {
+        "prompt": [{"role": "user", "content": "6 * 7?"}],
+        "reward_model": {"style": "rule", "ground_truth": "42"},
+    }
+    path = save(tmp_path / "a.parquet", [row])
+    fields = {"prompt_field": "prompt", "answer_field": "reward_model.ground_truth"}
+    (problem,) = make_file_task(path, path, **fields).train
+    assert (problem.prompt, problem.answer) == ("6 * 7?", "42")
+    assert problem.messages == ({"role": "user", "content": "6 * 7?"},)
+    with pytest.raises(ValueError, match=r"in 'reward_model': no field 'gold'; its fields are"):
+        make_file_task(path, path, **{**fields, "answer_field": "reward_model.gold"})
+    with pytest.raises(ValueError, match=r"no column 'reward\.gold'"):
+        make_file_task(path, path, **{**fields, "answer_field": "reward.gold"})
+    named = save(tmp_path / "b.parquet", [{"prompt": "6 * 7?", "reward_model.gold": "42"}])
+    fields["answer_field"] = "reward_model.gold"
+    assert make_file_task(named, named, **fields).train[0].answer == "42"
