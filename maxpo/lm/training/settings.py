@@ -29,6 +29,7 @@ from maxpo.methods import Method, check_graded, parse_methods
 __all__ = ["Settings", "digests", "make_model", "make_settings"]
 
 TASKS = ("reasoning", "jsonl")
+EXPORTS = ("", "float32", "bfloat16")
 CORRECT = "correct"
 """The part of a reward that `task.verifier` is."""
 
@@ -80,8 +81,11 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
     check_rl(config)
     _check_success(config.task)
     methods = parse_methods(config.methods, group_size=config.rl.group_size)
+    names = [method.estimator for method in methods]
     if not config.task.binary:
-        check_graded([method.estimator for method in methods], "methods", "task.binary")
+        check_graded(names, "methods", "task.binary")
+    if config.rl.truncated == "penalty":
+        check_graded(names, "methods", "rl.truncated=penalty")
     named = config.model.pretrained
     checkpoint = checkpoint_folder(named) if named else None
     task = _make_task(config.task)
@@ -181,6 +185,8 @@ def _check_numbers(config: ConfigDict) -> None:
         "sft.weight_decay": 0,
         "sft.log_every": 1,
         "sft.save_every": 1,
+        "log.every": 0,
+        "log.groups": 1,
         "verification.workers": 1,
     }
     positive = (
@@ -194,6 +200,11 @@ def _check_numbers(config: ConfigDict) -> None:
         or_infinite=("sft.max_gradient_norm",),
     )
     parallel.check_batch("sft.batch_size", config.sft.batch_size)
+    if config.model.export not in EXPORTS:
+        raise ValueError(
+            f"model.export: expected one of float32, bfloat16, or nothing; got "
+            f"{config.model.export!r}"
+        )
     if config.task.kind not in TASKS:
         raise ValueError(f"task.kind: expected one of {', '.join(TASKS)}; got {config.task.kind!r}")
 
