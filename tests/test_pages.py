@@ -1,0 +1,78 @@
+"""The pages in docs/: links lead somewhere, commands name what there is, and a snippet runs."""
+
+import importlib.util
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from maxpo import lm
+from maxpo.runs import load_config
+
+DOCS = Path(__file__).parent.parent / "docs"
+VARIANTS = {"experiments.evaluate": ("jsonl", "reasoning"), "experiments.lm": ()}
+
+
+def slug(heading):
+    """A heading as GitHub's anchors have it."""
+    kept = re.sub(r"[^\w\- ]", "", heading.strip().lower())
+    return kept.replace(" ", "-")
+
+
+def anchors(page):
+    return {slug(found) for found in re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)}
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.stem)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith("https://"):
+            continue
+        file, _, anchor = target.partition("#")
+        found = page.parent / file if file else page
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), target
+
+
+def commands():
+    """Those of the page about language models, as lists of words."""
+    text = (DOCS / "language_models.md").read_text()
+    for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if "-m" in words and words[words.index("-m") + 1].startswith("experiments."):
+                yield words[words.index("-m") + 1 :]
+
+
+def fields(module, words):
+    """The fields of the configs that a command may have."""
+    specs = [word.partition("=")[2] for word in words if word.startswith("--config=")]
+    specs += [f"configs/lm.py:{variant}" for variant in VARIANTS[module] if not specs]
+    found = set()
+    for spec in specs:
+        for name, value in load_config(spec).items():
+            found |= {f"{name}.{inner}" for inner in value} if hasattr(value, "items") else {name}
+    return found
+
+
+def test_commands_name_programs_and_fields():
+    found = list(commands())
+    assert {words[0] for words in found} > set(VARIANTS)
+    for module, *words in found:
+        assert importlib.util.find_spec(module), module
+        flags = [re.match(r"--config\.([\w.]+)=", word) for word in words]
+        named = {flag[1] for flag in flags if flag}
+        assert not named or named <= fields(module, words), named
+
+
+def test_the_reward_of_several_parts():
+    (code,) = re.findall(
+        r"```python\n(.*?WeightedParts\(.*?)```", (DOCS / "verification.md").read_text(), re.DOTALL
+    )
+    names = {}
+    exec(compile(code, "verification.md", "exec"), names)
+    reward, problem = names["reward"], lm.Problem("6 * 7?", "42")
+    assert reward(problem, "42") == pytest.approx(1.2)
+    assert reward(problem, "forty-two") == pytest.approx(0.2)
+    assert reward.decides == "correct"
