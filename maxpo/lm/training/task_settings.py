@@ -172,7 +172,8 @@ def _make_verifier(task: ConfigDict, own: Mapping[str, text.Verifier]) -> text.V
         )
     names, weights = {CORRECT: task.verifier}, {CORRECT: 1.0}
     for name, part in parts.items():
-        if name == CORRECT or not isinstance(part, dict) or set(part) != {"verifier", "weight"}:
+        is_part = isinstance(part, dict) and set(part) == {"verifier", "weight"}
+        if name == CORRECT or not is_part or not isinstance(part["verifier"], str):
             raise ValueError(
                 f"task.parts: expected a verifier and a weight for each name but {CORRECT!r}, such "
                 'as {"brief": {"verifier": "mine:is_brief", "weight": 0.2}}, got '
