@@ -12,8 +12,8 @@ assert VERSION is not None
 
 # What the tests of a part need is not needed to import it: they skip where it is missing.
 LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
-GGUF = ["gguf>=0.17", "safetensors>=0.6", "tokenizers>=0.22"]
 JINJA = ["jinja2>=3.1.6"]  # Older ones let templates out of the sandbox.
+GGUF = [*JINJA, "gguf>=0.17", "safetensors>=0.6", "tokenizers>=0.22"]
 HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]

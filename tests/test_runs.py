@@ -641,6 +641,81 @@ def test_a_line_of_timings_that_no_run_wrote_ends_them(tmp_path: Path) -> None:
         assert _metrics.size_up_to(path, 5) == len('{"step": 0}\n')
 
 
+def test_appended_lines_are_those_that_came_before_the_checkpoint(tmp_path: Path) -> None:
+    state = {"w": jnp.zeros(3)}
+
+    def lines() -> list[tuple[int, str]]:
+        content = (tmp_path / "texts.jsonl").read_text().splitlines()
+        return [(row["step"], row["text"]) for row in map(json.loads, content)]
+
+    with runs.Run({}, tmp_path) as run:  # Killed without a checkpoint.
+        run.append("texts", 0, {"text": "lost"})
+    with runs.Run({}, tmp_path) as run:
+        run.restore(state)
+        for step in (1, 2):
+            run.append("texts", step, {"text": f"of {step}"})
+        run.save(2, state)
+        run.append("texts", 2, {"text": "late"})
+        run.append("texts", 3, {"text": "late"})
+    assert lines() == [(1, "of 1"), (2, "of 2"), (2, "late"), (3, "late")]
+    with runs.Run({}, tmp_path) as run:
+        run.restore(state)
+        run.save(3, state)  # Which has written none of its own.
+    with runs.Run({}, tmp_path) as run:
+        run.restore(state)
+        run.append("texts", 4, {"text": "of 4"})
+    assert lines() == [(1, "of 1"), (2, "of 2"), (4, "of 4")]
+    # A machine that failed has lost lines that a checkpoint has counted.
+    (tmp_path / "texts.jsonl").write_text('{"step": 1, "text": "of 1"}\n{"step": 2, "te')
+    with runs.Run({}, tmp_path) as run:
+        run.restore(state)
+        run.append("texts", 4, {"text": "of 4"})
+    assert lines() == [(1, "of 1"), (4, "of 4")]
+
+
+def test_the_best_state_is_kept_beside_the_checkpoints(tmp_path: Path) -> None:
+    def state(value: float) -> dict[str, Any]:
+        return {"w": jnp.full(3, value, jnp.float32)}
+
+    def best() -> tuple[float, int]:
+        found, step = runs.read_checkpoint(tmp_path, state(0.0), best=True)
+        return float(found["w"][0]), step
+
+    with runs.Run({}, tmp_path, keep=1) as run:
+        run.restore(state(0.0))
+        with pytest.raises(runs.UsageError, match="expected a run with best parameters, got none"):
+            best()
+        with pytest.raises(runs.UsageError, match="expected a run with checkpoint, got none"):
+            runs.read_checkpoint(tmp_path, state(0.0))
+        run.keep_best(1, state(1.0))
+        run.save(2, state(2.0))
+        run.keep_best(3, state(3.0))
+        run.save(4, state(4.0))
+        run.keep_best(5, state(5.0))
+        # Of a run that is going on, whose checkpoints have nothing to do with it.
+        assert best() == (5.0, 5)
+    with runs.Run({}, tmp_path, keep=1) as run:
+        restored, step = run.restore(state(0.0))
+        assert (float(restored["w"][0]), step) == (4.0, 4)
+        run.keep_best(5, state(5.0))  # It comes there again.
+        assert best() == (5.0, 5)
+        run.finish({})
+        with pytest.raises(RuntimeError, match="is finished"):
+            run.keep_best(6, state(6.0))
+    found, step = runs.read_checkpoint(tmp_path, state(0.0))
+    assert (float(found["w"][0]), step) == (4.0, 4)
+    for best_too in (False, True):
+        there = "5" if best_too else "4"
+        with pytest.raises(runs.UsageError, match=f"got those of steps {there}"):
+            runs.read_checkpoint(tmp_path, state(0.0), step=3, best=best_too)
+    with pytest.raises(runs.UsageError, match="w"):
+        runs.read_checkpoint(tmp_path, {"w": jnp.zeros(4)}, best=True)
+    damage = next((tmp_path / "best" / "5").rglob("*metadata*"))
+    damage.write_text("nothing")
+    with pytest.raises(OSError, match="the checkpoint of step 5 is damaged"):
+        runs.read_checkpoint(tmp_path, state(0.0), best=True)
+
+
 # A full disk
 
 

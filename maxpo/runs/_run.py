@@ -84,6 +84,7 @@ class Run:
         self._metrics: MetricsFile | None = None
         self._timings: MetricsFile | None = None
         self._records: dict[str, MetricsFile] = {}  # of `append`
+        self._appended: dict[str, int] = {}  # their bytes as of the last checkpoint
         self._given_up: set[str] = set()  # those that cannot be written
         self._loggers = Loggers(loggers)
         self._resumed = 0  # the step of the checkpoint that was restored
@@ -179,6 +180,7 @@ class Run:
             for bad, reason in damaged:
                 say(f"warning: skipped the checkpoint of step {bad}, which is damaged: {reason}")
                 self._checkpoints.delete(bad)
+            self._appended = dict(record.get("appended_bytes", {}))
             say(f"resuming {self.folder} after step {step}")
             self._saved = step
             break
@@ -285,7 +287,7 @@ class Run:
     def append(self, name: str, step: int, record: Mapping[str, Any]) -> None:
         """Appends `{"step": step, **record}` to `NAME.jsonl`: what is there to be read by people.
 
-        A resumed run drops the lines of steps after its checkpoint and goes on from there. What
+        A resumed run drops the lines that came after its checkpoint and goes on from there. What
         cannot be written is reported on stderr, once, and left out: it ends no run.
 
         Args:
@@ -300,7 +302,10 @@ class Run:
             file = self._records.get(name)
             if file is None:
                 file = self._records[name] = MetricsFile(self.folder / f"{name}.jsonl")
-                file.cut(size_up_to(file.path, self._resumed))
+                # Lines of its last step may have come after the checkpoint; and a line that comes
+                # before one is not waited for, and may be lost where a machine fails.
+                there = size_up_to(file.path, self._resumed)
+                file.cut(min(there, self._appended.get(name, 0)))
             file.append({"step": int(step), **record})
         except OSError as error:
             self._given_up.add(name)
@@ -358,7 +363,9 @@ class Run:
             # The checkpoint says how much of the metrics belongs to it: that must be there first.
             self._metrics.sync()
             size = self._metrics.size
-        self._checkpoints.save(int(step), state, {"metrics_bytes": size})
+        self._appended.update({name: file.size for name, file in self._records.items()})
+        sizes = {"metrics_bytes": size, "appended_bytes": self._appended}
+        self._checkpoints.save(int(step), state, sizes)
         self._saved = int(step)
         if self.stop_asked():
             say(f"SIGTERM: saved step {step} in {self.folder}; {GO_ON}")

@@ -217,6 +217,17 @@ def test_a_named_reward_is_scored_by_workers(tmp_path):
     [
         ({"method": "maxpo:k=8"}, "N - 1 = 7"),
         ({"method": "max_rl"}, "method: expected estimators of graded rewards"),
+        (
+            {
+                "method": "max_rl",
+                "binary": True,
+                "truncated": "penalty",
+                "truncation_penalty": 0.5,
+            },
+            "method: expected estimators of graded rewards, as truncated=penalty says, got max_rl",
+        ),
+        ({"log_every": -1}, "log_every: expected at least 0, got -1"),
+        ({"patience": 1}, "patience: expected 0 for evaluation.every=0"),
         ({"group_size": 1}, "group_size"),
         ({"steps": 0}, r"rl\.steps: expected at least 1, got 0"),
         ({"los": "clipped_ratio"}, "los: expected an argument of train or one of .*loss"),

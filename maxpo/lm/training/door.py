@@ -194,6 +194,8 @@ def train(
             "patience": patience,
         },
     )
+    if config.rl.truncated == "penalty":
+        check_graded([chosen.estimator], "method", "truncated=penalty")
     if log_every < 0:
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
     _check_optimizer(optimizer, chosen, rl)

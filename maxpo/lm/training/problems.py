@@ -12,6 +12,7 @@ from maxpo.lm.tasks.tokenizers import Tokenizer, encode_prompt, pad
 
 __all__ = [
     "PADDING",
+    "SLACK",
     "EncodedProblems",
     "batch_of_step",
     "choose_widths",
@@ -22,6 +23,8 @@ __all__ = [
 
 PADDING = 0.13
 """The share of padding that widths are chosen for."""
+SLACK = 16
+"""Tokens of padding in a prompt for which no further program is compiled."""
 
 
 class EncodedProblems(NamedTuple):
@@ -83,7 +86,9 @@ def encode(
     mask: Any
     tokens, mask = pad(prompts, length=max(lengths), pad_id=tokenizer.pad_id, side="left")
     count = len(train)
-    widths = choose_widths(lengths[:count], least=batch)
+    longest = max(lengths[:count])
+    is_even = longest - min(lengths[:count]) <= SLACK
+    widths = (longest,) if is_even else choose_widths(lengths[:count], least=batch)
     if max(lengths) > widths[-1]:
         widths = (*widths, max(lengths))
     return (

@@ -1,6 +1,7 @@
 """Evaluation while training: when, which parameters were best, and when to end early."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -43,14 +44,17 @@ class Schedule:
 
     def best(self, history: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         """The step of the best evaluation and its value; None without any."""
-        judged = [row for row in history if self.metric in row]
-        if not judged:
+        values = self._values(history)
+        if not values:
             return None
-        found = max(judged, key=lambda row: row[self.metric])
+        judged = [row for row in history if self.metric in row]
+        found = judged[values.index(max(values))]
         return {"step": found["step"], self.metric: found[self.metric]}
 
     def _values(self, history: Sequence[Mapping[str, Any]]) -> list[float]:
-        return [row[self.metric] for row in history if self.metric in row]
+        """What evaluations have found; NaN, where all samples failed, is less than any number."""
+        found = [row[self.metric] for row in history if self.metric in row]
+        return [-math.inf if math.isnan(value) else value for value in found]
 
 
 def metric_of(k: int, *, binary: bool) -> str:

@@ -203,7 +203,9 @@ class Stages:
                 method=settings.methods.index(method),
             )
             self._hand_over(run, state.params)
-            return self._finish(run, judge, state.params, step, journal)
+            # The trainer has written those of its own evaluations, of which the last one is this.
+            is_written = bool(settings.config.evaluation.every)
+            return self._finish(run, judge, state.params, step, None if is_written else journal)
 
     def _save_shape(self, run: runs.Run) -> None:
         settings = self.settings
@@ -253,12 +255,12 @@ class Stages:
         )
 
     def _finish(
-        self, run: runs.Run, judge: Judge, params: nnx.State, step: int, journal: Journal
+        self, run: runs.Run, judge: Judge, params: nnx.State, step: int, journal: Journal | None
     ) -> dict[str, Any]:
-        """Ends a run with the scores of held-out problems."""
+        """Ends a run with the scores of held-out problems; writes some groups to the journal."""
         grading, config = self.settings.grading, self.settings.config
         judged = judge(params, step)
-        if not config.evaluation.every:  # Else it is written already.
+        if journal is not None:
             journal.held_out(run, step, judge, judged)
         self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
         measured = summarized(judged.scores)

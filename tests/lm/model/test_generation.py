@@ -266,6 +266,46 @@ def test_the_prompt_runs_once_for_its_group(monkeypatch):
     assert shapes == [(3, 4)]
 
 
+def draw_with_ends(ends, **settings):
+    """Arrays `[120, 6]` of all samples."""
+    drawn = generate(
+        make_model(layers=1),
+        pad(PROMPTS, 4, "left"),
+        group_size=40,
+        max_new_tokens=6,
+        eos_id=ends,
+        key=jax.random.key(3),
+        **settings,
+    )
+    return [np.reshape(array, (120, 6)) for array in drawn]
+
+
+def test_the_first_of_several_end_tokens_ends_a_completion():
+    """Until then a sample is what it is with one of them: its numbers are its own."""
+    one = draw_with_ends(EOS, pad_id=PAD)
+    for pad_id in (PAD, 2):  # Padding may be one of the ends.
+        several = draw_with_ends([EOS, np.int64(2)], pad_id=pad_id)
+        is_cut = []
+        for row, (tokens, log_probs, mask) in enumerate(zip(*one, strict=True)):
+            others = np.flatnonzero(mask & (tokens == 2))
+            is_cut.append(len(others) > 0)
+            kept = mask & (np.arange(6) <= (others[0] if is_cut[-1] else 6))
+            found = [array[row] for array in several]
+            np.testing.assert_array_equal(found[0], np.where(kept, tokens, pad_id))
+            np.testing.assert_allclose(found[1], np.where(kept, log_probs, 0), rtol=1e-6)
+            np.testing.assert_array_equal(found[2], kept)
+        assert 0 < sum(is_cut) < 120
+
+
+def test_end_tokens_that_are_never_drawn_change_nothing():
+    tokens, log_probs, mask = draw_with_ends(EOS, temperature=0)
+    never = sorted(set(range(V)) - set(tokens[mask].tolist()))
+    assert never
+    found = draw_with_ends((*never, EOS), temperature=0)
+    for array, expected in zip(found, (tokens, log_probs, mask), strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
 def test_new_values_compile_nothing_anew():
     model = make_model()
 
@@ -337,6 +377,8 @@ def test_truncation(top_k, top_p, kept):
         ({"max_new_tokens": 2.0}, "expected max_new_tokens to be an integer at least 1, got 2.0"),
         ({"max_new_tokens": 21}, r"context_length = 24 tokens .* got 4 \+ 21"),
         ({"eos_id": V}, "expected eos_id to be an integer from 0 to 4, got 5"),
+        ({"eos_id": (EOS, V)}, "expected eos_id to be an integer from 0 to 4, got 5"),
+        ({"eos_id": ()}, "expected at least one eos_id, got none"),
         ({"pad_id": -1}, "expected pad_id to be an integer from 0 to 4, got -1"),
         ({"top_k": 0}, "expected top_k to be an integer at least 1, got 0"),
         ({"top_p": 0.0}, "expected 0 < top_p <= 1, got 0.0"),

@@ -1,5 +1,6 @@
 """Which groups are kept, what counts in them, and in which order problems come."""
 
+import itertools
 import json
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from maxpo.lm.training import rollouts
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.settings import make_settings
+from maxpo.methods import choose_advantages, parse_method
 from maxpo.runs import load_config
 
 
@@ -273,6 +275,92 @@ def test_where_all_fail_parts_have_no_mean(tmp_path, monkeypatch):
 
 def _unused(problem, completion):
     raise NotImplementedError
+
+
+@pytest.fixture
+def truncated_groups(tmp_path, monkeypatch):
+    """A function that collects groups with given rewards, some of whose samples do not end."""
+    is_end: list[bool] = []
+
+    original = Answers.draw
+
+    def draw(answers, params, prompts, key):
+        found = original(answers, params, prompts, key)
+        tokens = np.where(
+            found.tokens == answers.tokenizer.eos_id, answers.tokenizer.pad_id, found.tokens
+        )
+        ended = np.array(is_end)[:, None]
+        return found._replace(
+            tokens=np.where(ended, found.tokens, tokens),
+            mask=found.mask & (ended | (tokens != answers.tokenizer.pad_id)),
+        )
+
+    monkeypatch.setattr(Answers, "draw", draw)
+    config = make_config(tmp_path)
+
+    def collected(rewards, truncated, *, ended=(True, False, True, False), **rl):
+        is_end[:] = ended
+        penalty = 0.25 if truncated == "penalty" else 0.0
+        config.rl.update(truncated=truncated, truncation_penalty=penalty, **rl)
+        return collect(config, dict.fromkeys(range(12), rewards))[1]
+
+    return collected
+
+
+@pytest.mark.parametrize(
+    ("given", "truncated", "rewards", "valid", "varied"),
+    [
+        ([0, 1, 1, 0], "keep", [0, 1, 1, 0], [1, 1, 1, 1], True),
+        ([0, 1, 1, 0], "mask", [0, 1, 1, 0], [1, 0, 1, 0], True),
+        ([0, 1, 1, 0], "penalty", [0, 0.75, 1, -0.25], [1, 1, 1, 1], True),
+        # Only those that ended are compared.
+        ([1, 0, 1, 0], "mask", [1, 0, 1, 0], [1, 0, 1, 0], False),
+        # It is the penalty that makes a difference.
+        ([1, 1, 1, 1], "penalty", [1, 0.75, 1, 0.75], [1, 1, 1, 1], True),
+        ([1, 1, 1, 1], "keep", [1, 1, 1, 1], [1, 1, 1, 1], False),
+        # A failed sample, here the first two, is masked beside the truncated ones or is a 0.
+        ([-1, -1, 1, 1], "mask", [0, 0, 1, 1], [1, 0, 1, 0], True),
+        ([-1, -1, 1, 1], "penalty", [0, -0.25, 1, 0.75], [1, 1, 1, 1], True),
+    ],
+)
+@pytest.mark.parametrize("groups", ["keep", "drop"])
+def test_truncated_samples(truncated_groups, given, truncated, rewards, valid, varied, groups):
+    found = truncated_groups(given, truncated, zero_variance_groups=groups)
+    assert found.rewards.tolist() == [rewards] * 4
+    assert found.valid.tolist() == [[bool(kept) for kept in valid]] * 4
+    counts = varied or groups == "keep"
+    assert found.where.tolist() == [[bool(kept) and counts for kept in valid]] * 4
+    assert found.metrics["truncated"] == 0.5
+    assert found.metrics["zero_variance_groups"] == (not varied)
+    assert found.metrics["mean_reward"] == np.mean(np.array(rewards)[np.array(valid, bool)])
+    # What is correct is not changed by how it is learned from: of 6 pairs those with a right one.
+    right = [reward == 1 for reward in given]
+    pairs = [max(pair) for pair in itertools.combinations(right, 2)]
+    assert found.metrics["pass_at_k"] == pytest.approx(np.mean(pairs))
+
+
+def test_failed_and_truncated_samples_are_both_masked(truncated_groups):
+    found = truncated_groups([-1, -1, 1, 1], "mask", failures="mask")
+    assert found.valid.tolist() == [[False, False, True, False]] * 4
+    assert not found.where[:, [0, 1, 3]].any()
+    assert found.metrics["zero_variance_groups"] == 1
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo", "maxpo:k=2", "pkpo:k=2"])
+def test_advantages_of_a_group_with_masked_samples_are_those_of_the_others(
+    truncated_groups, method
+):
+    advantages = choose_advantages([parse_method(method)], steps=10)
+    found = truncated_groups([0, 1, 1, 0], "mask", ended=(True, False, True, True))
+    groups = np.array(advantages(found.rewards, found.valid, 0, 0))
+    others = found.rewards[:, [0, 2, 3]]
+    alone = np.array(advantages(others, np.ones((4, 3), bool), 0, 0))
+    np.testing.assert_allclose(groups[:, [0, 2, 3]], alone, rtol=1e-6)
+    assert np.abs(alone[:, 1]).min() > 0
+    assert not groups[:, 1].any()
+    # With the second sample, which is as good as the third, they would be others.
+    whole = np.array(advantages(found.rewards, np.ones((4, 4), bool), 0, 0))
+    assert np.any(whole[:, [0, 2, 3]] != groups[:, [0, 2, 3]])
 
 
 def test_each_process_puts_its_scores_in_their_places(monkeypatch):

@@ -1,0 +1,364 @@
+"""Runs with evaluations, what the model writes, and the best parameters; killed and resumed."""
+
+import errno
+import itertools
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from maxpo import runs
+from maxpo.lm.tasks.rewards import RewardFunction
+from maxpo.lm.training import stages
+from maxpo.lm.training.evaluation import Judge
+from maxpo.lm.training.schedule import Schedule, metric_of
+from maxpo.lm.training.settings import make_settings
+from maxpo.runs import _run, load_config, read_checkpoint, read_metrics
+
+METRIC = "held_out_pass_at_2"
+HELD_OUT = 5
+
+
+def score(problem, text):
+    """A half for each of two kinds of digits; raises on what begins with a sign."""
+    if text[:1] in ("=", "+"):
+        raise LookupError(f"no score of {text}")
+    return 0.5 * bool(set(text) & set("02468")) + 0.5 * bool(set(text) & set("13579"))
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    pairs = list(itertools.product(range(10), range(2)))
+    for name, part in (("train", pairs[HELD_OUT:]), ("held_out", pairs[:HELD_OUT])):
+        lines = [json.dumps({"question": f"{a}+{b}=", "answer": str(a + b)}) for a, b in part]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    config = load_config("configs/lm.py:jsonl")
+    config.methods = ("rloo",)
+    config.task.update(
+        train_path=str(folder / "train.jsonl"), held_out_path=str(folder / "held_out.jsonl")
+    )
+    config.model.update(size="nano")
+    config.model.overrides.update(hidden=8, layers=1, heads=1, kv_heads=1, mlp=8)
+    config.sft.steps = 0
+    config.rl.update(steps=8, prompts=2, group_size=4, max_new_tokens=3, eval_k=2, save_every=4)
+    config.rl.update(learning_rate=0.02, sampling_batches=1)
+    config.evaluation.update(samples=4, prompts=2, every=3)
+    config.log.update(every=2, groups=HELD_OUT)
+    return config
+
+
+@pytest.fixture(scope="module")
+def programs(config):
+    """Compiled once for all runs of this module."""
+    return stages.Programs(make_settings(config))
+
+
+@pytest.fixture
+def train(config, programs, monkeypatch):
+    """Trains in a folder, with changes of the config that no program depends on."""
+    monkeypatch.setattr(stages, "Programs", lambda settings: programs)
+
+    def train(folder, **changes):
+        own = config.copy_and_resolve_references()
+        for name, value in changes.items():
+            section, _, field = name.partition("__")
+            own[section][field] = value
+        settings = make_settings(own)
+        study = stages.Stages(settings, RewardFunction(score))
+        return study.post_train(settings.methods[0], 0, programs.params, folder)
+
+    return train
+
+
+@pytest.fixture
+def whole(train, tmp_path):
+    train(tmp_path / "whole" / "run")
+    return tmp_path / "whole" / "run"
+
+
+class KilledError(Exception):
+    """Stands for a kill."""
+
+
+def killed(monkeypatch, name, works, *, after=False):
+    """Has a method of runs work so often, and then kill its run before or after its work."""
+    original, left = getattr(runs.Run, name), [works]
+
+    def method(run, *arguments, **options):
+        if left[0] == 0 and not after:
+            raise KilledError
+        result = original(run, *arguments, **options)
+        left[0] -= 1
+        if left[0] < 0:
+            raise KilledError
+        return result
+
+    monkeypatch.setattr(runs.Run, name, method)
+
+
+def lines_of(folder):
+    return [json.loads(line) for line in (folder / "completions.jsonl").read_text().splitlines()]
+
+
+def files_of(folder):
+    names = ("config.json", "metrics.jsonl", "completions.jsonl", "summary.json")
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def leaves(tree):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def best_of(folder, programs):
+    params, step = read_checkpoint(folder, programs.params, best=True)
+    return step, [leaf.tobytes() for leaf in leaves(params)]
+
+
+def pass_at_2(lines):
+    """The mean over problems of how many pairs of samples have a right one."""
+    pairs = [
+        [max(pair) >= 1.0 for pair in itertools.combinations([c["score"] or 0 for c in group], 2)]
+        for group in ([line["completions"] for line in lines])
+    ]
+    return np.mean(pairs)
+
+
+def test_a_run_is_evaluated_now_and_then_and_after_its_last_step(whole):
+    rows = read_metrics(whole)
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    assert [row["step"] for row in rows if METRIC in row] == [3, 6, 8]
+    lines = lines_of(whole)
+    judged = {
+        step: [x for x in lines if (x["step"], x["split"]) == (step, "held_out")]
+        for step in (3, 6, 8)
+    }
+    for step, of_step in judged.items():
+        assert [line["prompt"] for line in of_step] == ["0+0=", "0+1=", "1+0=", "1+1=", "2+0="]
+        assert rows[step - 1][METRIC] == pytest.approx(pass_at_2(of_step))
+        for each in itertools.chain(*(line["completions"] for line in of_step)):
+            assert each["reward"] == float(each["score"] == 1.0)
+    summary = json.loads((whole / "summary.json").read_text())
+    scores = [[c["score"] for c in line["completions"]] for line in judged[8]]
+    assert [[None if s == "NaN" else s for s in row] for row in summary["scores"]] == scores
+    assert summary["steps"] == 8
+    assert len({rows[step - 1]["held_out_pass_at_1"] for step in judged}) > 1
+    assert sum(map(len, judged.values())) + 2 * len((1, 2, 4, 6, 8)) == len(lines)
+
+
+def test_lines_of_training_have_the_advantages_of_the_update(whole):
+    lines = [line for line in lines_of(whole) if line["split"] == "train"]
+    assert [line["step"] for line in lines] == [1, 1, 2, 2, 4, 4, 6, 6, 8, 8]
+    size = {row["step"]: row["advantage_size"] for row in read_metrics(whole)}
+    seen = set()
+    for step in (1, 2, 4, 6, 8):
+        advantages = []
+        for line in (line for line in lines if line["step"] == step):
+            for each in line["completions"]:
+                failed = each["text"][:1] in ("=", "+")
+                assert (each["failure"] is not None) == failed == (each["score"] is None)
+                assert failed or each["score"] == score(None, each["text"])
+                assert not failed or f"no score of {each['text']}\n" in each["failure"]
+                assert each["reward"] == float(each["score"] == 1.0)
+                assert each["end"] == "ended" or each["tokens"] == 3
+            rewards = np.array([each["reward"] for each in line["completions"]])
+            others = (rewards.sum() - rewards) / 3
+            advantages.append([each["advantage"] for each in line["completions"]])
+            np.testing.assert_allclose(advantages[-1], rewards - others, atol=1e-6)
+            seen |= set(rewards)
+        assert np.mean(np.abs(advantages)) == pytest.approx(size[step], abs=1e-6)
+    assert seen == {0.0, 1.0}
+
+
+# What is called, how often it works before, and whether the kill comes after its work.
+STOPS = {
+    "before any checkpoint": [("append", 3, True), ("log", 2, False)],
+    "between a line and its metrics": [("log", 4, False), ("save", 0, False), ("log", 2, True)],
+    "after a checkpoint": [("save", 0, True), ("append", 1, True), ("save", 0, True)],
+    "around the best parameters": [
+        *(("keep_best", 0, False), ("keep_best", 0, True), ("log", 3, True)),
+    ],
+    "at the end": [("save", 1, True), ("finish", 0, False), ("finish", 0, False)],
+}
+
+
+@pytest.mark.parametrize("every", [3, 0])
+@pytest.mark.parametrize("stops", STOPS.values(), ids=STOPS)
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    train, programs, tmp_path, monkeypatch, stops, every
+):
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    train(whole, evaluation__every=every)
+    for name, works, after in stops:
+        if name == "keep_best" and not every:
+            continue
+        with monkeypatch.context() as patch:
+            killed(patch, name, works, after=after)
+            with pytest.raises(KilledError):
+                train(parts, evaluation__every=every)
+        if name in ("append", "log"):
+            with (parts / "completions.jsonl").open("a") as file:
+                file.write('{"step": 1, "sp')  # A line that was being written.
+    train(parts, evaluation__every=every)
+    assert files_of(parts) == files_of(whole)
+    held_out = [line["step"] for line in lines_of(parts) if line["split"] != "train"]
+    assert held_out == np.repeat([3, 6, 8] if every else [8], HELD_OUT).tolist()
+    if every:
+        assert best_of(parts, programs) == best_of(whole, programs)
+
+
+def scripted(monkeypatch, values):
+    """Has the evaluations of these steps find these values."""
+
+    def metrics(judge, judged):
+        return {METRIC: values[judge.latest[0]]}
+
+    monkeypatch.setattr(Judge, "metrics", metrics)
+
+
+def parameters_of_steps(monkeypatch):
+    """Takes down the parameters that are saved after each step."""
+    found, original = {}, runs.Run.save
+
+    def save(run, step, state):
+        found[step] = leaves(state.params)
+        original(run, step, state)
+
+    monkeypatch.setattr(runs.Run, "save", save)
+    return found
+
+
+def test_the_best_parameters_are_those_after_the_best_step(train, programs, tmp_path, monkeypatch):
+    scripted(monkeypatch, {2: 0.25, 4: 0.75, 6: 0.5, 8: 0.75})
+    found = parameters_of_steps(monkeypatch)
+    summary = train(tmp_path, evaluation__every=2, rl__save_every=1)
+    assert summary["best"] == {"step": 4, METRIC: 0.75}  # The first of equals.
+    params, step = read_checkpoint(tmp_path, programs.params, best=True)
+    assert step == 4
+    for one, kept in zip(leaves(params), found[4], strict=True):
+        np.testing.assert_array_equal(one, kept)
+    assert any(np.any(a != b) for a, b in zip(found[4], found[8], strict=True))
+    assert [path.name for path in (tmp_path / "best").iterdir() if path.name.isdigit()] == ["4"]
+
+
+def test_without_evaluations_there_is_no_best(train, programs, tmp_path):
+    summary = train(tmp_path, evaluation__every=0)
+    assert summary["best"] is None
+    assert not (tmp_path / "best").exists()
+    with pytest.raises(runs.UsageError, match="expected a run with best parameters, got none"):
+        read_checkpoint(tmp_path, programs.params, best=True)
+
+
+EARLY = {2: 0.5, 4: 0.75, 5: 0.75, 6: 0.5, 8: 0.9}
+
+
+def test_a_run_ends_after_evaluations_without_a_gain(train, tmp_path, monkeypatch, capsys):
+    scripted(monkeypatch, EARLY)
+    summary = train(tmp_path / "early", evaluation__every=2, evaluation__patience=1)
+    assert [row["step"] for row in read_metrics(tmp_path / "early")] == [1, 2, 3, 4, 5, 6]
+    assert (summary["steps"], summary["best"]) == (6, {"step": 4, METRIC: 0.75})
+    assert f"ends after step 6: {METRIC} was best, 0.7500, after step 4" in capsys.readouterr().err
+    summary = train(tmp_path / "late", evaluation__every=2, evaluation__patience=2)
+    assert (summary["steps"], summary["best"]) == (8, {"step": 8, METRIC: 0.9})
+
+
+@pytest.mark.parametrize(
+    "stop", [("log", 5, True), ("save", 1, False), ("save", 1, True), ("finish", 0, False)]
+)
+def test_a_run_that_has_ended_early_does_nothing_more(train, programs, tmp_path, monkeypatch, stop):
+    scripted(monkeypatch, EARLY)
+    changes = {"evaluation__every": 2, "evaluation__patience": 1}
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    train(whole, **changes)
+    with monkeypatch.context() as patch:
+        killed(patch, stop[0], stop[1], after=stop[2])
+        with pytest.raises(KilledError):
+            train(parts, **changes)
+    is_saved = stop[0] == "finish" or stop == ("save", 1, True)
+    with monkeypatch.context() as patch:
+        if is_saved:
+            patch.setattr(programs, "update", None)
+        train(parts, **changes)
+    assert files_of(parts) == files_of(whole)
+    assert best_of(parts, programs) == best_of(whole, programs)
+
+
+def test_a_full_disk_costs_no_more_than_what_the_model_writes(
+    train, whole, tmp_path, monkeypatch, capsys
+):
+    append, left = _run.MetricsFile.append, [3]
+
+    def full(file, record):
+        if file.path.name == "completions.jsonl":
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.path))
+        append(file, record)
+
+    monkeypatch.setattr(_run.MetricsFile, "append", full)
+    train(tmp_path / "full" / "run")
+    found, expected = files_of(tmp_path / "full" / "run"), files_of(whole)
+    lines = expected.pop("completions.jsonl").splitlines(keepends=True)
+    assert found.pop("completions.jsonl") == b"".join(lines[:3])
+    assert found == expected
+    assert capsys.readouterr().err.count("completions.jsonl ends here") == 1
+
+
+def schedule(**changes):
+    fields = {"every": 4, "patience": 2, "metric": "m", "judge": None} | changes
+    return Schedule(**fields)
+
+
+def history(*values):
+    """With an evaluation at every second step."""
+    rows = [{"step": step, "loss": 1.0} for step in range(1, 2 * len(values) + 1)]
+    for row, value in zip(rows[1::2], values, strict=True):
+        row["m"] = value
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("every", "due"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])]
+)
+def test_when_an_evaluation_is_due(every, due):
+    found = schedule(every=every)
+    assert [step for step in range(1, 6) if found.is_due(step, 5)] == due
+
+
+@pytest.mark.parametrize(
+    ("values", "is_best", "over_at_1", "over_at_2", "best"),
+    [
+        ([0.5], True, False, False, 2),
+        ([0.5, 0.7], True, False, False, 4),
+        ([0.5, 0.5], False, True, False, 2),  # No gain.
+        ([0.5, 0.4, 0.5], False, True, True, 2),
+        ([0.5, 0.4, 0.6], True, False, False, 6),
+        ([-3.0, -2.0, -2.5], False, True, False, 4),
+        # Where all samples failed there is no value, and that is no gain.
+        ([np.nan, 0.1], True, False, False, 4),
+        ([np.nan, 0.1, 0.2], True, False, False, 6),
+        ([0.1, np.nan], False, True, False, 2),
+        ([0.1, np.nan, 0.2], True, False, False, 6),
+        ([np.nan, np.nan, np.nan], False, True, True, 2),
+    ],
+)
+def test_what_is_best_and_when_it_is_over(values, is_best, over_at_1, over_at_2, best):
+    rows = history(*values)
+    assert schedule().is_best(rows) == is_best
+    assert not schedule(patience=0).is_over(rows)
+    assert schedule(patience=1).is_over(rows) == over_at_1
+    assert schedule(patience=2).is_over(rows) == over_at_2
+    assert schedule().best(rows)["step"] == best
+
+
+def test_before_any_evaluation_nothing_is_over():
+    rows = history()
+    assert not schedule(patience=1).is_over(rows)
+    assert schedule().best(rows) is None
+
+
+def test_the_metric_is_that_of_what_is_learned():
+    assert metric_of(4, binary=True) == "held_out_pass_at_4"
+    assert metric_of(2, binary=False) == "held_out_max_at_2"
