@@ -228,9 +228,9 @@ def get_config(variant: str = "default") -> ConfigDict:
                 "verifier": "numeric",
                 "success": 1.0,
                 "binary": True,
-                **ANY_TASK,
             }
         )
+        config.task.update(ANY_TASK)
         config.model.size = "tiny"
         config.rl.max_new_tokens = 64
         if variant == "smollm2_quick":

@@ -179,21 +179,24 @@ class Checkpoints:
                 for path in self._folder.iterdir():
                     if not path.name.isdigit():  # what a kill in the middle of a save left
                         shutil.rmtree(path)
-            self._manager = ocp.CheckpointManager(
-                self._folder,
-                options=ocp.CheckpointManagerOptions(
-                    read_only=self._read_only,
-                    preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
-                    # A small state is saved in less time than handing it to a thread would save,
-                    # and what `save` has returned from is on the disk.
-                    enable_async_checkpointing=False,
-                    # With more threads orbax waits 0.1 s at the end of each deletion.
-                    num_deletion_threads=1,
-                    # Reads nothing but names, so a deletion that a kill interrupted does no harm.
-                    lightweight_initialize=True,
-                ),
-            )
+            self._manager = ocp.CheckpointManager(self._folder, options=self._options())
         return self._manager
+
+    def _options(self) -> Any:
+        import orbax.checkpoint as ocp
+
+        if self._read_only:
+            return ocp.CheckpointManagerOptions(read_only=True)
+        return ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
+            # A small state is saved in less time than handing it to a thread would save, and what
+            # `save` has returned from is on the disk.
+            enable_async_checkpointing=False,
+            # With more threads orbax waits 0.1 s at the end of each deletion.
+            num_deletion_threads=1,
+            # Reads nothing but names, so a deletion that a kill interrupted does no harm.
+            lightweight_initialize=True,
+        )
 
 
 def without_weak_types(state: Any) -> Any:

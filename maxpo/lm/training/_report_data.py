@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from maxpo import runs
+from maxpo.lm.training.handover import HF, SHAPE
 from maxpo.runs import UsageError
 
 COMPLETIONS = "completions.jsonl"
@@ -115,17 +116,22 @@ def read_runs(folder: Path, most_groups: int) -> list[RunData]:
     """
     if not folder.is_dir():
         raise UsageError(f"RUN: expected the folder of a run, got {folder}")
-    folders = [path.parent for path in sorted(folder.glob("*/config.json"))]
+    # Of a model's folders in a run the config is another thing.
+    found = sorted(path.parent for path in folder.glob("*/config.json"))
+    folders = [each for each in found if each.name not in (SHAPE, HF)]
     if (folder / "config.json").exists():
         folders = [folder, *folders]
     if not folders:
         raise UsageError(f"RUN: expected the folder of a run, with a config.json, got {folder}")
     indices = {each: _index(each / COMPLETIONS) for each in folders}
     share = most_groups // max(1, sum(bool(index) for index in indices.values()))
-    found = [_read_run(each, index, max(1, share)) for each, index in indices.items()]
-    if not any(run.lines for run in found):
-        raise UsageError(f"{folder}: expected a run that has logged something, got no metrics")
-    return found
+    data = [_read_run(each, index, max(1, share)) for each, index in indices.items()]
+    if not any(run.lines or run.groups for run in data):
+        raise UsageError(
+            f"{folder}: expected a run that has logged something, got neither metrics nor "
+            "completions"
+        )
+    return data
 
 
 def number(value: Any) -> float | None:

@@ -70,7 +70,7 @@ def _render(root: Path, found: Sequence[RunData]) -> str:
         "What is going on": _findings(logged),
         "Result": _result(found[0]),
         "Runs": _overview(logged) if len(logged) > 1 else "",
-        "Curves": _curves(logged),
+        "Curves": _curves(logged) if logged else "",
         "Best of k": _images(root),
         "Completions": completions_by_step(found),
         "Failed verifications": _failures(logged),

@@ -489,7 +489,7 @@ def test_curves_hold_their_values():
         (lambda folder: None, "RUN: expected the folder of a run, got"),
         (lambda folder: folder.mkdir(), "RUN: expected the folder of a run, with a config.json"),
         (lambda folder: folder.write_text(""), "RUN: expected the folder of a run, got"),
-        (make_run, "expected a run that has logged something, got no metrics"),
+        (make_run, "expected a run that has logged something, got neither"),
         (
             lambda folder: (make_run(folder) / "metrics.jsonl").write_text("7\n"),
             "metrics.jsonl:1: expected a JSON object",
