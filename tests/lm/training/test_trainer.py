@@ -146,6 +146,7 @@ def test_a_run_is_evaluated_now_and_then_and_after_its_last_step(whole):
     assert summary["steps"] == 8
     assert len({rows[step - 1]["held_out_pass_at_1"] for step in judged}) > 1
     assert sum(map(len, judged.values())) + 2 * len((1, 2, 4, 6, 8)) == len(lines)
+    assert not (whole / "hf").exists()  # It has not come from a checkpoint.
 
 
 def test_lines_of_training_have_the_advantages_of_the_update(whole):
