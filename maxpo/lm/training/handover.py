@@ -179,7 +179,11 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     files = {"tokenizer.json": tokenizer.to_json(), **getattr(tokenizer, "files", {})}
     files.setdefault("generation_config.json", json.dumps(_token_fields(tokenizer), indent=2))
     for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        path = folder / name
+        try:
+            path.write_text(content, encoding="utf-8")
+        except OSError as error:  # That of a full disk names no file.
+            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
 
 
 def context_of(folder: Path | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,7 +79,9 @@ class Trainer:
         """
         rl, seed = self.collect.rl, self.collect.seed
         state, start = run.restore(state)
-        if self.schedule.is_over(runs.read_metrics(run.folder)):
+        # From here on as each process knows it: others see late what the first one logs.
+        history = [row for row in runs.read_metrics(run.folder) if row["step"] <= start]
+        if self.schedule.is_over(history):
             return state, start
         rate, step = jnp.float32(learning_rate), start
         for step in runs.steps(start, rl.steps):
@@ -106,7 +108,8 @@ class Trainer:
             judged = self._judge(run, state.params, step)
             run.log(step, {**groups.metrics, **metrics, **judged})
             run.log_timings(step, _timings(timer, seconds, groups))
-            is_over = bool(judged) and self._keep_best(run, state.params, step)
+            history.append({"step": step, **judged})
+            is_over = bool(judged) and self._keep_best(run, state.params, history)
             if is_over or step % rl.save_every == 0 or step == rl.steps or run.stop_asked():
                 run.save(step, state)
             if is_over:
@@ -123,9 +126,11 @@ class Trainer:
         self.journal.held_out(run, step, judge, found)
         return judge.metrics(found)
 
-    def _keep_best(self, run: runs.Run, params: nnx.State, step: int) -> bool:
+    def _keep_best(
+        self, run: runs.Run, params: nnx.State, history: Sequence[Mapping[str, Any]]
+    ) -> bool:
         """Keeps parameters that were never better; whether there were none for too long."""
-        history = runs.read_metrics(run.folder)
+        step = history[-1]["step"]
         if self.schedule.is_best(history):
             run.keep_best(step, params)
         is_over = self.schedule.is_over(history)

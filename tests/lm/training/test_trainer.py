@@ -4,6 +4,7 @@ import errno
 import itertools
 import json
 import os
+import types
 
 import jax
 import numpy as np
@@ -11,13 +12,13 @@ import pytest
 
 from maxpo import runs
 from maxpo.lm.tasks.rewards import RewardFunction
-from maxpo.lm.training import stages
+from maxpo.lm.training import stages, trainer
 from maxpo.lm.training.evaluation import Judge
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import make_settings
 from maxpo.runs import _run, load_config, read_checkpoint, read_metrics
 
-METRIC = "held_out_pass_at_2"
+METRIC = "eval_pass_at_2"
 HELD_OUT = 5
 
 
@@ -144,8 +145,9 @@ def test_a_run_is_evaluated_now_and_then_and_after_its_last_step(whole):
     scores = [[c["score"] for c in line["completions"]] for line in judged[8]]
     assert [[None if s == "NaN" else s for s in row] for row in summary["scores"]] == scores
     assert summary["steps"] == 8
-    assert len({rows[step - 1]["held_out_pass_at_1"] for step in judged}) > 1
+    assert len({rows[step - 1]["eval_pass_at_1"] for step in judged}) > 1
     assert sum(map(len, judged.values())) + 2 * len((1, 2, 4, 6, 8)) == len(lines)
+    assert not (whole / "hf").exists()  # It has not come from a checkpoint.
 
 
 def test_lines_of_training_have_the_advantages_of_the_update(whole):
@@ -264,6 +266,15 @@ def test_a_run_ends_after_evaluations_without_a_gain(train, tmp_path, monkeypatc
     assert (summary["steps"], summary["best"]) == (8, {"step": 8, METRIC: 0.9})
 
 
+def test_every_process_ends_at_the_same_step(train, tmp_path, monkeypatch):
+    """Also one that sees no line yet of those that the first process logs."""
+    scripted(monkeypatch, EARLY)
+    late = types.SimpleNamespace(**vars(runs) | {"read_metrics": lambda folder: []})
+    monkeypatch.setattr(trainer, "runs", late)
+    summary = train(tmp_path, evaluation__every=2, evaluation__patience=1)
+    assert (summary["steps"], summary["best"]) == (6, {"step": 4, METRIC: 0.75})
+
+
 @pytest.mark.parametrize(
     "stop", [("log", 5, True), ("save", 1, False), ("save", 1, True), ("finish", 0, False)]
 )
@@ -360,5 +371,5 @@ def test_before_any_evaluation_nothing_is_over():
 
 
 def test_the_metric_is_that_of_what_is_learned():
-    assert metric_of(4, binary=True) == "held_out_pass_at_4"
-    assert metric_of(2, binary=False) == "held_out_max_at_2"
+    assert metric_of(4, binary=True) == "eval_pass_at_4"
+    assert metric_of(2, binary=False) == "eval_max_at_2"
