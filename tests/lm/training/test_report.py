@@ -516,7 +516,7 @@ def test_a_page_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     make_run(tmp_path / "run", [line(1)])
     with pytest.raises(SystemExit) as stopped:
         program.main([str(tmp_path / "run"), f"--out={tmp_path / 'none' / 'page.html'}"])
-    assert stopped.value.code == 2
+    assert stopped.value.code == 1
     assert str(tmp_path / "none" / "page.html") in capsys.readouterr().err
 
 
