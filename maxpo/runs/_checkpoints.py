@@ -118,12 +118,13 @@ class Checkpoints:
             raise OSError(f"cannot write the checkpoint {where}: {error}") from error
 
     @loops_finish_their_tasks()
-    def load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+    def load(self, step: int, like: Any, *, part: bool = False) -> tuple[Any, dict[str, Any]]:
         """Returns the state of a checkpoint and its record.
 
         Args:
           step: its number.
           like: a state of the same structure; gives the leaves' kinds and devices.
+          part: whether leaves that `like` does not have are left alone.
 
         Raises:
           DamagedCheckpointError: If it cannot be read or is not what was saved.
@@ -137,16 +138,30 @@ class Checkpoints:
             saved, checksums = dict(record["leaves"]), dict(record["checksums"])
         except Exception as error:
             raise DamagedCheckpointError(_first_line(error)) from error
+        leaves = named_leaves(like)
+        if part:
+            saved, checksums = (
+                {name: found[name] for name in leaves if name in found}
+                for found in (saved, checksums)
+            )
         difference = first_difference(saved, describe_leaves(like))
         if difference:
             where = self._folder / str(step)
             raise UsageError(
                 f"{where} was saved by another version of the program: state{difference}"
             )
-        leaves = named_leaves(like)
         targets = {name: _target(leaves[name]) for name in checksums}
         try:
-            items = ocp.args.Composite(state=ocp.args.StandardRestore(targets))
+            arguments = (
+                ocp.args.PyTreeRestore(
+                    item=targets,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(targets),
+                    partial_restore=True,
+                )
+                if part
+                else ocp.args.StandardRestore(targets)
+            )
+            items = ocp.args.Composite(state=arguments)
             arrays = self._orbax().restore(step, args=items)["state"]
         except Exception as error:
             raise DamagedCheckpointError(_first_line(error)) from error
@@ -185,9 +200,8 @@ class Checkpoints:
     def _options(self) -> Any:
         import orbax.checkpoint as ocp
 
-        if self._read_only:
-            return ocp.CheckpointManagerOptions(read_only=True)
         return ocp.CheckpointManagerOptions(
+            create=not self._read_only,
             preservation_policy=ocp.checkpoint_managers.LatestN(self._keep),
             # A small state is saved in less time than handing it to a thread would save, and what
             # `save` has returned from is on the disk.

@@ -542,7 +542,8 @@ def read_checkpoint(
 
     Args:
       folder: the run's.
-      like: a state of the same structure, as for `Run.restore`; with `best` as for `keep_best`.
+      like: a part of the state, as for `Run.restore`; with `best` of what `keep_best` got. Leaves
+        that it does not have are not read.
       step: the checkpoint's. None: the last one that is complete.
       best: what `keep_best` has kept, in the place of a checkpoint.
 
@@ -562,7 +563,7 @@ def read_checkpoint(
             there = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
             raise UsageError(f"{folder}: expected a run with {what}, got {there}")
         chosen = steps[-1] if step is None else step
-        return kept.load(chosen, without_weak_types(like))[0], chosen
+        return kept.load(chosen, without_weak_types(like), part=True)[0], chosen
     except DamagedCheckpointError as error:
         raise OSError(f"{folder}: the checkpoint of step {chosen} is damaged: {error}") from error
     finally:

@@ -12,6 +12,7 @@ from flax import nnx
 from maxpo import lm, runs
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import door
+from maxpo.lm.training.handover import export
 from maxpo.runs import UsageError, load_config, read_metrics
 
 LETTERS = "abcd"
@@ -263,3 +264,15 @@ def test_defaults_are_those_of_the_config():
     config = load_config("configs/lm.py").rl
     differ = {name for name, value in door.RL_DEFAULTS.items() if config[name] != value}
     assert differ == {"sampling_batches", "learning_rate"}
+
+
+def test_its_model_can_be_exported(whole, tmp_path):
+    pytest.importorskip("safetensors")
+    _, result = whole
+    assert export(result.folder, tmp_path / "model") == 30
+    policy, tokenizer = lm.load(tmp_path / "model")
+    assert all(map(np.array_equal, leaves(policy), leaves(result.policy)))
+    assert tokenizer.to_json() == TOKENIZER.to_json()
+    export(result.folder, tmp_path / "earlier", step=30)
+    with pytest.raises(UsageError, match="expected a run with step 25, got those of steps 30"):
+        export(result.folder, tmp_path / "never", step=25)

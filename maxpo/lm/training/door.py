@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
 from maxpo.lm.model.sharding import layout
+from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
 from maxpo.lm.tasks.text import Problem, digest, load_verifier
 from maxpo.lm.tasks.tokenizers import Tokenizer
@@ -28,6 +29,7 @@ from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
+from maxpo.lm.training.handover import save_shape
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
@@ -250,6 +252,8 @@ def train(
         schedule = Schedule(
             evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
         )
+        if isinstance(policy, Transformer) and not run.finished:
+            save_shape(policy.config, tokenizer, run.folder)
         if run.finished:
             state, _ = run.last_state(like)
             after = read_summary(run.summary or {})
