@@ -21,7 +21,10 @@ hypothesis.settings.load_profile("maxpo")
 
 # Their tests share what took long to make, so one worker of xdist does all of a file. The first two
 # take longest: begun last, the other workers would wait for them.
-ONE_WORKER = ("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer")
+ONE_WORKER = (
+    *("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer"),
+    *("test_trainer", "test_handover"),
+)
 
 
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too.

@@ -185,6 +185,12 @@ def test_held_out_prompts_may_be_longer_than_all_to_train_on():
     assert shared_prompts(train.problems, [Problem("abc", "x"), Problem("b")]) == 1
 
 
+@pytest.mark.parametrize(("longest", "widths"), [(4 + 16, (20,)), (4 + 17, (4, 21))])
+def test_nothing_is_compiled_for_a_little_padding(longest, widths):
+    train, _ = encode([Problem("a" * n) for n in (4, longest) * 3], [], TOKENIZER, batch=3)
+    assert train.widths == widths
+
+
 def test_a_prompt_without_a_token_is_named():
     with pytest.raises(ValueError, match=r"expected prompts of at least one token, .* number 2"):
         encode([Problem("ab"), Problem("a")], [Problem("")], TOKENIZER)
