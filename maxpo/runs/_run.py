@@ -559,7 +559,8 @@ def read_checkpoint(
     try:
         steps = kept.steps()
         if not steps or (step is not None and step not in steps):
-            what = "best parameters" if best else "checkpoint" if step is None else f"step {step}"
+            what = "best parameters" if best else "a checkpoint"
+            what += "" if step is None else f" of step {step}"
             there = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
             raise UsageError(f"{folder}: expected a run with {what}, got {there}")
         chosen = steps[-1] if step is None else step

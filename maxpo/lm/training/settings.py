@@ -85,7 +85,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
     tokenizer = _make_tokenizer(config.tokenizer, checkpoint, task)
     task = without_long_prompts(config.task.max_prompt_length, task, tokenizer, start=not is_chat)
     train, held_out = encode(
-        task.train, task.held_out, tokenizer, start=not is_chat, batch=config.rl.prompts
+        task.train, task.held_out, tokenizer, start=not is_chat, batch=_largest_batch(config)
     )
     length = _prompt_length(config, train, held_out)
     return Settings(
@@ -155,6 +155,13 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
         return Transformer(settings.model, rngs=nnx.Rngs(key))
 
     return nnx.graphdef(nnx.eval_shape(init, key)), jax.jit(lambda key: nnx.state(init(key)))(key)
+
+
+def _largest_batch(config: ConfigDict) -> int:
+    """The most problems that a step takes; none of them is to come twice in one."""
+    rl, sft = config.rl, config.sft
+    rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
+    return max(rl.prompts * rounds, sft.batch_size if sft.steps else 1)
 
 
 def _check_numbers(config: ConfigDict) -> None:
