@@ -685,7 +685,7 @@ def test_the_best_state_is_kept_beside_the_checkpoints(tmp_path: Path) -> None:
         run.restore(state(0.0))
         with pytest.raises(runs.UsageError, match="expected a run with best parameters, got none"):
             best()
-        with pytest.raises(runs.UsageError, match="expected a run with checkpoint, got none"):
+        with pytest.raises(runs.UsageError, match="expected a run with a checkpoint, got none"):
             runs.read_checkpoint(tmp_path, state(0.0))
         run.keep_best(1, state(1.0))
         run.save(2, state(2.0))

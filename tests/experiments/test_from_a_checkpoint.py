@@ -196,7 +196,7 @@ def test_export_of_a_step(trained, tmp_path, capsys):
     for arguments, message in (
         (
             [str(run), "there", "--step=7"],
-            "expected a run with a checkpoint of step 7, got those of steps 2",
+            "with a checkpoint of step 7, got those of steps 2",
         ),
         ([str(run), "there", "--best"], "expected a run with best parameters, got none"),
         ([str(trained), "there"], "RUN: expected one of its runs (maxpo_k2-seed0, sft)"),

@@ -274,7 +274,5 @@ def test_its_model_can_be_exported(whole, tmp_path):
     assert all(map(np.array_equal, leaves(policy), leaves(result.policy)))
     assert tokenizer.to_json() == TOKENIZER.to_json()
     export(result.folder, tmp_path / "earlier", step=30)
-    with pytest.raises(
-        UsageError, match="expected a run with a checkpoint of step 25, got those of steps 30"
-    ):
+    with pytest.raises(UsageError, match="checkpoint of step 25, got those of steps 30"):
         export(result.folder, tmp_path / "never", step=25)
