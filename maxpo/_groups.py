@@ -10,7 +10,7 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from maxpo._numbers import as_floats
+from maxpo._numbers import as_floats, host_floats, is_scalar, is_traced
 
 Scalar: TypeAlias = int | float | jax.Array
 """A Python number where the value is known while tracing, an array where it is not."""
@@ -73,6 +73,47 @@ def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
     return Groups(rewards, where, jnp.sum(where, axis=-1, keepdims=True, dtype=rewards.dtype))
 
 
+def as_group_k(name: str, k: ArrayLike, groups: Groups, *, left_out: int) -> Scalar:
+    """`as_k` of one k for all groups, or an array `[..., 1]` of one for each of them.
+
+    Known values are checked, but stay an array in the graph, by the rules for one.
+
+    Args:
+      name: The public function, for the message.
+      k: A real scalar, or real numbers in a shape that broadcasts to `[...]`.
+      groups: The rewards `[..., N]`.
+      left_out: See `as_k`.
+
+    Raises:
+      TypeError: If `k` is not real.
+      ValueError: If its shape does not broadcast to the groups, or some `k < 1` or
+        `k > N - left_out`.
+    """
+    if is_scalar(k):
+        return as_k(name, k, groups, left_out=left_out)  # type: ignore[arg-type]
+    if bool in [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(k)]:
+        raise TypeError(f"{name}: expected k to be real numbers, got booleans.")
+    traced = is_traced(k)
+    ks = (as_floats if traced else host_floats)(k, f"{name}: expected k")
+    batch = groups.rewards.shape[:-1]
+    try:
+        spread = jnp.broadcast_to(ks[..., None], (*batch, 1))
+    except ValueError:
+        raise ValueError(
+            f"{name}: expected one k, or one for each group in a shape that broadcasts to "
+            f"{list(batch)}, got shape {list(ks.shape)}."
+        ) from None
+    if not traced:
+        # Integers bound the range, so these are the k that `as_k` refuses after its rounding.
+        known, most = np.asarray(ks, np.float64), groups.size - left_out
+        wrong = ~((known >= 1 - _ROUNDINGS) & (known <= most * (1 + _ROUNDINGS)))
+        if wrong.any():
+            first = tuple(np.argwhere(wrong)[0].tolist())
+            got = f"k{list(first)} = {known[first]:g}"
+            raise ValueError(_out_of_range(name, groups, left_out, got))
+    return _in_graph(spread, groups)
+
+
 def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scalar:
     """Checks `k` and returns it as a Python number or as a scalar array in the rewards' dtype.
 
@@ -94,17 +135,14 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scala
     if isinstance(k, (np.ndarray, jax.Array)):
         if k.ndim != 0 or not jnp.isrealobj(k) or k.dtype == jnp.bool_:
             raise TypeError(
-                f"{name}: expected k to be a real scalar (jax.vmap sweeps several), got an array "
-                f"of shape {list(k.shape)} and dtype {k.dtype}."
+                f"{name}: expected k to be a real scalar, got an array of shape {list(k.shape)} "
+                f"and dtype {k.dtype}."
             )
     elif isinstance(k, bool) or not isinstance(k, numbers.Real):
         raise TypeError(f"{name}: expected k to be a real scalar, got {k!r}.")
 
     if isinstance(k, jax.core.Tracer):
-        k = jnp.asarray(lax.stop_gradient(k), groups.rewards.dtype)
-        nearest = jnp.round(k)
-        k = jnp.where(jnp.abs(k - nearest) <= _ROUNDINGS * nearest, nearest, k)
-        return jnp.where(k >= 1, k, jnp.nan)
+        return _in_graph(k, groups)
 
     value = float(k)
     if math.isfinite(value) and abs(value - round(value)) <= _ROUNDINGS * round(value):
@@ -115,12 +153,22 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scala
         return value
     most = groups.size - left_out
     if not 1 <= value <= most:  # Written so that NaN fails, too.
-        bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" if left_out else "N"
-        raise ValueError(
-            f"{name}: expected 1 <= k <= {bound} in groups of N = {groups.size} samples, "
-            f"got k = {k}."
-        )
+        raise ValueError(_out_of_range(name, groups, left_out, f"k = {k}"))
     return jnp.asarray(value, groups.rewards.dtype) if isinstance(k, jax.Array) else value
+
+
+def _in_graph(k: ArrayLike, groups: Groups) -> jax.Array:
+    """`k` in the rewards' dtype, NaN below 1, without gradient."""
+    k = jnp.asarray(lax.stop_gradient(k), groups.rewards.dtype)
+    nearest = jnp.round(k)
+    k = jnp.where(jnp.abs(k - nearest) <= _ROUNDINGS * nearest, nearest, k)
+    return jnp.where(k >= 1, k, jnp.nan)
+
+
+def _out_of_range(name: str, groups: Groups, left_out: int, got: str) -> str:
+    most = groups.size - left_out
+    bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" if left_out else "N"
+    return f"{name}: expected 1 <= k <= {bound} in groups of N = {groups.size} samples, got {got}."
 
 
 def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:

@@ -68,6 +68,16 @@ def host_floats(values: Any, expected: str) -> np.ndarray:
         return array.astype(np.float64 if wide else np.float32, copy=False)
 
 
+def is_scalar(value: Any) -> bool:
+    """Whether it is a number and no sequence or array of them."""
+    return not isinstance(value, (list, tuple)) and np.ndim(value) == 0
+
+
+def is_traced(values: Any) -> bool:
+    """Whether any of them is not known while tracing."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
 def _is_real(dtype: Any) -> bool:
     # NumPy counts spans of time among the integers.
     return getattr(dtype, "kind", None) != "m" and any(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from maxpo._numbers import as_floats
+from maxpo._numbers import as_floats, is_scalar, is_traced
 
 Function = TypeVar("Function", bound=Callable[..., jax.Array])
 
@@ -31,7 +31,7 @@ def group_local(
     Args:
       samples: Arguments `[..., N]`. The first one gives the shape, to which the others broadcast;
         they lie where the first of them that is sharded does.
-      groups: Arguments that broadcast to `[...]`.
+      groups: Arguments that broadcast to `[...]`, unless they are one number for all groups.
       reduces: The result is `[...]` and not `[..., N]`.
     """
 
@@ -60,12 +60,31 @@ def group_local(
                     f"{spec}."
                 )
 
+            def call(changed: dict[str, Any]) -> jax.Array:
+                bound = signature.bind_partial()
+                bound.arguments = {**arguments, **changed}
+                return function(*bound.args, **bound.kwargs)
+
+            shapes = {
+                n: s for n, s in shapes.items() if n in samples or not is_scalar(arguments[n])
+            }
+            if any(name in groups and not is_traced(arguments[name]) for name in shapes):
+                # Below they are traced: this checks them, on values that no mesh divides.
+                jax.eval_shape(
+                    call,
+                    {
+                        name: jax.ShapeDtypeStruct(value.shape, value.dtype)
+                        for name, value in arguments.items()
+                        if name in samples and isinstance(value, jax.Array)
+                    },
+                )
+
             sharded, specs = {}, {}
             for name, value in arguments.items():
                 if name in shapes and value is not None:
                     specs[name] = PartitionSpec(*spec[: len(shapes[name])])
                     try:
-                        value = jnp.broadcast_to(value, shapes[name])
+                        value = jnp.broadcast_to(jnp.asarray(value), shapes[name])
                     except ValueError:
                         return function(*args, **kwargs)  # It says what is wrong.
                 elif isinstance(value, jax.core.Tracer):
@@ -74,13 +93,8 @@ def group_local(
                     continue  # Known values stay as they are, so that they are still checked.
                 sharded[name] = jax.sharding.reshard(value, NamedSharding(mesh, specs[name]))
 
-            def local(sharded: dict[str, Any]) -> jax.Array:
-                bound = signature.bind_partial()
-                bound.arguments = {**arguments, **sharded}
-                return function(*bound.args, **bound.kwargs)
-
             return jax.shard_map(
-                local,
+                call,
                 mesh=mesh,
                 in_specs=(specs,),
                 out_specs=PartitionSpec(*spec[:-1]) if reduces else spec,

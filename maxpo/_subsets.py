@@ -37,7 +37,7 @@ def all_below(below: Array, total: Scalar, k: Scalar, size: int, dtype: jnp.dtyp
         `total`. Where it is larger than `total` (after the last valid sample) the result has no
         meaning.
       total: The number of samples to draw from, at most `size`.
-      k: The number of draws, 0 <= k <= total.
+      k: The number of draws, 0 <= k <= total: one, or one for each group in an array `[..., 1]`.
       size: Length of the tables, an upper bound of `total` known while tracing.
       dtype: Dtype of the result, where it is computed in the graph.
 
@@ -79,15 +79,26 @@ def _graph_odds(
     """P, or 1 - P if `outside`, from the table S as high and low part."""
     below = jnp.asarray(below).astype(jnp.int32)
     total = jnp.clip(jnp.asarray(total).astype(jnp.int32), 0)
-    high, low = (part[below] - part[total] for part in table)
+    high, low = (_entries(part, below) - _entries(part, total) for part in table)
     # The high parts differ by an exact amount, hence two exponentials and not one of their sum.
     odds = -jnp.expm1(high + low) if outside else jnp.exp(high) * jnp.exp(low)
     odds = jnp.where((below + 1).astype(odds.dtype) <= k, int(outside), odds)
     return jnp.where(below == total, int(not outside), odds)
 
 
+def _entries(table: jax.Array, index: jax.Array) -> jax.Array:
+    """S at `index`, from one table `[size + 1]` for all groups, or `[..., size + 1]` for each."""
+    if table.ndim == 1:
+        return table[index]
+    index = index.reshape((1,) * (table.ndim - index.ndim) + index.shape)
+    return jnp.take_along_axis(table, index, axis=-1, mode="clip")
+
+
 def _log_table(k: Scalar, size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    """S[x] for x = 0..size as an unevaluated sum of two floats. Factors j <= k are left out."""
+    """S[x] for x = 0..size as an unevaluated sum of two floats. Factors j <= k are left out.
+
+    Of the shape `[size + 1]`, or `[..., size + 1]` for a k of shape `[..., 1]`.
+    """
     if not isinstance(k, jax.Array):
         j = np.arange(1, size + 1, dtype=np.float64)
         possible = j > k
@@ -101,12 +112,12 @@ def _log_table(k: Scalar, size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.A
 
 @partial(jax.jit, static_argnames=("size", "dtype"))
 def _device_log_table(k: jax.Array, size: int, dtype: jnp.dtype) -> tuple[jax.Array, jax.Array]:
-    j = jnp.arange(1, size + 1, dtype=dtype)
+    j = jnp.arange(1, size + 1, dtype=dtype).reshape((1,) * (k.ndim - 1) + (size,))
     impossible = j <= k
     # log(j / (j - k)) in the form that is well-conditioned for k near 0 and k near j alike.
     terms = jnp.where(impossible, 0, jnp.log1p(k / jnp.where(impossible, 1, j - k)))
-    terms = jnp.concatenate([jnp.zeros(1, dtype), terms])
-    return lax.associative_scan(_add_two_floats, (terms, jnp.zeros_like(terms)))
+    terms = jnp.concatenate([jnp.zeros((*terms.shape[:-1], 1), dtype), terms], axis=-1)
+    return lax.associative_scan(_add_two_floats, (terms, jnp.zeros_like(terms)), axis=-1)
 
 
 def _add_two_floats(

@@ -30,6 +30,10 @@ Rules that all of them share:
 * k is checked, never clamped. A traced or real-valued k is as good as an int, and changing it
   compiles nothing again; if it is then too large for a group, the group gets zeros, and if it is
   below 1, NaN.
+* k may be one for each group, an array that broadcasts to `[...]`: each group gets what a traced k
+  of its own gives it, to rounding. It may depend on anything but the rewards of its own group. With
+  those it biases the gradient: every proof here holds k fixed while sample i varies, and a k that
+  varies with it makes its score correlate with the baseline, too.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +45,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from maxpo._gap_sums import centered_weights, gap_sums
-from maxpo._groups import Groups, Scalar, as_groups, as_k, finish
+from maxpo._groups import Groups, Scalar, as_group_k, as_groups, finish
 from maxpo._sharding import Function, group_local
 from maxpo._subsets import Array, all_below, any_above
 from maxpo.order_statistics import max_at_k
@@ -64,6 +68,7 @@ __all__ = [
     "pkpo_loo_minus_one",
     "reinforce",
     "rloo",
+    "standardize",
 ]
 
 Estimator = Callable[..., jax.Array]
@@ -199,12 +204,10 @@ def grpo(
     >>> grpo([3., 1., 2.], epsilon=0.)
     Array([ 1., -1.,  0.], dtype=float32)
     """
-    if not epsilon >= 0:
-        raise ValueError(f"grpo: expected epsilon >= 0, got {epsilon!r}.")
-    if ddof not in (0, 1):
-        raise ValueError(f"grpo: expected ddof to be 0 or 1, got {ddof!r}.")
+    _check_std("grpo", epsilon, ddof)
     groups = as_groups("grpo", rewards, where)
-    return _standardise(groups, _mean_centered(groups), epsilon, ddof)
+    centered = _mean_centered(groups)
+    return _over_std(groups, centered, centered, epsilon, ddof)
 
 
 @_estimator()
@@ -235,9 +238,9 @@ def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     return _over(groups, _mean_centered(groups), _positive(groups, mean))
 
 
-@_estimator()
+@_estimator(groups=("k",))
 def pass_at_k_training(
-    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+    rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """Pass@k training: the value of the k-subsets that contain a sample, standardized.
 
@@ -252,26 +255,28 @@ def pass_at_k_training(
 
     Args:
       rewards: `[..., N]`, 0 or 1.
-      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages, without unit.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> pass_at_k_training([1, 0, 0, 0], k=2)
     Array([ 1.        , -0.33333334, -0.33333334, -0.33333334], dtype=float32)
     """
     groups = as_groups("pass_at_k_training", rewards, where)
-    k = as_k("pass_at_k_training", k, groups, left_out=0)
+    per_group = as_group_k("pass_at_k_training", k, groups, left_out=0)
     value = max_at_k(groups.rewards, k, where=groups.where)[..., None]
-    return _over(groups, _canonical(groups, k) / k, jnp.sqrt(jnp.maximum(value * (1 - value), 0)))
+    centered = _canonical(groups, per_group) / per_group
+    return _over(groups, centered, jnp.sqrt(jnp.maximum(value * (1 - value), 0)))
 
 
-@_estimator()
-def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@_estimator(groups=("k",))
+def pkpo(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO without baseline: the mean best of the k-subsets that contain the sample.
 
         A_i = k q_i = k r_(0) + k sum_{m < rank(i)} d_m
@@ -283,20 +288,21 @@ def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> ja
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> pkpo([1., 2., 4.], k=2)
     Array([6., 6., 8.], dtype=float32)
     """
     groups = as_groups("pkpo", rewards, where)
-    k = as_k("pkpo", k, groups, left_out=0)
+    k = as_group_k("pkpo", k, groups, left_out=0)
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         return k + 0 * m, k * _any_above(groups, m, n - 1, k - 1)
@@ -304,8 +310,8 @@ def pkpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> ja
     return gap_sums(groups, weights, needed=k, base=k)
 
 
-@_estimator()
-def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@_estimator(groups=("k",))
+def pkpo_loo(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """PKPO with the max@k value of the other samples as baseline.
 
         A_i = k q_i - k N / (N - 1) v_k^(-i)
@@ -318,20 +324,21 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N-1.
+      ValueError: If k is known and not in 1..N-1, or does not broadcast to the groups.
 
     >>> pkpo_loo([1., 2., 4.], k=2)
     Array([-6., -6.,  2.], dtype=float32)
     """
     groups = as_groups("pkpo_loo", rewards, where)
-    k = as_k("pkpo_loo", k, groups, left_out=1)
+    k = as_group_k("pkpo_loo", k, groups, left_out=1)
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         # maxpo_i - k / (N - 1) v_k^(-i)
@@ -345,9 +352,9 @@ def pkpo_loo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
     return gap_sums(groups, weights, needed=k + 1, base=-k / _at_least_one(groups.valid - 1))
 
 
-@_estimator()
+@_estimator(groups=("k",))
 def pkpo_loo_minus_one(
-    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+    rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """PKPO with the max@(k-1) value of the other samples as baseline: the expected improvement.
 
@@ -364,20 +371,21 @@ def pkpo_loo_minus_one(
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> pkpo_loo_minus_one([1., 2., 4.], k=2)
     Array([0., 1., 5.], dtype=float32)
     """
     groups = as_groups("pkpo_loo_minus_one", rewards, where)
-    k = as_k("pkpo_loo_minus_one", k, groups, left_out=0)
+    k = as_group_k("pkpo_loo_minus_one", k, groups, left_out=0)
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         return k * _all_below(groups, m + 1, n - 1, k - 1), 0 * m
@@ -385,9 +393,9 @@ def pkpo_loo_minus_one(
     return gap_sums(groups, weights, needed=k, base=_missing_sample(k))
 
 
-@group_local(samples=("rewards", "where"))
+@group_local(samples=("rewards", "where"), groups=("k",))
 def leave_two_out_baseline(
-    rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None
+    rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """What `maxpo` subtracts from `pkpo_loo_minus_one`: the others' mean expected improvement.
 
@@ -404,20 +412,21 @@ def leave_two_out_baseline(
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]`, k B_i: on the scale of the advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N-1.
+      ValueError: If k is known and not in 1..N-1, or does not broadcast to the groups.
 
     >>> leave_two_out_baseline([1., 2., 4.], k=2)
     Array([2., 3., 1.], dtype=float32)
     """
     groups = as_groups("leave_two_out_baseline", rewards, where)
-    k = as_k("leave_two_out_baseline", k, groups, left_out=1)
+    k = as_group_k("leave_two_out_baseline", k, groups, left_out=1)
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         # C(x, k-1) / C(n-1, k-1) - C(x, k) / C(n-1, k) at x = m + 1 and m, as a product: nothing
@@ -431,8 +440,8 @@ def leave_two_out_baseline(
     return gap_sums(groups, weights, needed=k + 1, base=_missing_sample(k))
 
 
-@_estimator()
-def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@_estimator(groups=("k",))
+def maxpo(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """MaxPO: the expected improvement minus its Leave-Two-Out baseline.
 
         A_i = k (EI_i - B_i) = k (q_i - v_k^(-i))
@@ -448,26 +457,27 @@ def maxpo(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> j
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N-1.
+      ValueError: If k is known and not in 1..N-1, or does not broadcast to the groups.
 
     >>> maxpo([1., 2., 4.], k=2)
     Array([-2., -2.,  4.], dtype=float32)
     """
     groups = as_groups("maxpo", rewards, where)
-    k = as_k("maxpo", k, groups, left_out=1)
+    k = as_group_k("maxpo", k, groups, left_out=1)
     return _max_centered(groups, k)
 
 
-@_estimator(groups=("weight",))
+@_estimator(groups=("k", "weight"))
 def blended(
-    rewards: ArrayLike, k: Scalar, weight: ArrayLike, *, where: ArrayLike | None = None
+    rewards: ArrayLike, k: ArrayLike, weight: ArrayLike, *, where: ArrayLike | None = None
 ) -> jax.Array:
     """The expected improvement minus a fraction of its Leave-Two-Out baseline.
 
@@ -482,7 +492,8 @@ def blended(
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       weight: w, any real number, also below 0 or above 1: one for all groups, or one for each in a
         shape that broadcasts to `[...]`. May be traced; no gradient flows into it.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
@@ -491,13 +502,14 @@ def blended(
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N-1, or the weights do not broadcast to the groups.
+      ValueError: If k is known and not in 1..N-1, or k or the weights do not broadcast to the
+        groups.
 
     >>> blended([1., 2., 4.], k=2, weight=0.5)
     Array([-1. , -0.5,  4.5], dtype=float32)
     """
     groups = as_groups("blended", rewards, where)
-    k = as_k("blended", k, groups, left_out=1)
+    k = as_group_k("blended", k, groups, left_out=1)
     batch, dtype = groups.rewards.shape[:-1], groups.rewards.dtype
     w = lax.stop_gradient(jnp.asarray(weight, dtype))
     try:
@@ -517,8 +529,8 @@ def blended(
     return gap_sums(groups, weights, needed=k + 1, base=(1 - w) * _missing_sample(k))
 
 
-@_estimator()
-def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@_estimator(groups=("k",))
+def canonical(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """`pkpo` minus its batch mean.
 
         A_i = k (q_i - v_k) = (1 - k / N) maxpo_i
@@ -531,20 +543,21 @@ def canonical(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]` advantages.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> canonical([1., 2., 4.], k=2)
     Array([-0.6666667, -0.6666667,  1.3333334], dtype=float32)
     """
     groups = as_groups("canonical", rewards, where)
-    k = as_k("canonical", k, groups, left_out=0)
+    k = as_group_k("canonical", k, groups, left_out=0)
     return _canonical(groups, k)
 
 
@@ -606,6 +619,42 @@ def l_statistic(
     return _centered(groups, upper, needed=drawn + 1)
 
 
+@group_local(samples=("advantages", "where"))
+def standardize(
+    advantages: ArrayLike,
+    *,
+    epsilon: float = 1e-6,
+    ddof: int = 1,
+    where: ArrayLike | None = None,
+) -> jax.Array:
+    """Advantages over their standard deviation within the group: any estimator, scaled as `grpo`.
+
+        A_i / (std(A) + epsilon), and 0 where all A_i are the same
+
+    Nothing is subtracted, so it keeps the direction of every group, and centered advantages stay
+    centered: `grpo(r)` is `standardize(dr_grpo(r))`. As there, every group is rescaled by a number
+    of its own, so the expected gradient is not that of the advantages.
+
+    Args:
+      advantages: `[..., N]`, any real dtype.
+      epsilon: Added to the standard deviation, in the unit of the advantages; 0 is safe, too.
+      ddof: The variance divides by N - ddof: 1 as torch's `std` in most trainers, 0 as NumPy's.
+      where: Boolean mask that broadcasts to `advantages`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages, without unit; exactly 0 on constant groups.
+
+    Raises:
+      ValueError: If epsilon < 0 or ddof is neither 0 nor 1.
+
+    >>> standardize(maxpo([1., 2., 4.], k=1), epsilon=0., ddof=0)
+    Array([-1.069045  , -0.26726124,  1.3363062 ], dtype=float32)
+    """
+    _check_std("standardize", epsilon, ddof)
+    groups = as_groups("standardize", advantages, where)
+    return _over_std(groups, groups.rewards, _mean_centered(groups), epsilon, ddof)
+
+
 def names() -> tuple[str, ...]:
     """The names that `get` knows: every advantage of this module."""
     return tuple(_BY_NAME)
@@ -664,16 +713,28 @@ def _missing_sample(k: Scalar) -> Scalar:
     return jnp.maximum(2 - k, 0) if isinstance(k, jax.Array) else max(2 - k, 0)
 
 
+def _check_std(name: str, epsilon: float, ddof: int) -> None:
+    if not epsilon >= 0:
+        raise ValueError(f"{name}: expected epsilon >= 0, got {epsilon!r}.")
+    if ddof not in (0, 1):
+        raise ValueError(f"{name}: expected ddof to be 0 or 1, got {ddof!r}.")
+
+
 @jax.jit
-def _standardise(
-    groups: Groups, centered: jax.Array, epsilon: ArrayLike, ddof: ArrayLike
+def _over_std(
+    groups: Groups,
+    advantages: jax.Array,
+    centered: jax.Array,
+    epsilon: ArrayLike,
+    ddof: ArrayLike,
 ) -> jax.Array:
+    """The advantages over the standard deviation of their group; 0 where `centered` is."""
     # In units of the largest one, so that no square underflows.
     scale = jnp.max(jnp.abs(centered), axis=-1, keepdims=True)
     unit = centered / jnp.where(scale == 0, 1, scale)
     freedom = _at_least_one(jnp.asarray(groups.valid - ddof, centered.dtype))
     std = scale * jnp.sqrt(jnp.sum(unit**2, axis=-1, keepdims=True) / freedom)
-    return _over(groups, centered, std + epsilon)
+    return _over(groups, jnp.where(scale == 0, 0, advantages), std + epsilon)
 
 
 @jax.jit

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from maxpo._gap_sums import gap_numbers, gap_sums, value_of_rises
-from maxpo._groups import Scalar, as_groups, as_k, finish
+from maxpo._groups import Scalar, as_group_k, as_groups, finish
 from maxpo._sharding import group_local
 from maxpo._subsets import Array, all_below, any_above
 
 __all__ = ["max_at_k", "pass_at_k", "powers_up_to", "rank_warp"]
 
 
-@group_local(samples=("rewards", "where"), reduces=True)
-def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@group_local(samples=("rewards", "where"), groups=("k",), reduces=True)
+def max_at_k(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     r"""Unbiased estimate of the expected best of k samples, from N >= k samples.
 
     The mean of the maximum over all k-subsets of the group:
@@ -30,7 +30,8 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
@@ -38,20 +39,20 @@ def max_at_k(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -
       samples: exclude such groups from averages.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> max_at_k([1., 2., 4.], k=2)
     Array(3.3333335, dtype=float32)
     """
     groups = as_groups("max_at_k", rewards, where)
-    k = as_k("max_at_k", k, groups, left_out=0)
+    k = as_group_k("max_at_k", k, groups, left_out=0)
     m, n = gap_numbers(groups, k), groups.valid
     rises = any_above(m + 1, n, k, groups.size, groups.rewards.dtype)
     return value_of_rises(groups, rises, k)[..., 0]
 
 
-@group_local(samples=("correct", "where"), reduces=True)
-def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@group_local(samples=("correct", "where"), groups=("k",), reduces=True)
+def pass_at_k(correct: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Unbiased estimate of the probability that any of k samples is correct, from N >= k samples.
 
     With c correct ones among the N samples:
@@ -64,7 +65,8 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
 
     Args:
       correct: `[..., N]`, booleans, or numbers that are 0 or 1.
-      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value.
+      k: Number of attempts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `correct`, True at valid samples.
 
     Returns:
@@ -72,13 +74,13 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
       NaN. 0 where a mask leaves fewer than k samples: exclude such groups from averages.
 
     Raises:
-      ValueError: If k is known and not in 1..N.
+      ValueError: If k is known and not in 1..N, or does not broadcast to the groups.
 
     >>> pass_at_k([True, False, False, False], k=2)
     Array(0.5, dtype=float32)
     """
     groups = as_groups("pass_at_k", correct, where)
-    k = as_k("pass_at_k", k, groups, left_out=0)
+    k = as_group_k("pass_at_k", k, groups, left_out=0)
     rewards = groups.rewards
     failed, binary = rewards == 0, (rewards == 0) | (rewards == 1)
     if groups.where is not None:
@@ -89,8 +91,8 @@ def pass_at_k(correct: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
     return finish(groups, value, k)[..., 0]
 
 
-@group_local(samples=("rewards", "where"))
-def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) -> jax.Array:
+@group_local(samples=("rewards", "where"), groups=("k",))
+def rank_warp(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """Rewards whose group-centered mean-policy gradient is the max@k policy gradient.
 
     A monotone transform within each group, the identity up to a shift at k = 1:
@@ -106,20 +108,21 @@ def rank_warp(rewards: ArrayLike, k: Scalar, *, where: ArrayLike | None = None) 
 
     Args:
       rewards: `[..., N]`, any real dtype.
-      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value.
+      k: Number of samples whose best counts, 1 <= k <= N - 1; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
       where: Boolean mask that broadcasts to `rewards`, True at valid samples.
 
     Returns:
       `[..., N]`, in the unit of the rewards, 0 for the lowest sample, without gradient.
 
     Raises:
-      ValueError: If k is known and not in 1..N-1.
+      ValueError: If k is known and not in 1..N-1, or does not broadcast to the groups.
 
     >>> rank_warp([5., 6., 7.], k=2)
     Array([0., 0., 1.], dtype=float32)
     """
     groups = as_groups("rank_warp", rewards, where)
-    k = as_k("rank_warp", k, groups, left_out=1)
+    k = as_group_k("rank_warp", k, groups, left_out=1)
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
         odds = all_below(m + 1, n - 1, k, groups.size, groups.rewards.dtype)
