@@ -25,6 +25,7 @@ def functions():
         yield name, blended if name == "blended" else estimators.get(name)
     yield "leave_two_out_baseline", estimators.leave_two_out_baseline
     yield "max_at_k", max_at_k
+    yield "standardize", estimators.standardize
     yield "pass_at_k", pass_at_k
     yield "rank_warp", rank_warp
 
@@ -38,6 +39,8 @@ def cases(function, rewards, where):
         yield "static", lambda r: function(r, 3), (rewards,)
         yield "traced", lambda r, k: function(**{first: r}, k=k), (rewards, k)
         yield "masked", lambda r, k, w: function(where=w, k=k, **{first: r}), (rewards, k, where)
+        ks = jnp.where(where[:, 0], 1.5, 3.0)
+        yield "of each group", lambda r, k: function(r, k=k), (rewards, ks)
     else:
         options = {"rank_weights": (0.0, 1.0)} if "rank_weights" in parameters else {}
         yield "static", lambda r: function(r, **options), (rewards,)
@@ -46,6 +49,8 @@ def cases(function, rewards, where):
         # Whichever argument lies on the mesh says where the groups are; the rewards need not.
         known = np.arange(where.size).reshape(where.shape) % 7
         yield "mask alone", lambda w: function(known, 3, where=w), (where,)
+        yield "k alone", lambda k: function(known, k), (ks,)
+        yield "known ks", lambda r: function(r, [1.5, 3] * (len(where) // 2)), (rewards,)
 
 
 def main(kind, size):
@@ -79,12 +84,16 @@ def main(kind, size):
             )
     if kind == "Explicit":
         with jax.set_mesh(mesh):
-            for rewards, where in (
-                (jax.device_put(graded, NamedSharding(mesh, P(None, "data"))), None),
-                (jax.device_put(graded, by_group), keep[:3]),
+            laid_out = jax.device_put(graded, by_group)
+            for rewards, where, k in (
+                (jax.device_put(graded, NamedSharding(mesh, P(None, "data"))), None, 2),
+                (laid_out, keep[:3], 2),
+                (laid_out, None, np.arange(16)),
+                (laid_out, None, jax.device_put(jnp.arange(16), by_group)),
+                (laid_out, None, [2, 2]),
             ):
                 try:
-                    jax.jit(lambda r, w: estimators.maxpo(r, 2, where=w))(rewards, where)
+                    jax.jit(lambda r, w, k=k: estimators.maxpo(r, k, where=w))(rewards, where)
                 except ValueError as error:
                     print(json.dumps({"name": "error", "message": str(error)}))
 

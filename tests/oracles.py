@@ -86,6 +86,7 @@ MEAN_ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "rloo": lambda r: r - np.array([np.mean(without(r, i)) for i in range(len(r))]),
     "dr_grpo": lambda r: r - r.mean(),
     "grpo": lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-6),
+    "standardize": lambda r: r / (r.std(ddof=1) + 1e-6),
     "max_rl": lambda r: _over(r - r.mean(), max(r.mean(), 0)),
 }
 MAX_ESTIMATORS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {

@@ -59,7 +59,8 @@ def bind(name, k=2):
     return partial(function, k=k) if "k" in parameters else function
 
 
-every_estimator = pytest.mark.parametrize("name", [*estimators.names(), "leave_two_out_baseline"])
+NO_ESTIMATORS = ("leave_two_out_baseline", "standardize")  # But under the same rules.
+every_estimator = pytest.mark.parametrize("name", [*estimators.names(), *NO_ESTIMATORS])
 every_group = pytest.mark.parametrize("group", list(GROUPS.values()), ids=list(GROUPS))
 every_k_estimator = pytest.mark.parametrize("name", TAKE_K)
 
@@ -163,6 +164,32 @@ def test_grpo_options():
     close(estimators.grpo(tiny, epsilon=0.0), estimators.grpo(np.arange(N), epsilon=0.0))
 
 
+@every_group
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_grpo_is_centered_rewards_over_their_std(group, ddof):
+    expected = estimators.grpo(group, ddof=ddof)
+    close(estimators.standardize(group - group.mean(), ddof=ddof), expected)
+    close(estimators.standardize(estimators.dr_grpo(group), ddof=ddof), expected)
+
+
+@pytest.mark.parametrize("options", [{}, {"epsilon": 0.5, "ddof": 0}, {"epsilon": 0.0}])
+@pytest.mark.parametrize("name", ["maxpo", "pkpo", "pkpo_loo_minus_one"])
+def test_standardized_advantages_are_those_over_their_std(name, options):
+    advantages = np.asarray(bind(name)(batch()))
+    epsilon, ddof = options.get("epsilon", 1e-6), options.get("ddof", 1)
+    expected = [a / (a.std(ddof=ddof) + epsilon) for a in advantages]
+    close(estimators.standardize(advantages, **options), np.stack(expected))
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+def test_constant_advantages_standardize_to_exactly_zero(epsilon):
+    where = np.append(np.ones(N, bool), False)
+    assert not np.any(estimators.standardize(CONSTANT, epsilon=epsilon))
+    assert not np.any(estimators.standardize(np.append(CONSTANT, 5), epsilon=epsilon, where=where))
+    assert not np.any(estimators.standardize([[3.0], [-1.0]], epsilon=epsilon))
+    assert np.all(estimators.standardize(np.append(CONSTANT, 5), epsilon=epsilon))
+
+
 @pytest.mark.parametrize(
     ("rewards", "expected"),
     [
@@ -263,6 +290,129 @@ def test_traced_k_with_a_mask(name):
         actual = compiled(group, jnp.int32(k), where=where)
         close(actual[where], oracle(group[where], k))
         np.testing.assert_array_equal(actual[~where], 0)
+
+
+GROUP_KS = np.array([[2, 1, 4.5], [3, 5, 1.25]])  # One for each group of `groups_of_k`.
+
+
+def groups_of_k():
+    return np.stack([batch(), -batch()])  # [2, 3, N]
+
+
+def scalar_by_scalar(name, rewards, ks, where=None):
+    """Each group by itself, with a scalar k that is traced."""
+    one = jax.jit(of_k(name))
+    where = np.ones(rewards.shape, bool) if where is None else where
+    return np.stack(
+        [
+            [one(*arguments[:2], where=arguments[2]) for arguments in zip(*rows, strict=True)]
+            for rows in zip(rewards, np.float32(ks), where, strict=True)
+        ]
+    )
+
+
+@every_k_estimator
+def test_one_k_for_each_group_equals_enumeration(name):
+    oracle, left_out = oracles.MAX_ESTIMATORS[name]
+    groups = np.stack([GROUPS["tied"]] * (N - left_out))
+    ks = np.arange(1, N - left_out + 1)
+    expected = np.stack([oracle(group, k) for group, k in zip(groups, ks, strict=True)])
+    for kind in (ks, ks.tolist(), tuple(ks), jnp.asarray(ks), ks.astype(np.float32)):
+        close(of_k(name)(groups, kind), expected)
+    close(jax.jit(of_k(name))(groups, ks), expected)
+    close(jax.vmap(of_k(name))(groups, jnp.asarray(ks)), expected)
+    close(jax.jit(lambda r, *k: of_k(name)(r, list(k)))(groups, *ks.tolist()), expected)
+
+
+@every_k_estimator
+def test_one_k_for_each_group_equals_a_loop(name):
+    rewards, function = groups_of_k(), of_k(name)
+    for ks in (GROUP_KS, np.int64(GROUP_KS)):
+        expected = scalar_by_scalar(name, rewards, ks)
+        close(function(rewards, ks), expected)
+        close(jax.jit(function)(rewards, ks), expected)
+        close(jax.vmap(function)(rewards, jnp.asarray(ks)), expected)
+
+
+@every_k_estimator
+def test_k_broadcasts_to_the_groups(name):
+    rewards, function = groups_of_k(), of_k(name)
+    for ks in (GROUP_KS[0], GROUP_KS[:, :1], GROUP_KS[:1], [2]):
+        full = np.broadcast_to(ks, rewards.shape[:-1])
+        np.testing.assert_array_equal(function(rewards, ks), function(rewards, full))
+
+
+@every_k_estimator
+def test_one_k_for_each_group_with_a_mask(name):
+    """Each group's own number of valid samples counts: 2 to 6 of them here."""
+    where = np.arange(N) < np.array([[6, 5, 3], [2, 6, 4]])[..., None]
+    where = where[..., ::-1]
+    rewards = np.where(where, groups_of_k(), np.nan)
+    ks = np.array([[3, 2, 4], [1, 5, 2.5]])
+    expected = scalar_by_scalar(name, rewards, ks, where)
+    for function in (of_k(name), jax.jit(of_k(name))):
+        close(function(rewards, ks, where=where), expected)
+    gathered = of_k(name)(rewards[0, 1][where[0, 1]], 2)
+    close(of_k(name)(rewards, ks, where=where)[0, 1][where[0, 1]], gathered)
+    np.testing.assert_array_equal(expected[0, 2], 0)  # 3 samples for a k of 4.
+
+
+@every_k_estimator
+def test_one_k_for_each_group_leaves_ties_equal_and_bad_groups_alone(name):
+    rewards = np.stack([GROUPS["tied"], GROUPS["tied"], [0, np.nan, 1, 1, 2, 3]])
+    actual = np.asarray(of_k(name)(rewards, [2, 3, 4]))
+    for group, advantages in zip(rewards[:2], actual[:2], strict=True):
+        for level in np.unique(group):
+            assert len(np.unique(advantages[group == level])) == 1
+    assert np.all(np.isnan(actual[2]))
+
+
+@every_k_estimator
+def test_traced_k_of_some_groups_too_large_or_too_small(name):
+    """Concerns those groups alone."""
+    ks = jnp.float32([2, N + 1, 0.5, np.nan])
+    rewards = np.stack([GROUPS["distinct"]] * 4)
+    actual = np.asarray(jax.jit(of_k(name))(rewards, ks))
+    close(actual[0], of_k(name)(GROUPS["distinct"], 2))
+    np.testing.assert_array_equal(actual[1], 0)
+    assert np.all(np.isnan(actual[2:]))
+
+
+@every_k_estimator
+def test_one_k_for_each_group_in_float64_and_in_strict_modes(name):
+    rewards = groups_of_k()
+    for dtype, tolerance in ((jnp.float32, 3e-6), (jnp.float64, 1e-13)):
+        with (
+            jax.enable_x64(True),
+            jax.numpy_rank_promotion("raise"),
+            jax.numpy_dtype_promotion("strict"),
+        ):
+            actual = of_k(name)(jnp.asarray(rewards, dtype), GROUP_KS)
+            one_by_one = [
+                of_k(name)(jnp.asarray(group, dtype), float(k))
+                for group, k in zip(rewards.reshape(-1, N), GROUP_KS.flat, strict=True)
+            ]
+            expected = np.reshape(one_by_one, rewards.shape)
+        assert actual.dtype == dtype
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance * np.abs(actual).max())
+
+
+@every_k_estimator
+def test_no_gradient_into_one_k_for_each_group(name):
+    gradients = jax.grad(lambda r, k: jnp.sum(of_k(name)(r, k) ** 2), (0, 1))(
+        jnp.asarray(groups_of_k()), jnp.asarray(GROUP_KS)
+    )
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0)
+
+
+def test_blended_with_a_k_and_a_weight_for_each_group():
+    rewards, weights = groups_of_k(), RNG.normal(size=(2, 3))
+    expected = [
+        [estimators.blended(r, float(k), w) for r, k, w in zip(*row, strict=True)]
+        for row in zip(rewards, GROUP_KS, weights, strict=True)
+    ]
+    close(estimators.blended(rewards, GROUP_KS, weights), np.array(expected))
 
 
 @every_estimator
@@ -518,10 +668,43 @@ def test_k_out_of_range_is_an_error_that_names_both(name):
 
 
 @every_k_estimator
-@pytest.mark.parametrize("k", [True, "4", None, 2j, np.array([1, 2]), jnp.array(True)])
+@pytest.mark.parametrize("k", [True, "4", None, 2j, jnp.array(True)])
 def test_k_of_the_wrong_type(name, k):
     with pytest.raises(TypeError, match=f"{name}: expected k to be a real scalar"):
         of_k(name)(GROUPS["half"], k)
+
+
+@every_k_estimator
+def test_one_k_for_each_group_out_of_range_is_an_error_that_names_the_first(name):
+    most, function = N - oracles.MAX_ESTIMATORS[name][1], of_k(name)
+    rewards = groups_of_k()
+    for wrong in (0, -1, most + 1, 0.5, most + 0.5, float("nan"), float("inf")):
+        ks = np.array([[1, 2, most], [2, wrong, 99]])
+        for kind in (ks, ks.tolist(), jnp.asarray(ks)):
+            with pytest.raises(ValueError, match=rf"^{name}: .*N = {N} .* k\[1, 1\] = {wrong}\.$"):
+                function(rewards, kind)
+            with pytest.raises(ValueError, match=rf"k\[1, 1\] = {wrong}"):
+                jax.jit(partial(function, k=kind))(rewards)
+    with pytest.raises(ValueError, match=r"k\[0\] = 7"):
+        function(rewards, [7, 1, 1])
+    near = np.array([1 - 2**-23, most * (1 + 2**-23), 2 - 2**-22])
+    close(function(rewards, near), function(rewards, [1, most, 2]))
+
+
+@every_k_estimator
+def test_k_of_the_wrong_shape_or_dtype(name):
+    function = of_k(name)
+    for shape in ((2,), (2, 3, 1), (1, 2, 3), (0,)):
+        with pytest.raises(ValueError, match=rf"{name}: .* broadcasts to \[2, 3\], got shape"):
+            function(groups_of_k(), np.ones(shape))
+        with pytest.raises(ValueError, match=rf"{name}: .* broadcasts to \[2, 3\], got shape"):
+            jax.jit(function)(groups_of_k(), jnp.ones(shape))
+    with pytest.raises(ValueError, match=r"broadcasts to \[\], got shape \[2\]"):
+        function(GROUPS["half"], [1, 2])
+    with pytest.raises(TypeError, match=f"{name}: expected k to be real numbers, got booleans"):
+        function(groups_of_k(), [True, 2, 1])
+    with pytest.raises(TypeError, match=f"{name}: expected k of a real dtype, got complex"):
+        function(groups_of_k(), [1j, 2, 1])
 
 
 @every_k_estimator
@@ -573,11 +756,12 @@ def test_wrong_rank_weights(alpha):
         estimators.l_statistic(GROUPS["half"], alpha)
 
 
-def test_wrong_grpo_options():
-    with pytest.raises(ValueError, match="epsilon >= 0, got -1"):
-        estimators.grpo(CONSTANT, epsilon=-1)
-    with pytest.raises(ValueError, match="ddof to be 0 or 1, got 2"):
-        estimators.grpo(CONSTANT, ddof=2)
+@pytest.mark.parametrize("name", ["grpo", "standardize"])
+def test_wrong_options_of_the_std(name):
+    with pytest.raises(ValueError, match=f"{name}: expected epsilon >= 0, got -1"):
+        of_k(name)(CONSTANT, epsilon=-1)
+    with pytest.raises(ValueError, match=f"{name}: expected ddof to be 0 or 1, got 2"):
+        of_k(name)(CONSTANT, ddof=2)
 
 
 def test_registry():
@@ -588,8 +772,8 @@ def test_registry():
         and value.__module__ == estimators.__name__
         and not name.startswith("_")
     }
-    # All that is public, but for the registry itself and a baseline, which is no advantage.
-    assert {*estimators.names()} == defined - {"get", "names", "leave_two_out_baseline"}
+    # All that is public, but for the registry itself and what is no advantage of rewards.
+    assert {*estimators.names()} == defined - {"get", "names", *NO_ESTIMATORS}
     # And each has its place in the suite above.
     assert defined - {"get", "names"} == {*oracles.MEAN_ESTIMATORS, *TAKE_K, "l_statistic"}
     for name in estimators.names():

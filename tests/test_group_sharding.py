@@ -34,7 +34,7 @@ def test_groups_sharded_over_devices(kind, size):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     results = [row for row in rows if row["name"] != "error"]
-    assert len(results) == (4 if size == 8 else 46)
+    assert len(results) == (7 if size == 8 else 61)
     for row in results:
         assert not row["collectives"], row
         assert row["spec"] == "('data',)", row
@@ -44,3 +44,6 @@ def test_groups_sharded_over_devices(kind, size):
     if kind == "Explicit":
         assert "each group (the last axis) on one device" in messages[0]
         assert f"broadcasts to the shape [16, {size}]" in messages[1]
+        assert "got k[0] = 0" in messages[2]
+        assert "got k[0] = 0" in messages[3]
+        assert "broadcasts to [16], got shape [2]" in messages[4]

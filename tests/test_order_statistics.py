@@ -37,6 +37,37 @@ def test_max_at_k_under_vmap_over_k_and_a_mask():
         np.testing.assert_allclose(row, static, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("function", [max_at_k, pass_at_k, rank_warp])
+def test_one_k_for_each_group_equals_a_loop(function):
+    rewards = np.stack([GROUPS, GROUPS[::-1]])
+    rewards = rewards > 0 if function is pass_at_k else rewards
+    ks = np.array([[1, 2, 5, 4.5], [3, 1, 2.25, 2]])
+    where = np.arange(6) < np.array([[6, 4, 6, 3], [5, 6, 3, 2]])[..., None]
+    one = jax.jit(function)
+    for mask in (np.ones_like(where), where):
+        expected = [
+            one(group, k, where=valid)
+            for group, k, valid in zip(
+                rewards.reshape(8, 6), np.float32(ks.flat), mask.reshape(8, 6), strict=True
+            )
+        ]
+        expected = np.reshape(expected, (2, 4, -1)).squeeze()
+        for kind in (ks, ks.tolist(), jnp.asarray(ks)):
+            np.testing.assert_allclose(
+                function(rewards, kind, where=mask), expected, rtol=1e-6, atol=1e-6
+            )
+        np.testing.assert_allclose(one(rewards, ks, where=mask), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_values_of_one_k_for_each_group_in_exact_arithmetic():
+    n, ks = 10, np.arange(1, 11)
+    correct = np.arange(n) < np.arange(n + 1)[:, None, None]  # [n + 1, 1, n]
+    correct = np.broadcast_to(correct, (n + 1, n, n))
+    expected = [[1 - math.comb(n - c, k) / math.comb(n, k) for k in ks] for c in range(n + 1)]
+    for function in (pass_at_k, max_at_k):
+        np.testing.assert_allclose(function(correct, ks), expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("k", [1, 3, 10])
 def test_pass_at_k_in_exact_arithmetic(k):
     n = 10
@@ -78,6 +109,8 @@ def test_values_check_k(function):
     function(GROUPS[1], most)
     with pytest.raises(ValueError, match=f"{function.__name__}: .*N = 6.* got k = {most + 1}"):
         function(GROUPS[1], most + 1)
+    with pytest.raises(ValueError, match=rf"{function.__name__}: .*N = 6.* k\[2\] = {most + 1}"):
+        function(GROUPS, [1, most, most + 1, 0])
 
 
 def test_values_take_any_leading_axes():
@@ -105,7 +138,7 @@ def test_rank_warp_turns_mean_centering_into_maxpo(k):
 
 
 def check_against_rationals(rewards, k):
-    """The project's bar for float32, for static, traced and masked evaluation alike."""
+    """The project's bar for float32, for static, traced, masked and group-wise k alike."""
     exact = oracles.exact_maxpo([Fraction(float(r)) for r in rewards], k)
     largest = max(map(abs, exact))
     negligible = Fraction(1e-20) * Fraction(float(rewards.max() - rewards.min()))
@@ -115,6 +148,7 @@ def check_against_rationals(rewards, k):
         estimators.maxpo(rewards, k),
         jax.jit(estimators.maxpo)(rewards, jnp.int32(k)),
         estimators.maxpo(padded, k, where=where)[: len(rewards)],
+        estimators.maxpo(np.stack([rewards, rewards]), [1, k])[1],
     ):
         actual = [Fraction(float(a)) for a in np.asarray(advantages)]
         error = max(abs(a - e) for a, e in zip(actual, exact, strict=True))
