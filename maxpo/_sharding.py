@@ -66,10 +66,12 @@ def group_local(
                 return function(*bound.args, **bound.kwargs)
 
             shapes = {
-                n: s for n, s in shapes.items() if n in samples or not is_scalar(arguments[n])
+                name: shape
+                for name, shape in shapes.items()
+                if name in samples or not is_scalar(arguments[name])
             }
             if any(name in groups and not is_traced(arguments[name]) for name in shapes):
-                # Below they are traced: this checks them, on values that no mesh divides.
+                # They are traced below, so the function checks them here, beside whole groups.
                 jax.eval_shape(
                     call,
                     {
