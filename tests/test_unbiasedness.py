@@ -74,6 +74,28 @@ def test_max_estimators(name, k, arm_rewards):
     same(expected_gradient(lambda r: function(r, k), arm_rewards), expected)
 
 
+@arms
+def test_k_of_each_group_is_unbiased_unless_its_own_rewards_choose_it(arm_rewards):
+    def choose(rewards):
+        return np.where(rewards.mean(axis=-1) < 0.3, 3, 1)  # More attempts at what is hard.
+
+    actions, probabilities, _ = tuples(N)
+    hard = probabilities[choose(arm_rewards[actions]) == 3].sum()
+    assert 0.1 < hard < 0.9
+    mean = hard * objective_gradient(arm_rewards, 3) + (1 - hard) * objective_gradient(
+        arm_rewards, 1
+    )
+
+    def of_another_group(rewards):
+        """The mean over what an independent group may choose."""
+        easy, difficult = (estimators.maxpo(rewards, np.full(len(rewards), k)) for k in (1, 3))
+        return hard * difficult + (1 - hard) * easy
+
+    same(expected_gradient(of_another_group, arm_rewards), mean)
+    own = expected_gradient(lambda r: estimators.maxpo(r, choose(r)), arm_rewards)
+    assert np.linalg.norm(own - mean) > 0.1 * np.linalg.norm(mean)
+
+
 @pytest.mark.parametrize("k", [1, 2, 3])
 def test_the_loss_with_maxpo_advantages_has_the_gradient_of_the_objective(k):
     """As a user writes it: autodiff of the mean loss, averaged over every batch there is."""
