@@ -36,7 +36,14 @@ from maxpo.runs import check_variant
 __all__ = ["VARIANTS", "get_config"]
 
 VARIANTS = (
-    *("default", "graded", "quick", "reasoning", "jsonl", "smollm2", "smollm2_quick", "gpu"),
+    "default",
+    "graded",
+    "quick",
+    "reasoning",
+    "jsonl",
+    "smollm2",
+    "smollm2_quick",
+    "gpu",
 )
 
 # What every kind of task has: how prompts are made of its texts, and rewards.
