@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name, size in imported.files.items():
         print(f"  {name}  {size:,} bytes")
     folder = shlex.quote(arguments.folder)
-    print(f"next: python -m experiments.evaluate {folder} chain_sum")
+    print(f"next: python -m experiments.evaluate {folder} configs/data/products_held_out.jsonl")
 
 
 if __name__ == "__main__":

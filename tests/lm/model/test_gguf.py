@@ -514,7 +514,7 @@ def test_program(tmp_path, capsys):
     assert f"{folder}: qwen3 with {parameters:,} parameters in bfloat16" in said
     size = (folder / "model.safetensors").stat().st_size
     assert f"model.safetensors  {size:,} bytes" in said
-    assert f"next: python -m experiments.evaluate '{folder}' chain_sum" in said
+    assert f"next: python -m experiments.evaluate '{folder}' configs/data/products" in said
 
 
 @pytest.mark.parametrize(
