@@ -34,24 +34,21 @@ class EncodedProblems(NamedTuple):
       problems: P problems.
       prompts: Their prompts, padded on the left to one width.
       widths: All widths that batches are padded to, ascending; a program is compiled for each.
+      buckets: `[P]`, the number of the width that each prompt needs.
     """
 
     problems: Sequence[Problem]
     prompts: Prompts
     widths: tuple[int, ...]
-
-    @property
-    def buckets(self) -> np.ndarray:
-        """The number of the width that each prompt needs, `[P]`."""
-        return np.searchsorted(self.widths, np.sum(self.prompts.mask, axis=1))
+    buckets: np.ndarray
 
     def take(self, indices: np.ndarray) -> "EncodedProblems":
         """The problems of these numbers, in this order, as wide as the longest of them needs."""
-        width = self.widths[max(self.buckets[indices])]
+        buckets = self.buckets[indices]
+        width = self.widths[max(buckets)]
         tokens, mask = (array[indices, -width:] for array in self.prompts)
-        return EncodedProblems(
-            [self.problems[i] for i in indices], Prompts(tokens, mask), self.widths
-        )
+        problems = [self.problems[i] for i in indices]
+        return EncodedProblems(problems, Prompts(tokens, mask), self.widths, buckets)
 
 
 def encode(
@@ -91,9 +88,10 @@ def encode(
     widths = (longest,) if is_even else choose_widths(lengths[:count], least=batch)
     if max(lengths) > widths[-1]:
         widths = (*widths, max(lengths))
+    buckets = np.searchsorted(widths, lengths)
     return (
-        EncodedProblems(train, Prompts(tokens[:count], mask[:count]), widths),
-        EncodedProblems(held_out, Prompts(tokens[count:], mask[count:]), widths),
+        EncodedProblems(train, Prompts(tokens[:count], mask[:count]), widths, buckets[:count]),
+        EncodedProblems(held_out, Prompts(tokens[count:], mask[count:]), widths, buckets[count:]),
     )
 
 
