@@ -103,9 +103,9 @@ def table(settings: Settings, scores: Scores, folder: Path) -> list[dict[str, An
         for name, curves in compared.items():
             found = curves[label]
             for k in sorted({1, report, found.k[-1]}):
-                _put(row, f"{name}@{k}", found, k)
+                row |= found.at(k, f"{name}@{k}")
             if label != start:
-                _put(row, f"gain in {name}@{report}", gains[name][label], report)
+                row |= gains[name][label].at(report, f"gain in {name}@{report}")
         row["failed"] = float(np.isnan(of_seeds.scores).mean())
         rows.append(row)
         if label != start:
@@ -175,11 +175,6 @@ def _say_failures(summaries: Sequence[Mapping[str, Any]]) -> None:
     if any(totals.values()):
         verified = sum(each["verified"] for each in summaries)
         runs.say(f"{sum(totals.values())} of {verified} verifications failed: {counted(totals)}")
-
-
-def _put(row: dict[str, Any], name: str, curve: Curve, k: int) -> None:
-    place = curve.k.index(k)
-    row[name], row[f"{name}_sem"] = float(curve.value[place]), float(curve.error[place])
 
 
 def _throughput(settings: Settings, label: str, folder: Path) -> dict[str, float]:

@@ -400,9 +400,7 @@ def _finish(
         row: dict[str, Any] = {"": name}
         for quantity, of in curves.items():
             for k in sorted({1, eval_k, of[name].k[-1]}):
-                place = of[name].k.index(k)
-                row[f"{quantity}@{k}"] = float(of[name].value[place])
-                row[f"{quantity}@{k}_sem"] = float(of[name].error[place])
+                row |= of[name].at(k, f"{quantity}@{k}")
         rows.append(row)
 
     def best_of_k() -> Figure:

@@ -33,6 +33,11 @@ class Curve(NamedTuple):
     error: np.ndarray
     problems: int
 
+    def at(self, k: int, name: str) -> dict[str, float]:
+        """The value of one k, and its standard error under the same name with `_sem`."""
+        place = self.k.index(k)
+        return {name: float(self.value[place]), f"{name}_sem": float(self.error[place])}
+
 
 @dataclasses.dataclass
 class Judge:
@@ -80,11 +85,10 @@ class Judge:
 
     def metrics(self, judged: "Judged") -> dict[str, float]:
         """The points of `curves`, as metrics of a step."""
-        found = {}
+        found: dict[str, float] = {}
         for name, of in self.curves(judged).items():
-            for k, value, error in zip(of.k, of.value, of.error, strict=True):
-                found[f"eval_{name}_at_{k}"] = float(value)
-                found[f"eval_{name}_at_{k}_sem"] = float(error)
+            for k in of.k:
+                found |= of.at(k, f"eval_{name}_at_{k}")
         return found
 
     def curves(self, judged: "Judged") -> dict[str, Curve]:

@@ -291,11 +291,10 @@ class Stages:
 def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
     """A row for each k."""
     rows = []
-    for place, k in enumerate(next(iter(curves.values())).k):
+    for k in next(iter(curves.values())).k:
         row: dict[str, Any] = {"k": k}
         for name, of in curves.items():
-            row[f"{name}@k"] = float(of.value[place])
-            row[f"{name}@k_sem"] = float(of.error[place])
+            row |= of.at(k, f"{name}@k")
         rows.append(row)
     return rows
 
