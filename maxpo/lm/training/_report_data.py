@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from maxpo import runs
-from maxpo.lm.training.handover import HF, SHAPE
+from maxpo.lm.training import folders
 from maxpo.runs import UsageError
 
-COMPLETIONS = "completions.jsonl"
+COMPLETIONS = f"{folders.COMPLETIONS}.jsonl"
 TRAIN = "train"
 
 T = TypeVar("T")
@@ -118,12 +118,12 @@ def read_runs(folder: Path, most_groups: int) -> list[RunData]:
         raise UsageError(f"RUN: expected the folder of a run, got {folder}")
     # Of a model's folders in a run the config is another thing.
     found = sorted(path.parent for path in folder.glob("*/config.json"))
-    folders = [each for each in found if each.name not in (SHAPE, HF)]
+    members = [each for each in found if each.name not in (folders.SHAPE, folders.HF)]
     if (folder / "config.json").exists():
-        folders = [folder, *folders]
-    if not folders:
+        members = [folder, *members]
+    if not members:
         raise UsageError(f"RUN: expected the folder of a run, with a config.json, got {folder}")
-    indices = {each: _index(each / COMPLETIONS) for each in folders}
+    indices = {each: _index(each / COMPLETIONS) for each in members}
     share = most_groups // max(1, sum(bool(index) for index in indices.values()))
     data = [_read_run(each, index, max(1, share)) for each, index in indices.items()]
     if not any(run.lines or run.groups for run in data):

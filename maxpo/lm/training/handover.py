@@ -15,14 +15,10 @@ from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.pretrained import load_config, save_config, save_pretrained
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids, load_tokenizer, read_json_object
+from maxpo.lm.training.folders import HF, SHAPE
 from maxpo.training import TrainState
 
-__all__ = ["HF", "SHAPE", "checkpoint_folder", "context_of", "export", "hand_over", "save_shape"]
-
-HF = "hf"
-"""Where a run holds its trained model."""
-SHAPE = "model"
-"""Where a run holds all of its model but the weights, which its checkpoints hold."""
+__all__ = ["checkpoint_folder", "context_of", "export", "hand_over", "save_shape"]
 
 
 def checkpoint_folder(path: str | os.PathLike[str], name: str = "model.pretrained") -> Path:
@@ -144,7 +140,8 @@ def export(
     if best and step is not None:
         raise runs.UsageError(f"step: expected none with best, got {step}")
     config = load_config(shape)
-    params = _random_params(config)
+    shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     if best:
         params, found = runs.read_checkpoint(run, params, best=True)
     else:
@@ -155,10 +152,6 @@ def export(
     extra = context_of(shape)
     hand_over(config, params, load_tokenizer(shape), folder, dtype=dtype, extra=extra)
     return found
-
-
-def _random_params(config: TransformerConfig) -> nnx.State:
-    return nnx.state(Transformer(config, rngs=nnx.Rngs(0)))
 
 
 def _token_fields(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -176,11 +169,7 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     files = {"tokenizer.json": tokenizer.to_json(), **getattr(tokenizer, "files", {})}
     files.setdefault("generation_config.json", json.dumps(_token_fields(tokenizer), indent=2))
     for name, content in files.items():
-        path = folder / name
-        try:
-            path.write_text(content, encoding="utf-8")
-        except OSError as error:  # That of a full disk names no file.
-            raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
+        runs.write_atomic(folder / name, content.encode())
 
 
 def context_of(folder: Path | None) -> dict[str, Any]:

@@ -11,11 +11,10 @@ from maxpo import runs
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.training.evaluation import Judge, Judged
+from maxpo.lm.training.folders import COMPLETIONS
 from maxpo.lm.training.rollouts import Rollouts, Sampler
 
-__all__ = ["COMPLETIONS", "Journal"]
-
-COMPLETIONS = "completions"
+__all__ = ["Journal"]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,8 +18,9 @@ from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure
+from maxpo.lm.training.folders import HF
 from maxpo.lm.training.grading import read_summary, summarized
-from maxpo.lm.training.handover import HF, context_of, hand_over, save_shape
+from maxpo.lm.training.handover import context_of, hand_over, save_shape
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
