@@ -49,7 +49,7 @@ part in the checkpoints; give every process the same workdir on a shared filesys
 """
 
 from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
-from maxpo.runs._files import read_json, write_atomic
+from maxpo.runs._files import read_json, replacing, sync, write_atomic
 from maxpo.runs._main import main, new_folder
 from maxpo.runs._metrics import check_finite, read_metrics, read_timings
 from maxpo.runs._preemption import Preempted, preemptible
@@ -74,8 +74,10 @@ __all__ = [
     "read_json",
     "read_metrics",
     "read_timings",
+    "replacing",
     "say",
     "steps",
+    "sync",
     "table_cells",
     "write_atomic",
 ]

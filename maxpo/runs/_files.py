@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -82,15 +82,22 @@ def write_atomic(path: Path, content: bytes) -> None:
     Raises:
       OSError: If it cannot be written, naming `path`; what was there before is still there.
     """
+    with replacing(path) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Yields a file that replaces `path` at the end of the block, as `write_atomic` does."""
     temporary = path.with_name(f".{path.name}{TEMPORARY}")
     with errors_name(path):
         try:
             with temporary.open("wb") as file:
-                file.write(content)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
-        except OSError:
+        except BaseException:
             temporary.unlink(missing_ok=True)
             raise
         sync(path.parent)

@@ -6,18 +6,20 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from maxpo import runs
 from maxpo._extras import missing_extra
 from maxpo.lm.model._checkpoint_config import CONFIG
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
+_NAMED = 4  # How many tensors a message names.
 _UNFINISHED = ".unfinished"  # The folder of files that are being written.
 
 
@@ -80,6 +82,16 @@ def _weight_files(folder: Path) -> list[str]:
     return names
 
 
+def listed(problems: Mapping[str, Sequence[str]]) -> str:
+    """What is wrong with tensors, for a message: some of the names for each kind."""
+    return "; ".join(
+        f"{what}: {', '.join(names[:_NAMED])}"
+        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+        for what, names in problems.items()
+        if names
+    )
+
+
 def replace_checkpoint(
     folder: Path,
     fields: Mapping[str, Any],
@@ -125,14 +137,14 @@ def replace_checkpoint(
         write_json(unfinished / CONFIG, fields)
 
         (folder / CONFIG).unlink(missing_ok=True)
-        _sync(folder)
+        runs.sync(folder)
         for path in [path for path in folder.iterdir() if _WEIGHTS.fullmatch(path.name)]:
             path.unlink()
         for name in names:
             (unfinished / name).replace(folder / name)
-        _sync(folder)
+        runs.sync(folder)
         (unfinished / CONFIG).replace(folder / CONFIG)
-        _sync(folder)
+        runs.sync(folder)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -168,12 +180,3 @@ def _write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-
-
-def _sync(folder: Path) -> None:
-    """Waits until the names in a folder are on the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

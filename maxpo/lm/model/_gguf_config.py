@@ -1,30 +1,32 @@
-"""A model's shape: from a GGUF file's metadata to what `config.json` says of it."""
+"""A model's shape, from a GGUF file's metadata."""
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 
 from maxpo.lm.model._gguf_file import GGUFFile
-from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.config import Llama3Rope, TransformerConfig
 
-__all__ = ["EMBEDDING", "OUTPUT", "ROPE_FACTORS", "config_fields", "read_config"]
+__all__ = ["EMBEDDING", "OUTPUT", "ROPE_FACTORS", "read_config"]
 
 # Tensors that say something of the shape, too.
 EMBEDDING, OUTPUT, ROPE_FACTORS = "token_embd.weight", "output.weight", "rope_freqs.weight"
 
-_CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 
 def read_config(file: GGUFFile) -> TransformerConfig:
     """The shape of the model that a file holds.
 
     Raises:
-      ValueError: If it is of another architecture, has a feature that `Transformer` lacks, or its
-        metadata are missing, ill-typed or do not fit together.
+      ValueError: If it is of another architecture, has a feature that `Transformer` lacks, such
+        as rotary positions that are scaled in another way than those of Llama 3.1, or its metadata
+        are missing, ill-typed or do not fit together.
     """
     arch = file.architecture
-    if arch not in _CLASSES:
-        file.refuse("general.architecture", f"one of {', '.join(_CLASSES)}", arch)
+    if arch not in _ARCHITECTURES:
+        file.refuse("general.architecture", f"one of {', '.join(_ARCHITECTURES)}", arch)
     if EMBEDDING not in file.tensors:
         raise ValueError(f"{file.path} has no tensor {EMBEDDING}")
     _refuse_features(file)
@@ -53,34 +55,7 @@ def read_config(file: GGUFFile) -> TransformerConfig:
         width = file.optional(name, int)
         if width not in (None, config.head_dim):
             file.refuse(name, f"{config.head_dim}, the width of a head", width)
-    return config
-
-
-def config_fields(file: GGUFFile, config: TransformerConfig, dtype: str) -> dict[str, Any]:
-    """What `config.json` says of the model, its tokens left out.
-
-    Raises:
-      ValueError: If rotary positions are scaled in another way than those of Llama 3.1.
-    """
-    scaling = _rope_scaling(file, config)
-    return {
-        "architectures": [_CLASSES[file.architecture]],
-        "model_type": file.architecture,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.context_length,
-        "hidden_size": config.hidden,
-        "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads,
-        "num_key_value_heads": config.kv_heads,
-        "head_dim": config.head_width,
-        "intermediate_size": config.mlp,
-        "hidden_act": "silu",
-        "rms_norm_eps": config.norm_epsilon,
-        "rope_theta": config.rope_theta,
-        **({} if scaling is None else {"rope_scaling": scaling}),
-        "tie_word_embeddings": config.tied_embeddings,
-        "torch_dtype": dtype,
-    }
+    return dataclasses.replace(config, rope_scaling=_rope_scaling(file, config))
 
 
 def _refuse_features(file: GGUFFile) -> None:
@@ -98,7 +73,7 @@ def _refuse_features(file: GGUFFile) -> None:
             file.refuse(f"{arch}.{name}", repr(plain), value)
 
 
-def _rope_scaling(file: GGUFFile, config: TransformerConfig) -> dict[str, Any] | None:
+def _rope_scaling(file: GGUFFile, config: TransformerConfig) -> Llama3Rope | None:
     """The settings that led to the factors by which a file divides its rotary frequencies.
 
     Those of Llama 3.1 and later differ in the largest factor alone. What they led to is compared.
@@ -116,13 +91,7 @@ def _rope_scaling(file: GGUFFile, config: TransformerConfig) -> dict[str, Any] |
     # The file's are of float32, and so may be all on the way to them.
     if factors.shape != expected.shape or not np.allclose(factors, expected, rtol=1e-4, atol=0):
         file.refuse(ROPE_FACTORS, "those of Llama 3.1", factors.tolist())
-    return {
-        "rope_type": "llama3",
-        "factor": largest,
-        "low_freq_factor": low,
-        "high_freq_factor": high,
-        "original_max_position_embeddings": context,
-    }
+    return Llama3Rope(largest, low, high, context)
 
 
 def _meant(value: float) -> float:

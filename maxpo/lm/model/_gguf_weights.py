@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxpo import runs
+from maxpo.lm.model._checkpoint_files import listed
 from maxpo.lm.model._gguf_config import EMBEDDING, OUTPUT, ROPE_FACTORS
 from maxpo.lm.model._gguf_file import GGUFFile
 from maxpo.lm.model.config import TransformerConfig
@@ -17,7 +18,6 @@ __all__ = ["Weight", "list_weights", "write_weights"]
 
 _CODES = {"float32": "F32", "bfloat16": "BF16"}  # As safetensors names them.
 _ROWS = 4096  # How many become numbers at a time: a large embedding need not fit twice.
-_NAMED = 4  # How many tensors a message names.
 
 
 class Weight(NamedTuple):
@@ -46,19 +46,14 @@ def list_weights(file: GGUFFile, config: TransformerConfig) -> list[Weight]:
         if weight.source in file.tensors
         and tuple(reversed(file.tensors[weight.source].shape)) != weight.shape
     ]
-    problems = [
-        f"{what}: {', '.join(names[:_NAMED])}"
-        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        for what, names in (
-            ("missing", missing),
-            ("not expected", sorted(extra)),
-            ("of another shape", misshapen),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "missing": missing,
+        "not expected": sorted(extra),
+        "of another shape": misshapen,
+    }
+    if any(problems.values()):
         raise ValueError(
-            f"the tensors in {file.path} are not those of its metadata; {'; '.join(problems)}"
+            f"the tensors in {file.path} are not those of its metadata; {listed(problems)}"
         )
     one_of_each_type = {file.tensors[weight.source].tensor_type: weight for weight in weights}
     for weight in one_of_each_type.values():

@@ -1,15 +1,16 @@
 """Models of llama.cpp: a GGUF file, quantized or not, as a folder in Hugging Face's format."""
 
-import contextlib
 import json
 import math
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
-from maxpo.lm.model._gguf_config import config_fields, read_config
+from maxpo import runs
+from maxpo.lm.model._checkpoint_config import CONFIG, to_fields
+from maxpo.lm.model._gguf_config import read_config
 from maxpo.lm.model._gguf_file import GGUFFile
 from maxpo.lm.model._gguf_tokenizer import read_tokenizer
 from maxpo.lm.model._gguf_weights import list_weights, write_weights
@@ -17,7 +18,7 @@ from maxpo.lm.model._gguf_weights import list_weights, write_weights
 __all__ = ["Imported", "import_gguf"]
 
 _MARK = "gguf_import.json"  # Which folders may be written to again.
-_CONFIG, _WEIGHTS = "config.json", "model.safetensors"
+_WEIGHTS = "model.safetensors"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "generation_config.json")
 _DTYPES = ("float32", "bfloat16")
 
@@ -65,7 +66,7 @@ def import_gguf(
     gguf = GGUFFile(source)
     config = read_config(gguf)
     weights = list_weights(gguf, config)
-    fields = config_fields(gguf, config, dtype)
+    fields = to_fields(config, dtype)
     tokenizer = read_tokenizer(gguf)
     if tokenizer.size > config.vocab_size:
         gguf.refuse("tokenizer.ggml.tokens", f"at most {config.vocab_size}", tokenizer.size)
@@ -73,19 +74,18 @@ def import_gguf(
     target.mkdir(parents=True, exist_ok=True)
     types = Counter(gguf.tensors[weight.source].tensor_type.name for weight in weights)
     _write_json(target / _MARK, {"file": source.name, "dtype": dtype, "tensor_types": types})
-    for name in (_CONFIG, _WEIGHTS, *_TOKENIZER):
+    for name in (CONFIG, _WEIGHTS, *_TOKENIZER):
         (target / name).unlink(missing_ok=True)
-    with _replacing(target / _WEIGHTS) as output:
+    with runs.replacing(target / _WEIGHTS) as output:
         write_weights(output, gguf, weights, dtype)
-    with _replacing(target / "tokenizer.json") as output:
-        output.write(tokenizer.json.encode())
+    runs.write_atomic(target / "tokenizer.json", tokenizer.json.encode())
     _write_json(target / "tokenizer_config.json", tokenizer.config)
     _write_json(target / "generation_config.json", tokenizer.generation)
-    _write_json(target / _CONFIG, {**fields, **tokenizer.ids})
+    _write_json(target / CONFIG, {**fields, **tokenizer.ids})
     return Imported(
         gguf.architecture,
         sum(math.prod(weight.shape) for weight in weights),
-        {name: (target / name).stat().st_size for name in (_CONFIG, _WEIGHTS, *_TOKENIZER)},
+        {name: (target / name).stat().st_size for name in (CONFIG, _WEIGHTS, *_TOKENIZER)},
     )
 
 
@@ -103,21 +103,5 @@ def _check_target(folder: Path) -> None:
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
-    with _replacing(path) as output:
-        output.write(json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n")
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file that becomes `path` once all of it is on the disk; nothing is left if that fails."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as output:
-            yield output
-            output.flush()
-            os.fsync(output.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise OSError(error.errno, f"cannot write: {error.strerror}", str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
+    runs.write_atomic(path, content.encode())

@@ -18,6 +18,7 @@ from flax import nnx
 from maxpo.lm.model._checkpoint_config import CONFIG, from_fields, to_fields, with_extra
 from maxpo.lm.model._checkpoint_files import (
     import_safetensors,
+    listed,
     open_tensors,
     read_json,
     replace_checkpoint,
@@ -30,7 +31,6 @@ __all__ = ["check_pretrained", "load_config", "load_pretrained", "save_config", 
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _EMBEDDING = "model.embed_tokens.weight"
-_NAMED = 4  # How many tensors a message names.
 
 
 def load_config(
@@ -333,20 +333,15 @@ def _check_tensors(
             misshapen.append(f"{name} {view.get_shape()} instead of {list(shape)}")
         if view.get_dtype() not in _FLOATS:
             other.append(f"{name} {view.get_dtype()}")
-    problems = [
-        f"{what}: {', '.join(sorted(names)[:_NAMED])}"
-        + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
-        for what, names in (
-            ("missing", [name for name in expected if name not in tensors]),
-            ("not expected", extra),
-            ("of another shape", misshapen),
-            ("not floating-point", other),
-        )
-        if names
-    ]
-    if problems:
+    problems = {
+        "missing": sorted(name for name in expected if name not in tensors),
+        "not expected": sorted(extra),
+        "of another shape": sorted(misshapen),
+        "not floating-point": sorted(other),
+    }
+    if any(problems.values()):
         raise ValueError(
-            f"the tensors in {folder} are not those of its {CONFIG}; {'; '.join(problems)}"
+            f"the tensors in {folder} are not those of its {CONFIG}; {listed(problems)}"
         )
     for name in again.keys() & tensors.keys():
         if not _are_equal(tensors, name, _EMBEDDING, config.vocab_size):
