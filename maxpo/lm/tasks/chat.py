@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from maxpo._extras import missing_extra
 from maxpo.lm.tasks.text import Problem
-from maxpo.lm.tasks.tokenizers import read_json_object
+from maxpo.lm.tasks.tokenizers import read_json_object, special_tokens
 
 if TYPE_CHECKING:
     import jinja2
@@ -30,9 +30,6 @@ of Llama 3.2 say where they are given no date.
 Message = Mapping[str, Any]
 
 _CONFIG, _FILE = "tokenizer_config.json", "chat_template.jinja"
-_SPECIAL = (
-    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
-)
 
 
 class ChatTemplate:
@@ -155,14 +152,7 @@ def _special_tokens(folder: Path) -> dict[str, str]:
         **read_json_object(folder / "special_tokens_map.json"),
         **read_json_object(folder / _CONFIG),
     }
-    tokens = {}
-    for name in _SPECIAL:
-        token = known.get(name)
-        if isinstance(token, dict):
-            token = token.get("content")
-        if isinstance(token, str):
-            tokens[name] = token
-    return tokens
+    return special_tokens(known)
 
 
 def _compile(source: str) -> "jinja2.Template":

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -24,10 +24,14 @@ __all__ = [
     "load_tokenizer",
     "pad",
     "read_json_object",
+    "special_tokens",
 ]
 
 END_TOKENS = ("</s>", "<eos>", "[EOS]", "<|endoftext|>", "<|end_of_text|>", "<|im_end|>")
 _CHARACTERS = b'{"type": "characters"'
+_SPECIAL = (
+    *("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"),
+)
 _COMPANIONS = (
     *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("generation_config.json", "chat_template.jinja"),
@@ -252,7 +256,8 @@ def load_tokenizer(
     # Stored settings that would pad or cut single texts.
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    configured = _configured_tokens(file.with_name(_CONFIG))
+    config = read_json_object(file.with_name(_CONFIG))
+    configured = special_tokens(config)
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
 
     eos_token = eos_token or configured.get("eos_token")
@@ -276,7 +281,7 @@ def load_tokenizer(
         tokenizer,
         (eos_id, *(i for i in others if i != eos_id)),
         vocabulary[pad_token],
-        _start_ids(tokenizer, file.with_name(_CONFIG)),
+        _start_ids(tokenizer, configured.get("bos_token"), config.get("add_bos_token")),
         {
             "tokenizer.json": file.read_text(encoding="utf-8"),
             **{
@@ -338,11 +343,10 @@ def _content(ids: Iterable[int], tokenizer: Tokenizer) -> list[int]:
     return content
 
 
-def _configured_tokens(file: Path) -> dict[str, str]:
+def special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
     """The special tokens that a `tokenizer_config.json` names: as text, or as an object."""
-    config = read_json_object(file)
     tokens = {}
-    for name in ("bos_token", "eos_token", "pad_token"):
+    for name in _SPECIAL:
         token = config.get(name)
         if isinstance(token, dict):
             token = token.get("content")
@@ -365,11 +369,17 @@ def _generation_ends(file: Path, known: set[int]) -> list[int]:
     return ends
 
 
-def _start_ids(tokenizer: "tokenizers.Tokenizer", config: Path) -> tuple[int, ...]:
-    """What the tokenizer's own encoding puts before a text."""
-    bos = _configured_tokens(config).get("bos_token")
-    # Says more than the file of the tokenizer, which transformers changes by it, too.
-    adds = read_json_object(config).get("add_bos_token")
+def _start_ids(
+    tokenizer: "tokenizers.Tokenizer", bos: str | None, adds: bool | None
+) -> tuple[int, ...]:
+    """What the tokenizer's own encoding puts before a text.
+
+    Args:
+      tokenizer: The tokenizer.
+      bos: The start token of its config.
+      adds: The config's `add_bos_token`. It says more than the file of the tokenizer, which
+        transformers changes by it, too.
+    """
     if adds is False:
         return ()
     if adds and bos is not None:

@@ -1,6 +1,6 @@
 """Problems as tokens, and which of them a step learns from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ __all__ = [
     "batch_of_step",
     "choose_widths",
     "encode",
+    "prompt_encoder",
     "shared_prompts",
 ]
 
@@ -71,7 +72,7 @@ def encode(
     Raises:
       ValueError: If a prompt has no token.
     """
-    to_ids = partial(encode_prompt, tokenizer) if start else tokenizer.encode
+    to_ids = prompt_encoder(tokenizer, start=start)
     prompts = [to_ids(problem.prompt) for problem in (*train, *held_out)]
     lengths = [len(prompt) for prompt in prompts]
     if min(lengths) == 0:
@@ -93,6 +94,11 @@ def encode(
         EncodedProblems(train, Prompts(tokens[:count], mask[:count]), widths, buckets[:count]),
         EncodedProblems(held_out, Prompts(tokens[count:], mask[count:]), widths, buckets[count:]),
     )
+
+
+def prompt_encoder(tokenizer: Tokenizer, *, start: bool) -> Callable[[str], list[int]]:
+    """From a prompt to its ids, with the start token of the tokenizer if `start`."""
+    return partial(encode_prompt, tokenizer) if start else tokenizer.encode
 
 
 def choose_widths(

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from maxpo import runs
 from maxpo.lm.tasks import chat, text, tokenizers
 from maxpo.lm.tasks.rewards import load_rewards
 from maxpo.lm.tasks.verifiers import find_verifier
-from maxpo.lm.training.problems import shared_prompts
+from maxpo.lm.training.problems import prompt_encoder, shared_prompts
 
 __all__ = ["CORRECT", "TASKS", "check_task", "load_task", "without_long_prompts"]
 
@@ -78,10 +78,10 @@ def without_long_prompts(
     """The task without prompts of more than `longest` tokens, 0 for no limit; says how many."""
     if not longest:
         return task
-    extra = len(getattr(tokenizer, "start_ids", ())) if start else 0
+    to_ids = prompt_encoder(tokenizer, start=start)
 
     def fits(problem: text.Problem) -> bool:
-        return len(tokenizer.encode(problem.prompt)) + extra <= longest
+        return len(to_ids(problem.prompt)) <= longest
 
     def kept(name: str, problems: Sequence[text.Problem]) -> list[text.Problem]:
         found = [problem for problem in problems if fits(problem)]
@@ -206,10 +206,7 @@ def _as_chats(config: ConfigDict, checkpoint: Path, task: text.TextTask) -> text
     template = chat.load_chat_template(checkpoint)
     variables = _json_object("task.chat_options", config.chat_options)
     as_chat = partial(template.problem, system=config.system, variables=variables)
-    return task._replace(
-        train=[as_chat(problem) for problem in task.train],
-        held_out=[as_chat(problem) for problem in task.held_out],
-    )
+    return _with_problems(task, as_chat)
 
 
 def _json_object(name: str, content: str) -> dict[str, Any]:
@@ -235,7 +232,13 @@ def _with_prefix(prefix: str, task: text.TextTask) -> text.TextTask:
     def begun(problem: text.Problem) -> text.Problem:
         return problem._replace(prompt=problem.prompt + prefix)
 
+    return _with_problems(task, begun)
+
+
+def _with_problems(
+    task: text.TextTask, change: Callable[[text.Problem], text.Problem]
+) -> text.TextTask:
+    """The task with each of its problems changed."""
     return task._replace(
-        train=[begun(problem) for problem in task.train],
-        held_out=[begun(problem) for problem in task.held_out],
+        train=list(map(change, task.train)), held_out=list(map(change, task.held_out))
     )
