@@ -1,13 +1,12 @@
 """Lines of `completions.jsonl`, of groups that are made by hand."""
 
-import errno
 import json
-import os
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from full_disk import fill_disk
 from ml_collections import ConfigDict
 
 from maxpo import runs
@@ -20,7 +19,6 @@ from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.problems import batch_of_step, encode
 from maxpo.lm.training.rollouts import Collector, Rollouts, Sampler, Timer
-from maxpo.runs import _run
 
 TOKENIZER = CharTokenizer("abcdefgh?!x")
 # The second token that ends, beside 1; no character of the alphabet.
@@ -190,16 +188,7 @@ def test_a_line_of_an_evaluation_has_no_advantage(tmp_path, every, groups):
 
 def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, monkeypatch, capsys):
     each, journal = collect(), Journal(1, 1)
-    append, left = _run.MetricsFile.append, [2]
-
-    def full(file, record):
-        if file.path.name == "completions.jsonl":
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.path))
-        append(file, record)
-
-    monkeypatch.setattr(_run.MetricsFile, "append", full)
+    fill_disk(monkeypatch, "completions.jsonl", 2)
     with runs.Run({"a": 1}, tmp_path) as run:
         for step in range(1, 6):
             journal.train(run, step, *each)

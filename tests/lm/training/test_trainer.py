@@ -1,14 +1,13 @@
 """Runs with evaluations, what the model writes, and the best parameters; killed and resumed."""
 
-import errno
 import itertools
 import json
-import os
 import types
 
 import jax
 import numpy as np
 import pytest
+from full_disk import fill_disk
 
 from maxpo import runs
 from maxpo.lm.tasks.rewards import RewardFunction
@@ -16,7 +15,7 @@ from maxpo.lm.training import stages, trainer
 from maxpo.lm.training.evaluation import Judge
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import make_settings
-from maxpo.runs import _run, load_config, read_checkpoint, read_metrics
+from maxpo.runs import load_config, read_checkpoint, read_metrics
 
 METRIC = "eval_pass_at_2"
 HELD_OUT = 5
@@ -299,16 +298,7 @@ def test_a_run_that_has_ended_early_does_nothing_more(train, programs, tmp_path,
 def test_a_full_disk_costs_no_more_than_what_the_model_writes(
     train, whole, tmp_path, monkeypatch, capsys
 ):
-    append, left = _run.MetricsFile.append, [3]
-
-    def full(file, record):
-        if file.path.name == "completions.jsonl":
-            left[0] -= 1
-            if left[0] < 0:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file.path))
-        append(file, record)
-
-    monkeypatch.setattr(_run.MetricsFile, "append", full)
+    fill_disk(monkeypatch, "completions.jsonl", 3)
     train(tmp_path / "full" / "run")
     found, expected = files_of(tmp_path / "full" / "run"), files_of(whole)
     lines = expected.pop("completions.jsonl").splitlines(keepends=True)
