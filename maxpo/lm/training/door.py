@@ -35,7 +35,8 @@ from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
-from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of, verification_counts
+from maxpo.lm.training.summaries import summary_of
+from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of
 from maxpo.lm.training.update import make_reference, make_update
 from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
 from maxpo.order_statistics import powers_up_to
@@ -284,11 +285,8 @@ def train(
             if not schedule.every:
                 journal.held_out(run, step, judge, found)
             failures.note("evaluation after training", found.scores)
-            measured = summarized(found.scores)
-            after = read_summary(measured)
-            best = schedule.best(runs.read_metrics(run.folder))
-            counts = verification_counts(run, group_size, found.scores)
-            summary = {**measured, "steps": step, "best": best, **counts}
+            summary = summary_of(run, schedule, step, group_size, found.scores)
+            after = read_summary(summary)
             _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
         curves = _curves(grading, before, after)
         history = runs.read_metrics(run.folder)

@@ -27,7 +27,8 @@ from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import Settings, make_model
-from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of, verification_counts
+from maxpo.lm.training.summaries import summary_of
+from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of
 from maxpo.methods import Method, choose_advantages
 
 __all__ = ["SFT", "Programs", "Stages", "layout"]
@@ -264,8 +265,9 @@ class Stages:
         if journal is not None:
             journal.held_out(run, step, judge, judged)
         self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
-        measured = summarized(judged.scores)
-        scores, values = read_summary(measured)
+        schedule, group_size = self._schedule(judge), config.rl.group_size
+        summary = summary_of(run, schedule, step, group_size, judged.scores)
+        scores, values = read_summary(summary)
         correct = grading.correct(values)
         values = correct if grading.binary else scores
         of_k = curve(values[None], binary=grading.binary).value
@@ -276,9 +278,6 @@ class Stages:
             "correct": correct.mean(),
             "failed": np.isnan(scores).mean(),
         }
-        counts = verification_counts(run, config.rl.group_size, judged.scores)
-        best = self._schedule(judge).best(runs.read_metrics(run.folder))
-        summary = {**measured, "steps": step, "best": best, **counts}
         return run.finish(summary, table=[row])
 
     def _initial_state(self, params: nnx.State, section: ConfigDict) -> training.TrainState:

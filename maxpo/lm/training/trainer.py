@@ -13,14 +13,13 @@ from jax.typing import ArrayLike
 
 from maxpo import parallel, runs, training
 from maxpo.lm.model.prompts import Completions, Prompts
-from maxpo.lm.tasks.verification import FAILURES, Scores
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.rollouts import Collector, Rollouts, Timer
 from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.update import Batch, Update
 
-__all__ = ["EVALUATE", "INIT", "Trainer", "key_of", "verification_counts"]
+__all__ = ["EVALUATE", "INIT", "Trainer", "key_of"]
 
 INIT, SAMPLE, SHUFFLE, EVALUATE = range(4)
 """Uses of a seed's key; see `key_of`."""
@@ -152,22 +151,6 @@ class Trainer:
             found = self.reference(start_from, batch.prompts, batch.completions)
             batch = batch._replace(reference_log_probs=found)
         return batch
-
-
-def verification_counts(run: runs.Run, group_size: int, evaluated: Scores) -> dict[str, Any]:
-    """How many samples were verified in training and evaluation, and the failures among them.
-
-    Those of training are read from what was logged: a restart has not seen the steps before it.
-    """
-    steps = [line for line in runs.read_metrics(run.folder) if "sampled_groups" in line]
-    return {
-        "verified": evaluated.rewards.size
-        + sum(line["sampled_groups"] for line in steps) * group_size,
-        "failures": {
-            kind: evaluated.failures[kind] + sum(line[f"failed_{kind}"] for line in steps)
-            for kind in FAILURES
-        },
-    }
 
 
 def _check_groups(step: int, groups: Rollouts, name: str, values: np.ndarray) -> None:
