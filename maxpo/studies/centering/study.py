@@ -1,0 +1,180 @@
+"""The centering study, cell by cell, in jobs that a run can resume between."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from maxpo.studies.centering import comparison, prediction
+from maxpo.studies.centering.cells import PAIR, Cell, make_cells, step_sizes
+from maxpo.studies.centering.moments import measure
+from maxpo.studies.centering.training import shape_of, train
+from maxpo.studies.jobs import Job, Row
+from maxpo.studies.variance.gradient_variance import exact_variance
+from maxpo.studies.variance.moments import Estimate, mean
+
+__all__ = ["make_jobs", "predictions", "summarize", "table"]
+
+
+def make_jobs(config: ConfigDict) -> list[Job]:
+    """One job for each cell; the row that it returns is the cell of the summary."""
+    # All cells have the keys of the same seeds: their tasks and random numbers are paired.
+    return [partial(_run_cell, config=config, cell=cell) for cell in make_cells(config)]
+
+
+def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
+    del key
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    shape, sizes = shape_of(config, cell), step_sizes(config, cell)
+    k, rate = jnp.float32(cell.k), jnp.float32(cell.success_rate)
+    curves = train(shape, keys, jnp.asarray(sizes), k, rate, jnp.float32(cell.b2))
+    objectives = np.asarray(curves.objectives, np.float64)
+    chosen, reported = comparison.halves(config.seeds)
+
+    row: Row = {"cell": cell.name, **cell._asdict(), "start": float(objectives[0].mean())}
+    best = {}
+    row["estimators"] = {}
+    for number, name in enumerate(config.estimators):
+        finals = objectives[-1, number]
+        step = best[name] = comparison.best_step(finals[:, chosen])
+        value, error = mean(finals[step, reported])
+        row["estimators"][name] = {
+            "max_at_k": value,
+            "max_at_k_sem": error,
+            "step_size": sizes[step],
+            "step_size_at_edge": step in (0, len(sizes) - 1),
+        }
+    numbers = [config.estimators.index(name) for name in PAIR]
+    finals = [
+        objectives[-1, e, best[name], reported] for e, name in zip(numbers, PAIR, strict=True)
+    ]
+    row["difference"], row["difference_sem"] = mean(finals[1] - finals[0])
+
+    pair = [objectives[:, number] for number in numbers]
+    row |= _samples_ratio(pair, [best[name] for name in PAIR], config)
+
+    # Where training passes through: at equal distances from the start, but not at the end.
+    points = np.arange(config.probes) * config.evaluations // config.probes
+    policies = jnp.concatenate(
+        [
+            curves.policies[points, number, best[name], reported]
+            for number, name in zip(numbers, PAIR, strict=True)
+        ]
+    )
+    moments = measure(shape, PAIR, config.probe_groups, keys[reported], policies, k, rate)
+    for label, (value, error) in {
+        "variance_ratio": prediction.variance_ratio(moments),
+        "predicted_ratio": prediction.predicted_ratio(
+            moments,
+            groups_per_update=cell.groups_per_update,
+            optimizer=cell.optimizer,
+            b2=cell.b2,
+        ),
+    }.items():
+        row |= {label: float(value), f"{label}_sem": float(error)}
+    row["start_variance_ratio_exact"] = _exact_ratio(cell)
+    return [row]
+
+
+def _samples_ratio(pair: Sequence[np.ndarray], best: Sequence[int], config: ConfigDict) -> Row:
+    """Samples of MaxPO to the target over those of its opponent, each by its fastest step size."""
+    chosen, reported = comparison.halves(config.seeds)
+    ends = [curves[:, step, chosen] for curves, step in zip(pair, best, strict=True)]
+    target = comparison.target_of(ends[0], ends[1], config.target)
+    curves = [
+        curves[:, comparison.fastest_step(curves[:, :, chosen], target), reported]
+        for curves in pair
+    ]
+
+    def ratio(seeds: np.ndarray) -> float:
+        reference, maxpo = (
+            comparison.samples_to(curve[:, seeds].mean(axis=1), target, config.groups)
+            for curve in curves
+        )
+        return maxpo / reference if np.isfinite(reference + maxpo) and reference else np.nan
+
+    value, error = comparison.jackknife(ratio, curves[0].shape[1])
+    return {"target": target, "samples_ratio": value, "samples_ratio_sem": error}
+
+
+def _exact_ratio(cell: Cell) -> float | None:
+    """The closed form at the uniform start, of the noise within a context; None where it has none."""
+    if cell.law != "binary":
+        return None
+    right = max(1, round(cell.success_rate * cell.num_arms))
+    reference, maxpo = (
+        exact_variance(
+            name,
+            cell.k,
+            group_size=cell.group_size,
+            success_rate=right / cell.num_arms,
+            right_arms=right,
+            wrong_arms=cell.num_arms - right,
+        )
+        for name in PAIR
+    )
+    return maxpo / reference
+
+
+def predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """How well the predicted ratios tell the measured ones, of all cells and by optimizer."""
+    resolved = [row for row in rows if np.isfinite(row["samples_ratio"])]
+    found: dict[str, Any] = {**_fit(resolved), "cells": len(resolved)}
+    for optimizer in dict.fromkeys(row["optimizer"] for row in resolved):
+        own = [row for row in resolved if row["optimizer"] == optimizer]
+        if len(own) > 2:
+            found[optimizer] = {**_fit(own), "cells": len(own)}
+    return found
+
+
+def _fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    predicted, measured = (
+        [Estimate(row[label], row[f"{label}_sem"]) for row in rows]
+        for label in ("predicted_ratio", "samples_ratio")
+    )
+    return prediction.fit(predicted, measured)._asdict()
+
+
+def summarize(rows: Sequence[Row]) -> Row:
+    """The summary: `cells`, `prediction`, and how often either of the two is ahead."""
+    cells = [{name: value for name, value in row.items() if name != "step"} for row in rows]
+    return {"cells": cells, "prediction": predictions(cells), "counts": _counts(cells)}
+
+
+def _counts(cells: Sequence[Mapping[str, Any]]) -> Row:
+    """In how many cells MaxPO ends above or below by three standard errors, where it should and not.
+
+    `predicted` are cells with one group in each update and a variance ratio below 0.8.
+    """
+    counts: Row = {}
+    for label, rows in {
+        "all": list(cells),
+        "predicted": [
+            row for row in cells if row["groups_per_update"] == 1 and row["variance_ratio"] < 0.8
+        ],
+    }.items():
+        scores = [row["difference"] / row["difference_sem"] for row in rows]
+        counts[label] = {
+            "cells": len(rows),
+            "above": sum(score > 3 for score in scores),
+            "below": sum(score < -3 for score in scores),
+        }
+    return counts
+
+
+def table(rows: Sequence[Mapping[str, Any]], estimators: Sequence[str]) -> list[Row]:
+    """A line for each cell: ratios, and final objectives."""
+    lines = []
+    for row in rows:
+        line: Row = {"cell": row["cell"]}
+        for label in ("variance_ratio", "predicted_ratio", "samples_ratio"):
+            line |= {label: row[label], f"{label}_sem": row[f"{label}_sem"]}
+        for name in estimators:
+            figures = row["estimators"][name]
+            line |= {name: figures["max_at_k"], f"{name}_sem": figures["max_at_k_sem"]}
+        lines.append(line)
+    return lines
