@@ -31,6 +31,14 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.probes = 4  # Policies of each training run at which moments are measured,
     config.probe_groups = 512  # each from as many groups.
 
+    # Adam on policies that stand still, in the first cell of the grid that Adam trains.
+    config.frozen = ConfigDict()
+    config.frozen.b2 = (0.95, 0.99, 0.999)
+    config.frozen.seeds = 4
+    config.frozen.groups = 4096  # For the moments.
+    config.frozen.updates = 8192
+    config.frozen.shown = 400  # Coordinates in the figure.
+
     # Tried for each estimator, at one group in an update. With G groups SGD's are G times as long,
     # Adam's sqrt(G) times; see maxpo.studies.centering.cells.step_sizes.
     config.step_sizes = ConfigDict()
@@ -71,6 +79,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.groups = 1024
         config.evaluations = 16
         config.probe_groups = 256
+        config.frozen.update({"b2": (0.99,), "seeds": 2, "groups": 1024, "updates": 2048})
         config.step_sizes.sgd = (4.0, 8.0, 16.0)
         config.step_sizes.adam = (0.03, 0.06, 0.12)
         config.grid.groups_per_update = (1, 16)

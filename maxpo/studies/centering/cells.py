@@ -89,9 +89,8 @@ def make_cells(config: ConfigDict) -> list[Cell]:
 
 def _make_cell(name: str, fields: Mapping[str, Any]) -> Cell:
     if set(fields) != set(Cell._fields):
-        unknown = ", ".join(sorted(set(fields) ^ set(Cell._fields)))
         raise ValueError(
-            f"{name}: expected the fields {', '.join(Cell._fields)}; not so {unknown}."
+            f"{name}: expected fields of base ({', '.join(Cell._fields)}); got {', '.join(fields)}."
         )
     cell = Cell(**fields)
     if cell.law not in ("binary", "gaussian"):
@@ -146,10 +145,26 @@ def check_config(config: ConfigDict) -> None:
             "evaluations": 2,
             "test_contexts": 1,
             "probes": 2,
-            "probe_groups": 2,
+            "probe_groups": 8,
+            "frozen.seeds": 1,
+            "frozen.groups": 8,
+            "frozen.updates": 10,
+            "frozen.shown": 1,
         },
         above={f"step_sizes.{name}": 0 for name in OPTIMIZERS},
     )
+    for field, groups in (
+        ("probe_groups", config.probe_groups),
+        ("frozen.groups", config.frozen.groups),
+    ):
+        if groups % 8:
+            raise ValueError(f"{field}: expected a multiple of 8, got {groups}.")
+    if not all(0 < b2 < 1 for b2 in config.frozen.b2):
+        raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {config.frozen.b2}.")
+    if config.frozen.seeds > config.seeds:
+        raise ValueError(
+            f"frozen.seeds: expected at most seeds = {config.seeds}, got {config.frozen.seeds}."
+        )
     if not 0 < config.target < 1:
         raise ValueError(f"target: expected a share between 0 and 1, got {config.target}.")
     make_cells(config)

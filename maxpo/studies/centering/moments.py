@@ -16,7 +16,15 @@ import jax.numpy as jnp
 
 from maxpo.bandits.hidden_state import HiddenStateBandit
 from maxpo.methods import bind_estimator
-from maxpo.studies.centering.training import Shape, gradients, make_tasks, sample_groups
+from maxpo.studies.centering.training import (
+    SEEDS,
+    Shape,
+    draw_groups,
+    fold_in,
+    gradients,
+    make_tasks,
+    sample_groups,
+)
 
 __all__ = ["Moments", "measure"]
 
@@ -62,12 +70,10 @@ def measure(
       success_rate: As in training.
     """
     tasks = make_tasks(shape, keys, success_rate)
-    axes = HiddenStateBandit(0, None)  # type: ignore[arg-type]
     bound = [bind_estimator(name, lambda k: k) for name in names]
 
     def mean(number: jax.Array) -> jax.Array:
         def of_seed(task: HiddenStateBandit, policy: jax.Array, key: jax.Array) -> jax.Array:
-            key = jax.random.fold_in(jax.random.fold_in(key, _SIGNAL), number)
             contexts = task.contexts(key, groups)
 
             def objective(policy: jax.Array) -> jax.Array:
@@ -76,19 +82,14 @@ def measure(
 
             return jax.grad(objective)(policy)
 
-        over_seeds = jax.vmap(of_seed, (axes, 0, 0))
-        return jax.lax.map(lambda policy: over_seeds(tasks, policy, keys), policies)
+        over_seeds = jax.vmap(of_seed, (SEEDS, 0, 0))
+        own = fold_in(keys, _SIGNAL, number)
+        return jax.lax.map(lambda policy: over_seeds(tasks, policy, own), policies)
 
     def block(sums: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        def draw(task: HiddenStateBandit, key: jax.Array) -> tuple[jax.Array, ...]:
-            key = jax.random.fold_in(jax.random.fold_in(key, _NOISE), number)
-            context_key, action_key = jax.random.split(key)
-            uniforms = jax.random.uniform(action_key, (_BLOCK, shape.group_size))
-            return *task.draw(context_key, _BLOCK), uniforms
-
-        contexts, arm_rewards, uniforms = jax.vmap(draw, (axes, 0))(tasks, keys)
-        groups = sample_groups(policies, contexts, arm_rewards, uniforms)
-        probabilities, actions, rewards = groups
+        drawn = draw_groups(tasks, fold_in(keys, _NOISE, number), _BLOCK, shape.group_size)
+        contexts = drawn[0]
+        probabilities, actions, rewards = sample_groups(policies, *drawn)
         added = []
         for function in bound:
             by_logits = gradients(probabilities, actions, function(rewards, k))

@@ -129,7 +129,7 @@ class Fit(NamedTuple):
     Attributes:
       rank_correlation: Spearman's.
       slope: Of the line through (1, 1), where no difference is predicted.
-      slope_sem: Its standard error, larger than its errors where points scatter by more than theirs.
+      slope_sem: Its standard error, scaled up where points scatter by more than their own.
     """
 
     rank_correlation: float
@@ -140,8 +140,8 @@ class Fit(NamedTuple):
 def fit(predicted: Sequence[Estimate], measured: Sequence[Estimate]) -> Fit:
     """Fits log(measured) = slope log(predicted), with errors in both.
 
-    A point weighs 1 / (error_y^2 + slope^2 error_x^2), found by iteration; the error of the slope is
-    scaled by the scatter about the line, where that is larger than the errors explain.
+    A point weighs 1 / (error_y^2 + slope^2 error_x^2), found by iteration. Where points scatter
+    about the line by more than that, the error of the slope is scaled by as much.
     """
     x, y = (np.log([estimate.value for estimate in points]) for points in (predicted, measured))
     x_error, y_error = (

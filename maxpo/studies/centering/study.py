@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo.studies.centering import comparison, prediction
+from maxpo.studies.centering import comparison, frozen, prediction
 from maxpo.studies.centering.cells import PAIR, Cell, make_cells, step_sizes
 from maxpo.studies.centering.moments import measure
 from maxpo.studies.centering.training import shape_of, train
@@ -17,13 +17,18 @@ from maxpo.studies.jobs import Job, Row
 from maxpo.studies.variance.gradient_variance import exact_variance
 from maxpo.studies.variance.moments import Estimate, mean
 
-__all__ = ["make_jobs", "predictions", "summarize", "table"]
+__all__ = ["by_section", "make_jobs", "predictions", "summarize", "table"]
 
 
 def make_jobs(config: ConfigDict) -> list[Job]:
-    """One job for each cell; the row that it returns is the cell of the summary."""
+    """One job for each cell, whose row is the cell of the summary, and one for frozen policies."""
     # All cells have the keys of the same seeds: their tasks and random numbers are paired.
-    return [partial(_run_cell, config=config, cell=cell) for cell in make_cells(config)]
+    cells = make_cells(config)
+    jobs: list[Job] = [partial(_run_cell, config=config, cell=cell) for cell in cells]
+    adaptive = next((cell for cell in cells if cell.optimizer == "adam"), None)
+    if adaptive is not None:
+        jobs.append(partial(frozen.coordinates, config=config, cell=adaptive))
+    return jobs
 
 
 def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
@@ -35,7 +40,12 @@ def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
     objectives = np.asarray(curves.objectives, np.float64)
     chosen, reported = comparison.halves(config.seeds)
 
-    row: Row = {"cell": cell.name, **cell._asdict(), "start": float(objectives[0].mean())}
+    row: Row = {
+        "section": "cell",
+        "cell": cell.name,
+        **cell._asdict(),
+        "start": float(objectives[0].mean()),
+    }
     best = {}
     row["estimators"] = {}
     for number, name in enumerate(config.estimators):
@@ -102,7 +112,7 @@ def _samples_ratio(pair: Sequence[np.ndarray], best: Sequence[int], config: Conf
 
 
 def _exact_ratio(cell: Cell) -> float | None:
-    """The closed form at the uniform start, of the noise within a context; None where it has none."""
+    """The closed form at the uniform start, of the noise within a context, if there is one."""
     if cell.law != "binary":
         return None
     right = max(1, round(cell.success_rate * cell.num_arms))
@@ -139,14 +149,42 @@ def _fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return prediction.fit(predicted, measured)._asdict()
 
 
+def by_section(rows: Sequence[Row], section: str) -> list[Row]:
+    """The logged rows of one section, without what only the log needs."""
+    return [
+        {name: value for name, value in row.items() if name not in ("step", "section")}
+        for row in rows
+        if row["section"] == section
+    ]
+
+
 def summarize(rows: Sequence[Row]) -> Row:
-    """The summary: `cells`, `prediction`, and how often either of the two is ahead."""
-    cells = [{name: value for name, value in row.items() if name != "step"} for row in rows]
-    return {"cells": cells, "prediction": predictions(cells), "counts": _counts(cells)}
+    """The summary.
+
+    Returns:
+      `cells`; `prediction`, how well measured ratios follow predicted ones; `counts`, how often
+      either one of the pair is ahead; `adam`, the mean directions of frozen policies, by b2.
+    """
+    cells = by_section(rows, "cell")
+    adam = [
+        {
+            "b2": row["b2"],
+            **{name: row[name]["correlation"] for name in PAIR},
+            "samples_ratio_predicted": row["samples_ratio_predicted"],
+            "samples_ratio_measured": row["samples_ratio_measured"],
+        }
+        for row in by_section(rows, "frozen")
+    ]
+    return {
+        "cells": cells,
+        "prediction": predictions(cells),
+        "counts": _counts(cells),
+        "adam": adam,
+    }
 
 
 def _counts(cells: Sequence[Mapping[str, Any]]) -> Row:
-    """In how many cells MaxPO ends above or below by three standard errors, where it should and not.
+    """In how many cells MaxPO ends above or below the other of the pair by three standard errors.
 
     `predicted` are cells with one group in each update and a variance ratio below 0.8.
     """

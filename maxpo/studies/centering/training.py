@@ -11,16 +11,31 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.scipy.special import ndtri
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo.bandits.hidden_state import HiddenStateBandit, make_hidden_state_bandit
 from maxpo.methods import bind_estimator
 from maxpo.studies.centering.cells import Cell
 
-__all__ = ["Curves", "Shape", "gradients", "make_tasks", "sample_groups", "shape_of", "train"]
+__all__ = [
+    "SEEDS",
+    "Curves",
+    "Shape",
+    "draw_groups",
+    "fold_in",
+    "gradients",
+    "make_tasks",
+    "sample_groups",
+    "shape_of",
+    "train",
+]
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
 _TASK, _TEST, _TRAIN = range(3)
+
+SEEDS = HiddenStateBandit(0, None)  # type: ignore[arg-type]
+"""Axes of tasks for `jax.vmap`: weights by seed, one threshold."""
 
 
 class Shape(NamedTuple):
@@ -84,6 +99,36 @@ def make_tasks(shape: Shape, keys: jax.Array, success_rate: jax.Array) -> Hidden
     return HiddenStateBandit(jax.vmap(weights)(keys), threshold)
 
 
+def draw_groups(
+    tasks: HiddenStateBandit, keys: jax.Array, count: int, group_size: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """What the environment and chance add to `count` groups of each seed.
+
+    Args:
+      tasks: From `make_tasks`.
+      keys: `[S]`.
+      count: G.
+      group_size: N.
+
+    Returns:
+      Contexts `[S, G, D]`, rewards of all arms `[S, G, A]`, uniform numbers `[S, G, N]`.
+    """
+
+    def draw(task: HiddenStateBandit, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        context_key, action_key = jax.random.split(key)
+        contexts, rewards = task.draw(context_key, count)
+        return contexts, rewards, jax.random.uniform(action_key, (count, group_size))
+
+    return jax.vmap(draw, (SEEDS, 0))(tasks, keys)
+
+
+def fold_in(keys: jax.Array, *numbers: ArrayLike) -> jax.Array:
+    """Keys `[S]` with numbers folded into each, one after the other."""
+    for number in numbers:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+    return keys
+
+
 def sample_groups(
     policies: jax.Array, contexts: jax.Array, rewards: jax.Array, uniforms: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -145,12 +190,9 @@ def train(
       b2: Decay of Adam's second moments, not used by others.
     """
     tasks = make_tasks(shape, keys, success_rate)
-    axes = HiddenStateBandit(0, None)  # type: ignore[arg-type]
-    test_keys = jax.vmap(lambda key: jax.random.fold_in(key, _TEST))(keys)
-    tests = jax.vmap(lambda task, key: task.contexts(key, shape.test_contexts), (axes, 0))(
-        tasks, test_keys
-    )
-    tables = jax.vmap(HiddenStateBandit.table, (axes, 0))(tasks, tests)
+    draw_tests = jax.vmap(lambda task, key: task.contexts(key, shape.test_contexts), (SEEDS, 0))
+    tests = draw_tests(tasks, fold_in(keys, _TEST))
+    tables = jax.vmap(HiddenStateBandit.table, (SEEDS, 0))(tasks, tests)
     bound = [bind_estimator(name, lambda k: k) for name in shape.estimators]
     optimizer = _optimizer(shape.optimizer, b2)
     steps = step_sizes[:, None, None, None]
@@ -162,7 +204,7 @@ def train(
             logits = jnp.einsum("erad,cd->erca", policies, contexts)
             return task.expected_max(jax.nn.softmax(logits), table, k)
 
-        over_seeds = jax.vmap(of_seed, (axes, 2, 0, 0), out_axes=2)
+        over_seeds = jax.vmap(of_seed, (SEEDS, 2, 0, 0), out_axes=2)
         return over_seeds(tasks, policies, tests, tables)
 
     def update(
@@ -170,18 +212,11 @@ def train(
     ) -> tuple[tuple[jax.Array, optax.OptState], None]:
         policies, state = carry
 
-        def draw(task: HiddenStateBandit, key: jax.Array) -> tuple[jax.Array, ...]:
-            key = jax.random.fold_in(jax.random.fold_in(key, _TRAIN), number)
-            context_key, action_key = jax.random.split(key)
-            shape_of_groups = (shape.groups_per_update, shape.group_size)
-            return (
-                *task.draw(context_key, shape.groups_per_update),
-                jax.random.uniform(action_key, shape_of_groups),
-            )
-
-        contexts, arm_rewards, uniforms = jax.vmap(draw, (axes, 0))(tasks, keys)
-        groups = sample_groups(policies, contexts, arm_rewards, uniforms)
-        probabilities, actions, rewards = groups
+        drawn = draw_groups(
+            tasks, fold_in(keys, _TRAIN, number), shape.groups_per_update, shape.group_size
+        )
+        contexts = drawn[0]
+        probabilities, actions, rewards = sample_groups(policies, *drawn)
         advantages = jnp.stack([function(rewards[e], k) for e, function in enumerate(bound)])
         by_logits = gradients(probabilities, actions, advantages) / shape.groups_per_update
         ascent = jnp.einsum("ersga,sgd->ersad", by_logits, contexts)

@@ -1,0 +1,135 @@
+"""Adam on a policy that stands still: what it makes of each estimator's gradients, by coordinate.
+
+Training mixes what an optimizer does with where it leads. Here gradients of one policy go through
+Adam's moments for many updates without a step being taken, so that the mean direction E[u_j] of
+every coordinate can be compared with the formula of `maxpo.studies.centering.prediction`.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from maxpo.methods import bind_estimator
+from maxpo.studies.centering import comparison
+from maxpo.studies.centering.cells import PAIR, Cell, step_sizes
+from maxpo.studies.centering.moments import measure
+from maxpo.studies.centering.prediction import B1, adam_drift
+from maxpo.studies.centering.training import (
+    Shape,
+    draw_groups,
+    fold_in,
+    gradients,
+    make_tasks,
+    sample_groups,
+    shape_of,
+    train,
+)
+from maxpo.studies.jobs import Row
+
+__all__ = ["coordinates", "mean_directions"]
+
+_STREAM = 5  # A use of a seed's key, after those of training and of the moments.
+
+
+@partial(jax.jit, static_argnames=("shape", "names", "updates"))
+def mean_directions(
+    shape: Shape,
+    names: tuple[str, ...],
+    updates: int,
+    keys: jax.Array,
+    policies: jax.Array,
+    k: jax.Array,
+    success_rate: jax.Array,
+    b2: jax.Array,
+) -> jax.Array:
+    """Adam's mean direction at frozen policies, of estimators that see the same groups.
+
+    The first tenth of the updates fills the moments and is not counted.
+
+    Args:
+      shape: Of the training that the policies come from. Static.
+      names: The E estimators. Static.
+      updates: How many. Static.
+      keys: `[S]` keys of the seeds, as training had them.
+      policies: `[S, A, D]`.
+      k: Of the estimators.
+      success_rate: As in training.
+      b2: Decay of Adam's second moments.
+
+    Returns:
+      `[E, S, A, D]`.
+    """
+    tasks = make_tasks(shape, keys, success_rate)
+    bound = [bind_estimator(name, lambda k: k) for name in names]
+    optimizer = optax.scale_by_adam(b1=B1, b2=b2)
+
+    def update(
+        carry: tuple[jax.Array, optax.OptState], number: jax.Array
+    ) -> tuple[tuple[jax.Array, optax.OptState], None]:
+        total, state = carry
+
+        drawn = draw_groups(
+            tasks, fold_in(keys, _STREAM, number), shape.groups_per_update, shape.group_size
+        )
+        contexts = drawn[0]
+        probabilities, actions, rewards = sample_groups(policies, *drawn)
+        advantages = jnp.stack([function(rewards, k) for function in bound])
+        by_logits = gradients(probabilities, actions, advantages) / shape.groups_per_update
+        ascent = jnp.einsum("esga,sgd->esad", by_logits, contexts)
+        direction, state = optimizer.update(ascent, state)
+        return (total + jnp.where(number < updates // 10, 0, direction), state), None
+
+    start = jnp.zeros((len(names), *policies.shape))
+    (total, _), _ = jax.lax.scan(update, (start, optimizer.init(start)), jnp.arange(updates))
+    return total / (updates - updates // 10)
+
+
+def coordinates(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
+    """A job: noise and mean direction by coordinate, halfway through training by MaxPO.
+
+    Returns:
+      For each b2 of the config a row with, for either estimator, the predicted and the measured
+      direction and the noise sigma_j of some coordinates, and by all of them the correlation of the
+      two, and the ratio of samples that follows: predicted, and from the measured directions.
+    """
+    frozen = config.frozen
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    shape, sizes = shape_of(config, cell), step_sizes(config, cell)
+    k, rate = jnp.float32(cell.k), jnp.float32(cell.success_rate)
+    curves = train(shape, keys, jnp.asarray(sizes), k, rate, jnp.float32(cell.b2))
+    chosen, _ = comparison.halves(config.seeds)
+    number = shape.estimators.index("maxpo")
+    finals = np.asarray(curves.objectives[-1, number], np.float64)
+    best = comparison.best_step(finals[:, chosen])
+    seeds = slice(0, frozen.seeds)
+    policies = curves.policies[config.evaluations // 2, number, best, seeds]
+
+    moments = measure(shape, PAIR, frozen.groups, keys[seeds], policies[None], k, rate)
+    second, third = moments.second[:, 0], moments.third[:, 0]
+    mean = jnp.mean(moments.means[:, 0], axis=0)
+    noise = jnp.sqrt(jnp.maximum(second - mean**2, 0))
+    shown = jax.random.choice(key, mean.size, (frozen.shown,), replace=False)
+    rows = []
+    for b2 in frozen.b2:
+        predicted = adam_drift(mean, second, third, shape.groups_per_update, b2=b2)
+        measured = mean_directions(
+            shape, PAIR, frozen.updates, keys[seeds], policies, k, rate, jnp.float32(b2)
+        )
+        row: Row = {"section": "frozen", "b2": b2}
+        for number, name in enumerate(PAIR):
+            pair = jnp.stack([predicted[number].ravel(), measured[number].ravel()])
+            row[name] = {
+                "correlation": float(jnp.corrcoef(pair)[0, 1]),
+                "noise": np.asarray(noise[number].ravel()[shown]),
+                "predicted": np.asarray(pair[0, shown]),
+                "measured": np.asarray(pair[1, shown]),
+            }
+        for label, directions in (("predicted", predicted), ("measured", measured)):
+            reference, maxpo = (float(jnp.sum(mean * each)) for each in directions)
+            row[f"samples_ratio_{label}"] = (reference / maxpo) ** 2
+        rows.append(row)
+    return rows
