@@ -1,8 +1,9 @@
 """Where centering pays in learning: predicted from the gradient's moments, and measured.
 
 A linear softmax policy on bandits with fresh contexts and a hidden state, over success rates, k,
-groups in an update and optimizers; each estimator at its own best step size. Beside every cell stand
-the variance ratio of `maxpo` and `pkpo_loo_minus_one` and the ratio of samples that it predicts.
+groups in an update and optimizers; each estimator at its own best step size. Beside every cell
+stand the variance ratio of `maxpo` and `pkpo_loo_minus_one` and the ratio of samples that it
+predicts.
 """
 
 from pathlib import Path
