@@ -29,6 +29,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         "step_sizes",
         "gradient_variance",
         "baseline_weight",
+        "centering",
         "maze",
         "maze_speed",
         "lm",

@@ -118,7 +118,7 @@ def expected_max(probabilities: jax.Array, rewards: jax.Array, k: ArrayLike) -> 
 
     Args:
       probabilities: `[..., A]`, summing to 1.
-      rewards: `[..., A]`.
+      rewards: `[..., A]`; the two broadcast to each other.
       k: Any real k >= 1.
 
     Returns:
@@ -129,6 +129,7 @@ def expected_max(probabilities: jax.Array, rewards: jax.Array, k: ArrayLike) -> 
     """
     order = jnp.argsort(rewards, axis=-1)
     ascending = jnp.take_along_axis(rewards, order, axis=-1)
+    probabilities, order = jnp.broadcast_arrays(probabilities, order)
     below = jnp.cumsum(jnp.take_along_axis(probabilities, order, axis=-1), axis=-1)[..., :-1]
     return ascending[..., -1] - jnp.sum(jnp.diff(ascending) * below**k, axis=-1)
 

@@ -12,6 +12,7 @@ from maxpo.lm.training.settings import make_settings
 from maxpo.runs import load_config
 from maxpo.runs._config import flatten
 from maxpo.studies import bandit, maze
+from maxpo.studies.centering import cells as centering
 from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed
 from maxpo.studies.variance import baseline_weight, gradient_variance
 
@@ -45,6 +46,8 @@ CHECKS = {
     "bandit:anneal": bandit.check_config,
     "bandit:square": bandit.check_config,
     "baseline_weight:quick": baseline_weight.check_config,
+    "centering": centering.check_config,
+    "centering:quick": centering.check_config,
     "estimator_speed": estimator_speed.check_config,
     "gradient_variance:quick": gradient_variance.check_config,
     "lm_scaling:quick": check_by_beginning(lm_scaling),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from experiments import bandit, estimator_speed, results, step_sizes
+from experiments import bandit, centering, estimator_speed, results, step_sizes
 from maxpo import estimators
 from maxpo.methods import needs_only_k, parse_method
 from maxpo.runs import UsageError, load_config, read_metrics
@@ -174,6 +174,31 @@ def test_step_sizes(tmp_path):
     config.common = 3.0
     with pytest.raises(ValueError, match=r"common: expected one of \(1\.0, 4\.0\), got 3\.0"):
         step_sizes.train_and_evaluate(config, tmp_path / "bad")
+
+
+def test_centering(tmp_path, capsys):
+    config = load_config("configs/centering.py:quick")
+    config.update(seeds=6, groups=16, evaluations=4, test_contexts=2, probes=2, probe_groups=8)
+    config.frozen.update({"seeds": 1, "groups": 8, "updates": 20, "shown": 5})
+    config.base.update(num_arms=4, num_features=2, hidden_states=2, group_size=4, k=2)
+    config.grid.groups_per_update = (1,)
+    config.points = ({"law": "gaussian"},)
+    summary = centering.train_and_evaluate(config, tmp_path)
+    assert len(summary["cells"]) == 3
+    cell = summary["cells"][0]
+    assert {"success_rate", "k", "group_size", "groups_per_update", "difference"} <= set(cell)
+    for figure in ("variance_ratio", "predicted_ratio", "samples_ratio"):
+        assert {figure, f"{figure}_sem"} <= set(cell)
+    for name in config.estimators:
+        figures = cell["estimators"][name]
+        assert 0 <= figures["max_at_k"] <= 1
+        assert figures["step_size"] in config.step_sizes.sgd
+    assert {"rank_correlation", "slope", "slope_sem"} <= set(summary["prediction"])
+    assert [row["b2"] for row in summary["adam"]] == [0.99]
+    assert "adam, N=4, k=2, G=1, 30% right" in capsys.readouterr().out
+    for name in ("centering", "centering_gains", "centering_adam"):
+        assert (tmp_path / f"{name}.png").exists()
+    assert centering.train_and_evaluate(config, tmp_path) == summary
 
 
 def test_results_gathers_figures_and_takes_up_finished_studies(tmp_path, capsys):

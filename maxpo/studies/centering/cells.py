@@ -9,12 +9,15 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.methods import needs_only_k
 
-__all__ = ["OPTIMIZERS", "PAIR", "Cell", "check_config", "make_cells", "step_sizes"]
+__all__ = ["BLOCK", "OPTIMIZERS", "PAIR", "Cell", "check_config", "make_cells", "step_sizes"]
 
 PAIR = ("pkpo_loo_minus_one", "maxpo")
 """The two unbiased estimators whose learning is predicted from each other's."""
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
+
+BLOCK = 8
+"""Groups that are drawn at once for second moments."""
 
 
 class Cell(NamedTuple):
@@ -69,6 +72,7 @@ def make_cells(config: ConfigDict) -> list[Cell]:
     """
     base = config.base.to_dict()
     axes = config.grid.to_dict()
+    _check_cell("base", _make_cell("base", base))
     changes: list[tuple[str, Mapping[str, Any]]] = [
         ("grid", dict(zip(axes, values, strict=True)))
         for values in itertools.product(*axes.values())
@@ -77,6 +81,7 @@ def make_cells(config: ConfigDict) -> list[Cell]:
     cells = []
     for name, change in changes:
         cell = _make_cell(name, {**base, **change})
+        _check_cell(name, cell)
         if config.groups % (config.evaluations * cell.groups_per_update):
             raise ValueError(
                 f"{name}: groups_per_update: expected updates that {config.evaluations} evaluations"
@@ -92,7 +97,16 @@ def _make_cell(name: str, fields: Mapping[str, Any]) -> Cell:
         raise ValueError(
             f"{name}: expected fields of base ({', '.join(Cell._fields)}); got {', '.join(fields)}."
         )
-    cell = Cell(**fields)
+    return Cell(**fields)
+
+
+def _check_cell(name: str, cell: Cell) -> None:
+    fields = cell._asdict()
+    least = {"hidden_states": 1, "num_arms": 2, "num_features": 1, "groups_per_update": 1}
+    try:
+        runs.check_numbers(ConfigDict(fields), at_least={**least, "group_size": 2, "k": 1})
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     if cell.law not in ("binary", "gaussian"):
         raise ValueError(f"{name}: law: expected binary or gaussian, got {cell.law!r}.")
     if cell.optimizer not in OPTIMIZERS:
@@ -107,12 +121,6 @@ def _make_cell(name: str, fields: Mapping[str, Any]) -> Cell:
             f"{name}: k: expected 1 <= k <= group_size - 1 = {cell.group_size - 1}, because "
             f"a sample is left out, got {cell.k}."
         )
-    least = {"hidden_states": 1, "num_arms": 2, "num_features": 1, "groups_per_update": 1}
-    try:
-        runs.check_numbers(ConfigDict(dict(fields)), at_least=least)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from None
-    return cell
 
 
 def step_sizes(config: ConfigDict, cell: Cell) -> tuple[float, ...]:
@@ -157,8 +165,8 @@ def check_config(config: ConfigDict) -> None:
         ("probe_groups", config.probe_groups),
         ("frozen.groups", config.frozen.groups),
     ):
-        if groups % 8:
-            raise ValueError(f"{field}: expected a multiple of 8, got {groups}.")
+        if groups % BLOCK:
+            raise ValueError(f"{field}: expected a multiple of {BLOCK}, got {groups}.")
     if not all(0 < b2 < 1 for b2 in config.frozen.b2):
         raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {config.frozen.b2}.")
     if config.frozen.seeds > config.seeds:

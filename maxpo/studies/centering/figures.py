@@ -81,7 +81,8 @@ def gains(cells: Rows, grid: Mapping[str, Sequence[Any]]) -> Figure:
     """
     optimizers, counts = grid["optimizer"], grid["groups_per_update"]
     rates, ks = grid["success_rate"], grid["k"]
-    size = (1.3 * len(ks) * len(counts) + 2.2, 0.7 * len(rates) * len(optimizers) + 1.4)
+    width, height = max(1.2 * len(ks), 3.2), max(0.7 * len(rates), 1.8)
+    size = (width * len(counts) + 2, (height + 0.4) * len(optimizers) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(optimizers), len(counts), sharex=True, sharey=True, squeeze=False)
     axis_names = ("optimizer", "groups_per_update", "success_rate", "k")

@@ -13,26 +13,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from maxpo.methods import bind_estimator
 from maxpo.studies.centering import comparison
 from maxpo.studies.centering.cells import PAIR, Cell, step_sizes
-from maxpo.studies.centering.moments import measure
-from maxpo.studies.centering.prediction import B1, adam_drift
-from maxpo.studies.centering.training import (
-    Shape,
-    draw_groups,
-    fold_in,
-    gradients,
-    make_tasks,
-    sample_groups,
-    shape_of,
-    train,
-)
+from maxpo.studies.centering.moments import ascents, expected_directions, measure
+from maxpo.studies.centering.prediction import B1, own_share, squares_of
+from maxpo.studies.centering.training import Shape, fold_in, make_tasks, shape_of, train
 from maxpo.studies.jobs import Row
 
 __all__ = ["coordinates", "mean_directions"]
 
-_STREAM = 5  # A use of a seed's key, after those of training and of the moments.
+_STREAM = 6  # A use of a seed's key, after those of training and of the moments.
 
 
 @partial(jax.jit, static_argnames=("shape", "names", "updates"))
@@ -64,22 +54,13 @@ def mean_directions(
       `[E, S, A, D]`.
     """
     tasks = make_tasks(shape, keys, success_rate)
-    bound = [bind_estimator(name, lambda k: k) for name in names]
     optimizer = optax.scale_by_adam(b1=B1, b2=b2)
 
     def update(
         carry: tuple[jax.Array, optax.OptState], number: jax.Array
     ) -> tuple[tuple[jax.Array, optax.OptState], None]:
         total, state = carry
-
-        drawn = draw_groups(
-            tasks, fold_in(keys, _STREAM, number), shape.groups_per_update, shape.group_size
-        )
-        contexts = drawn[0]
-        probabilities, actions, rewards = sample_groups(policies, *drawn)
-        advantages = jnp.stack([function(rewards, k) for function in bound])
-        by_logits = gradients(probabilities, actions, advantages) / shape.groups_per_update
-        ascent = jnp.einsum("esga,sgd->esad", by_logits, contexts)
+        ascent = ascents(shape, names, tasks, fold_in(keys, _STREAM, number), policies, k)
         direction, state = optimizer.update(ascent, state)
         return (total + jnp.where(number < updates // 10, 0, direction), state), None
 
@@ -108,14 +89,16 @@ def coordinates(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
     seeds = slice(0, frozen.seeds)
     policies = curves.policies[config.evaluations // 2, number, best, seeds]
 
-    moments = measure(shape, PAIR, frozen.groups, keys[seeds], policies[None], k, rate)
-    second, third = moments.second[:, 0], moments.third[:, 0]
+    args = (keys[seeds], policies[None], k, rate)
+    moments = measure(shape, PAIR, frozen.groups, *args)
+    squares = squares_of(moments, shape.groups_per_update)
     mean = jnp.mean(moments.means[:, 0], axis=0)
-    noise = jnp.sqrt(jnp.maximum(second - mean**2, 0))
+    noise = jnp.sqrt(jnp.maximum(moments.second[:, 0] - mean**2, 0))
     shown = jax.random.choice(key, mean.size, (frozen.shown,), replace=False)
     rows = []
     for b2 in frozen.b2:
-        predicted = adam_drift(mean, second, third, shape.groups_per_update, b2=b2)
+        share = jnp.float32(own_share(b2))
+        predicted = expected_directions(shape, PAIR, frozen.updates, *args, squares, share)[:, 0]
         measured = mean_directions(
             shape, PAIR, frozen.updates, keys[seeds], policies, k, rate, jnp.float32(b2)
         )

@@ -2,10 +2,10 @@
 
 For one group, with g_j the gradient by coordinate j,
 
-    mu_j = E[g_j] ,   sigma_j^2 = Var(g_j) ,   kappa_j = E[(g_j - mu_j)^3] .
+    mu_j = E[g_j] ,   sigma_j^2 = Var(g_j) .
 
 mu is the same for all unbiased estimators, and known in closed form but for the contexts, which are
-sampled; two independent samples of them make its squares unbiased. The others are sampled.
+sampled; two independent samples of them make its squares unbiased. Second moments are sampled.
 """
 
 from functools import partial
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from maxpo.bandits.hidden_state import HiddenStateBandit
 from maxpo.methods import bind_estimator
+from maxpo.studies.centering.cells import BLOCK
 from maxpo.studies.centering.training import (
     SEEDS,
     Shape,
@@ -26,11 +27,10 @@ from maxpo.studies.centering.training import (
     sample_groups,
 )
 
-__all__ = ["Moments", "measure"]
+__all__ = ["Moments", "ascents", "expected_directions", "measure"]
 
 # Uses of one seed's key, apart from those of training.
-_SIGNAL, _NOISE = 3, 4
-_BLOCK = 8  # Groups that are drawn at once.
+_SIGNAL, _NOISE, _DIRECTIONS = 3, 4, 5
 
 
 class Moments(NamedTuple):
@@ -39,12 +39,38 @@ class Moments(NamedTuple):
     Attributes:
       means: `[2, T, S, A, D]`, two independent estimates of mu.
       second: `[E, T, S, A, D]`, E[g^2].
-      third: `[E, T, S, A, D]`, E[g^3].
     """
 
     means: jax.Array
     second: jax.Array
-    third: jax.Array
+
+
+def ascents(
+    shape: Shape,
+    names: tuple[str, ...],
+    tasks: HiddenStateBandit,
+    keys: jax.Array,
+    policies: jax.Array,
+    k: jax.Array,
+) -> jax.Array:
+    """One update's gradient under several estimators, of the same groups.
+
+    Args:
+      shape: Of the training that the policies come from.
+      names: The E estimators.
+      tasks: From `make_tasks`.
+      keys: `[S]`, used up.
+      policies: `[..., S, A, D]`.
+      k: Of the estimators.
+
+    Returns:
+      `[E, ..., S, A, D]`.
+    """
+    drawn = draw_groups(tasks, keys, shape.groups_per_update, shape.group_size)
+    probabilities, actions, rewards = sample_groups(policies, *drawn)
+    advantages = jnp.stack([bind_estimator(name, lambda k: k)(rewards, k) for name in names])
+    by_logits = gradients(probabilities, actions, advantages) / shape.groups_per_update
+    return jnp.einsum("...sga,sgd->...sad", by_logits, drawn[0])
 
 
 @partial(jax.jit, static_argnames=("shape", "names", "groups"))
@@ -62,8 +88,8 @@ def measure(
     Args:
       shape: Of the training that the policies come from. Static.
       names: The E estimators. Static.
-      groups: How many are drawn for each policy, a multiple of 8, and contexts for each estimate of
-        the mean. Static.
+      groups: How many are drawn for each policy, a multiple of `BLOCK`, and contexts for each
+        estimate of the mean. Static.
       keys: `[S]` keys of the seeds, as training had them.
       policies: `[T, S, A, D]`.
       k: Of the estimators and of the objective.
@@ -86,26 +112,54 @@ def measure(
         own = fold_in(keys, _SIGNAL, number)
         return jax.lax.map(lambda policy: over_seeds(tasks, policy, own), policies)
 
-    def block(sums: tuple[jax.Array, ...], number: jax.Array) -> tuple[tuple[jax.Array, ...], None]:
-        drawn = draw_groups(tasks, fold_in(keys, _NOISE, number), _BLOCK, shape.group_size)
-        contexts = drawn[0]
+    def block(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        drawn = draw_groups(tasks, fold_in(keys, _NOISE, number), BLOCK, shape.group_size)
         probabilities, actions, rewards = sample_groups(policies, *drawn)
-        added = []
-        for function in bound:
-            by_logits = gradients(probabilities, actions, function(rewards, k))
-            # The gradient by the weights is an outer product, so its powers are.
-            added.append(
-                [
-                    jnp.einsum("tsga,sgd->tsad", by_logits**power, contexts**power)
-                    for power in (2, 3)
-                ]
-            )
-        second, third = (jnp.stack(moment) for moment in zip(*added, strict=True))
-        return (sums[0] + second, sums[1] + third), None
+        advantages = jnp.stack([function(rewards, k) for function in bound])
+        by_logits = gradients(probabilities, actions, advantages)
+        # The gradient by the weights is an outer product, so its square is.
+        return total + jnp.einsum("etsga,sgd->etsad", by_logits**2, drawn[0] ** 2), None
 
-    zeros = jnp.zeros((len(bound), *policies.shape))
-    sums, _ = jax.lax.scan(block, (zeros, zeros), jnp.arange(groups // _BLOCK))
-    return Moments(
-        jnp.stack([mean(jnp.asarray(number)) for number in range(2)]),
-        *(total / groups for total in sums),
-    )
+    zeros = jnp.zeros((len(names), *policies.shape))
+    total, _ = jax.lax.scan(block, zeros, jnp.arange(groups // BLOCK))
+    return Moments(jnp.stack([mean(jnp.asarray(n)) for n in range(2)]), total / groups)
+
+
+@partial(jax.jit, static_argnames=("shape", "names", "updates"))
+def expected_directions(
+    shape: Shape,
+    names: tuple[str, ...],
+    updates: int,
+    keys: jax.Array,
+    policies: jax.Array,
+    k: jax.Array,
+    success_rate: jax.Array,
+    squares: jax.Array,
+    own_share: jax.Array,
+) -> jax.Array:
+    """E[g / sqrt(w g^2 + (1 - w) s^2)] of one update's gradient, by sampling.
+
+    Args:
+      shape: As in `measure`. Static.
+      names: The E estimators. Static.
+      updates: How many are drawn, of `shape.groups_per_update` groups each. Static.
+      keys: As in `measure`.
+      policies: `[T, S, A, D]`.
+      k: Of the estimators.
+      success_rate: As in training.
+      squares: `[E, T, S, A, D]`, s^2 = E[g^2] of one update; 0 where there never was a gradient.
+      own_share: w, the share of a gradient in its own denominator.
+
+    Returns:
+      `[E, T, S, A, D]`, 0 where s is.
+    """
+    tasks = make_tasks(shape, keys, success_rate)
+
+    def update(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
+        own = fold_in(keys, _DIRECTIONS, number)
+        g = ascents(shape, names, tasks, own, policies, k)
+        square = own_share * g**2 + (1 - own_share) * squares
+        return total + jnp.where(squares > 0, g / jnp.sqrt(square), 0), None
+
+    total, _ = jax.lax.scan(update, jnp.zeros_like(squares), jnp.arange(updates))
+    return total / updates

@@ -15,15 +15,17 @@ and samples go with
 With noise alone that is the ratio of variances; with many groups in each update it goes to 1.
 
 Adam takes u_j = m_j / sqrt(v_j), whose square is about 1 in every coordinate whatever the
-estimator. What noise decides is how far it goes where it should: with s_j^2 = mu_j^2 +
-sigma_j^2 / G, to which v_j converges, samples go with 1 / (sum_j mu_j E[u_j])^2,
+estimator. What noise decides is how far it goes where it should: samples go with
+1 / (sum_j mu_j E[u_j])^2. With s_j^2 = mu_j^2 + sigma_j^2 / G, about which v_j fluctuates,
 
-    E[u_j] = mu_j / s_j - (w / 2) Cov(g_j, g_j^2) / s_j^3 ,   w = (1 - b1) (1 - b2) / (1 - b1 b2) .
+    E[u_j] = E[ g_j / sqrt(w g_j^2 + (1 - w) s_j^2) ] ,   w = (1 - b1) (1 - b2) / (1 - b1 b2) .
 
-The first term: noise in v shortens all steps in that coordinate, so a baseline that removes noise
-lengthens them. The second, of first order in the fluctuations of v: a large gradient is divided by
-a second moment that it has just made larger itself, which costs gradients that are rarely large and
-mostly in the direction of their mean; w is the share of a gradient in its own denominator.
+w is the share that a gradient has in its own denominator, the other gradients in it are taken for
+their mean. In the first order of w this is mu_j / s_j - (w / 2) Cov(g_j, g_j^2) / s_j^3. The first
+term: noise in v shortens all steps in that coordinate, so a baseline that removes noise lengthens
+them. The second: a large gradient is divided by a second moment that it has just made larger
+itself, which costs gradients that are rarely large, and then in the direction of their mean. Groups
+in an update and a b2 near 1 make it small.
 """
 
 from collections.abc import Sequence
@@ -32,12 +34,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 from maxpo.studies.centering.moments import Moments
 from maxpo.studies.variance.moments import Estimate, ratio
 
-__all__ = ["B1", "Fit", "adam_drift", "fit", "predicted_ratio", "variance_ratio"]
+__all__ = [
+    "B1",
+    "Fit",
+    "fit",
+    "own_share",
+    "predicted_ratio",
+    "predicted_ratio_of_adam",
+    "squares_of",
+    "variance_ratio",
+]
 
 B1 = 0.9
 """Adam's decay of first moments."""
@@ -70,27 +80,13 @@ def variance_ratio(moments: Moments) -> Estimate:
     return ratio(other - signal, reference - signal)
 
 
-def predicted_ratio(
-    moments: Moments, *, groups_per_update: int, optimizer: str, b2: float
-) -> Estimate:
-    """Samples that the second estimator needs over those of the first, by the module's formulas.
+def predicted_ratio(moments: Moments, groups_per_update: int) -> Estimate:
+    """Samples that the second estimator needs over those of the first, by SGD.
 
     Args:
       moments: Of two estimators, by policy and seed.
       groups_per_update: G.
-      optimizer: adam, or sgd with or without momentum.
-      b2: Of Adam.
     """
-    if optimizer == "adam":
-        mean = jnp.mean(moments.means, axis=0)
-        # E[u] from one sample of contexts times mu of the other would be unbiased; averaged, the
-        # square of the error of mu enters both sides of the ratio alike.
-        reference, other = (
-            _over_training(_sums(mean * adam_drift(mean, second, third, groups_per_update, b2=b2)))
-            for second, third in zip(moments.second, moments.third, strict=True)
-        )
-        slower = ratio(reference, other)
-        return Estimate(slower.value**2, 2 * slower.value * slower.error)
     signal = _signal(moments)
     reference, other = (
         signal + (_over_training(_sums(second)) - signal) / groups_per_update
@@ -99,28 +95,37 @@ def predicted_ratio(
     return ratio(other, reference)
 
 
-def adam_drift(
-    mean: jax.Array, second: jax.Array, third: jax.Array, groups_per_update: int, *, b2: float
-) -> jax.Array:
-    """E[u_j] of the module's docstring, 0 for coordinates that never had a gradient.
+def squares_of(moments: Moments, groups_per_update: int) -> jax.Array:
+    """s^2 of an update of G groups, `[E, T, S, A, D]`, 0 where there never was a gradient."""
+    signal = moments.means[0] * moments.means[1]
+    of_update = signal + (moments.second - signal) / groups_per_update
+    return jnp.where(moments.second > 0, jnp.maximum(of_update, 0), 0)
+
+
+def own_share(b2: float) -> float:
+    """W of the module's docstring.
+
+    >>> print(f"{own_share(0.99):.4f}")
+    0.0092
+    """
+    return (1 - B1) * (1 - b2) / (1 - B1 * b2)
+
+
+def predicted_ratio_of_adam(moments: Moments, directions: jax.Array) -> Estimate:
+    """Samples that the second estimator needs over those of the first, by Adam.
 
     Args:
-      mean: mu, of any shape.
-      second: E[g^2] of one group.
-      third: E[g^3] of one group.
-      groups_per_update: G.
-      b2: Of Adam.
+      moments: Of two estimators, by policy and seed.
+      directions: `[2, T, S, A, D]`, E[u] under each.
     """
-    n = groups_per_update
-    variance = jnp.maximum(second - mean**2, 0) / n
-    central = (third - 3 * mean * second + 2 * mean**3) / n**2
-    square = mean**2 + variance
-    felt = second > 0
-    scale = jnp.sqrt(jnp.where(felt, square, 1))
-    # Cov(g, g^2) = E[g^3] - mu E[g^2] = central + 2 mu variance.
-    covariance = central + 2 * mean * variance
-    own = (1 - B1) * (1 - b2) / (1 - B1 * b2)
-    return jnp.where(felt, mean / scale - own / 2 * covariance / scale**3, 0)
+    mean = jnp.mean(moments.means, axis=0)
+    reference, other = (_over_training(_sums(mean * each)) for each in directions)
+    slower = ratio(reference, other)
+    return Estimate(slower.value**2, 2 * slower.value * slower.error)
+
+
+def _ranks(x: np.ndarray) -> np.ndarray:
+    return np.argsort(np.argsort(x))
 
 
 class Fit(NamedTuple):
@@ -154,5 +159,5 @@ def fit(predicted: Sequence[Estimate], measured: Sequence[Estimate]) -> Fit:
         slope = float(np.sum(weights * x * y) / np.sum(weights * x**2))
     scatter = np.sum(weights * (y - slope * x) ** 2) / max(len(x) - 1, 1)
     error = float(np.sqrt(max(scatter, 1) / np.sum(weights * x**2)))
-    correlation = float(scipy.stats.spearmanr(x, y).statistic)
+    correlation = float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
     return Fit(correlation, slope, error)

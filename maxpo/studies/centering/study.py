@@ -10,8 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maxpo.studies.centering import comparison, frozen, prediction
-from maxpo.studies.centering.cells import PAIR, Cell, make_cells, step_sizes
-from maxpo.studies.centering.moments import measure
+from maxpo.studies.centering.cells import BLOCK, PAIR, Cell, make_cells, step_sizes
+from maxpo.studies.centering.moments import expected_directions, measure
+from maxpo.studies.centering.prediction import own_share, squares_of
 from maxpo.studies.centering.training import shape_of, train
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.variance.gradient_variance import exact_variance
@@ -64,6 +65,10 @@ def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
     ]
     row["difference"], row["difference_sem"] = mean(finals[1] - finals[0])
 
+    # The shortest steps of the grid, where noise has the least to say.
+    short = [objectives[-1, number, 0, reported] for number in numbers]
+    row["short_step_difference"], row["short_step_difference_sem"] = mean(short[1] - short[0])
+
     pair = [objectives[:, number] for number in numbers]
     row |= _samples_ratio(pair, [best[name] for name in PAIR], config)
 
@@ -75,15 +80,19 @@ def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
             for number, name in zip(numbers, PAIR, strict=True)
         ]
     )
-    moments = measure(shape, PAIR, config.probe_groups, keys[reported], policies, k, rate)
+    args = (keys[reported], policies, k, rate)
+    moments = measure(shape, PAIR, config.probe_groups, *args)
+    if cell.optimizer == "adam":
+        squares = squares_of(moments, cell.groups_per_update)
+        updates = max(config.probe_groups // cell.groups_per_update, BLOCK)
+        share = jnp.float32(own_share(cell.b2))
+        directions = expected_directions(shape, PAIR, updates, *args, squares, share)
+        predicted = prediction.predicted_ratio_of_adam(moments, directions)
+    else:
+        predicted = prediction.predicted_ratio(moments, cell.groups_per_update)
     for label, (value, error) in {
         "variance_ratio": prediction.variance_ratio(moments),
-        "predicted_ratio": prediction.predicted_ratio(
-            moments,
-            groups_per_update=cell.groups_per_update,
-            optimizer=cell.optimizer,
-            b2=cell.b2,
-        ),
+        "predicted_ratio": predicted,
     }.items():
         row |= {label: float(value), f"{label}_sem": float(error)}
     row["start_variance_ratio_exact"] = _exact_ratio(cell)
@@ -132,7 +141,7 @@ def _exact_ratio(cell: Cell) -> float | None:
 
 def predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """How well the predicted ratios tell the measured ones, of all cells and by optimizer."""
-    resolved = [row for row in rows if np.isfinite(row["samples_ratio"])]
+    resolved = [row for row in rows if np.isfinite(row["samples_ratio"] + row["samples_ratio_sem"])]
     found: dict[str, Any] = {**_fit(resolved), "cells": len(resolved)}
     for optimizer in dict.fromkeys(row["optimizer"] for row in resolved):
         own = [row for row in resolved if row["optimizer"] == optimizer]
