@@ -36,6 +36,7 @@ CENTERED = (
     "dr_grpo",
     "grpo",
     "max_rl",
+    "tail_rl",
     "pass_at_k_training",
     "maxpo",
     "canonical",
@@ -45,9 +46,13 @@ CENTERED = (
 
 def of_k(name):
     """The named function of rewards, a mask and perhaps a k."""
-    if name != "blended":
-        return getattr(estimators, name)
-    return lambda rewards, k, where=None: estimators.blended(rewards, k, oracles.BLEND, where=where)
+    if name == "blended":
+        return lambda r, k, where=None: estimators.blended(r, k, oracles.BLEND, where=where)
+    if name == "off_policy_maxpo":
+        return lambda r, k, where=None: estimators.off_policy_maxpo(
+            r, oracles.RATIO, k, where=where
+        )
+    return getattr(estimators, name)
 
 
 def bind(name, k=2):
@@ -59,7 +64,8 @@ def bind(name, k=2):
     return partial(function, k=k) if "k" in parameters else function
 
 
-NO_ESTIMATORS = ("leave_two_out_baseline", "standardize")  # But under the same rules.
+# No advantages of rewards alone, but under the same rules.
+NO_ESTIMATORS = ("leave_two_out_baseline", "standardize", "off_policy_maxpo")
 every_estimator = pytest.mark.parametrize("name", [*estimators.names(), *NO_ESTIMATORS])
 every_group = pytest.mark.parametrize("group", list(GROUPS.values()), ids=list(GROUPS))
 every_k_estimator = pytest.mark.parametrize("name", TAKE_K)
@@ -590,7 +596,11 @@ def test_order_of_samples_does_not_matter(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["rloo", "dr_grpo", "grpo", "maxpo", "canonical", "l_statistic", "pkpo_loo_minus_one"]
+    "name",
+    [
+        *("rloo", "dr_grpo", "grpo", "tail_rl", "maxpo", "canonical", "l_statistic"),
+        *("pkpo_loo_minus_one", "reweighted_rloo", "off_policy_maxpo"),
+    ],
 )
 @pytest.mark.parametrize("size", [16, 200])
 def test_a_shift_changes_no_bit(name, size):
@@ -730,9 +740,10 @@ def test_numpy_numbers_are_static_k():
         close(estimators.maxpo(GROUPS["half"], k), expected)
 
 
-def test_rloo_needs_two_samples():
-    with pytest.raises(ValueError, match="N >= 2 samples, got N = 1"):
-        estimators.rloo([1.0])
+@pytest.mark.parametrize("name", ["rloo", "reweighted_rloo"])
+def test_rloo_needs_two_samples(name):
+    with pytest.raises(ValueError, match=f"{name}: expected groups of N >= 2 samples, got N = 1"):
+        bind(name, k=1)([1.0])
 
 
 @every_estimator
@@ -769,7 +780,7 @@ def test_registry():
         name
         for name, value in vars(estimators).items()
         if inspect.isfunction(value)
-        and value.__module__ == estimators.__name__
+        and value.__module__ in (estimators.__name__, "maxpo._off_policy")
         and not name.startswith("_")
     }
     # All that is public, but for the registry itself and what is no advantage of rewards.

@@ -63,7 +63,9 @@ def test_mean_estimators(arm_rewards):
     ("name", "k"),
     [
         (name, k)
-        for name in ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "canonical")
+        for name in (
+            *("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "canonical", "reweighted_rloo"),
+        )
         for k in range(1, N - oracles.MAX_ESTIMATORS[name][1] + 1)
     ],
 )
@@ -140,6 +142,99 @@ def test_max_rl_is_the_truncated_log_likelihood():
     success = POLICY[1]
     gradient = objective_gradient(BINARY, 1) * sum((1 - success) ** t for t in range(N - 1))
     same(expected_gradient(estimators.max_rl, BINARY), gradient)
+
+
+@arms
+def test_tail_rl_is_a_harmonic_sum_over_the_best_of_fewer_than_all(arm_rewards):
+    expected = sum(objective_gradient(arm_rewards, t) / t for t in range(1, N))
+    same(expected_gradient(estimators.tail_rl, arm_rewards), expected)
+
+
+def over_parts(estimator, rewards, k):
+    """k times an estimator of the best of each part, for all samples of the part."""
+    best = rewards.reshape(*rewards.shape[:-1], -1, k).max(axis=-1)
+    return k * np.repeat(np.asarray(estimator(best)), k, axis=-1)
+
+
+PARTS = {"reinforce": ("pkpo", 1), "rloo": ("maxpo", 1), "dr_grpo": ("canonical", 1 - 2 / 4)}
+
+
+@arms
+@pytest.mark.parametrize("name", PARTS)
+def test_estimators_of_the_best_of_each_part(name, arm_rewards, monkeypatch):
+    monkeypatch.setitem(globals(), "N", 4)
+    of_parts = expected_gradient(lambda r: over_parts(getattr(estimators, name), r, 2), arm_rewards)
+    same(of_parts, PARTS[name][1] * objective_gradient(arm_rewards, 2))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("name", PARTS)
+def test_the_average_over_all_partitions_is_the_estimator_of_the_whole_group(name, k):
+    rewards = np.random.default_rng(0).normal(size=6).round(1)
+    orders = np.array(list(itertools.permutations(range(6))))
+    with jax.enable_x64(True):
+        by_order = over_parts(getattr(estimators, name), rewards[orders], k)
+        whole = getattr(estimators, PARTS[name][0])(rewards, k)
+    average = np.zeros(6)
+    np.add.at(average, orders, by_order / len(orders))
+    np.testing.assert_allclose(average, whole, atol=1e-12)
+
+
+BEHAVIOR = np.array([0.3, 0.3, 0.4])  # Of which samples are drawn for POLICY's gradient.
+WAY = np.log(BEHAVIOR) - LOGITS  # From POLICY to it.
+
+
+def off_policy_gradient(step, advantages):
+    """E[(1/N) sum_i ratio_i A_i grad log pi(y_i)], the samples drawn `step` away from POLICY."""
+    behavior = np.exp(LOGITS + step * WAY)
+    behavior /= behavior.sum()
+    actions, _, scores = tuples(4)
+    ratios = (POLICY / behavior)[actions]
+    weights = ratios * advantages(GRADED[actions], ratios)
+    return np.einsum("b,bn,bnd->d", np.prod(behavior[actions], axis=1), weights, scores) / 4
+
+
+def one_by_one(advantages):
+    return lambda rewards, ratios: np.array(
+        [advantages(r, w) for r, w in zip(rewards, ratios, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_products_of_ratios_are_unbiased_off_policy(k):
+    expected = objective_gradient(GRADED, k)
+    exact = one_by_one(lambda r, ratios: oracles.off_policy(r, ratios, k))
+    centered = one_by_one(
+        lambda r, ratios: oracles.off_policy(r, ratios, k) - k * oracles.leave_two_out(r, k)
+    )
+    same(off_policy_gradient(1.0, exact), expected)
+    same(off_policy_gradient(1.0, centered), expected)
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_bias_off_policy_is_of_second_order(k):
+    def bias(step, advantages):
+        with jax.enable_x64(True):
+            found = off_policy_gradient(step, advantages)
+        return np.linalg.norm(found - objective_gradient(GRADED, k))
+
+    def first_order(rewards, ratios):
+        return np.asarray(estimators.off_policy_maxpo(rewards, ratios, k))
+
+    def uncorrected(rewards, ratios):
+        return np.asarray(estimators.maxpo(rewards, k))
+
+    steps = (1e-3, 5e-4)
+    exponents = [
+        np.log2(bias(steps[0], function) / bias(steps[1], function))
+        for function in (first_order, uncorrected)
+    ]
+    # At k = 2 each product has one factor, so nothing is left out.
+    np.testing.assert_allclose(exponents[1], 1, atol=0.01)
+    if k == 2:
+        assert bias(1.0, first_order) < 1e-13
+    else:
+        np.testing.assert_allclose(exponents[0], 2, atol=0.01)
 
 
 @pytest.mark.parametrize("k", [2, 3])
