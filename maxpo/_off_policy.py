@@ -28,9 +28,10 @@ def off_policy_maxpo(
     k samples depends on the policy through all k of them, so each subset needs the ratios of its
     other members, too: the product of ratio_j over T, of which this is the first-order part. The
     ratio of sample i itself is left to the loss (`maxpo.losses.clipped_ratio_loss`): (1/N) sum_i
-    ratio_i A_i grad log pi(y_i) estimates the gradient of max@k under the new policy, with a bias
-    of second order in ratio - 1; `maxpo` in its place has one of first order. Where all ratios are
-    1 it is `maxpo`, bit for bit, and only there it is centered.
+    ratio_i A_i grad log pi(y_i) estimates the gradient of max@k under the new policy: unbiased for
+    k <= 2, where no product has two factors, and with a bias of second order in ratio - 1 beyond;
+    that of `maxpo` in its place is of first order. Where all ratios are 1 it is `maxpo`, bit for
+    bit; elsewhere it is not centered.
 
     See "The Best of N Worlds: Aligning Reinforcement Learning with Best-of-N Sampling via max@k
     Optimisation" (https://arxiv.org/abs/2510.23393) for off-policy max@k, and `docs/estimators.md`
@@ -51,7 +52,7 @@ def off_policy_maxpo(
       ValueError: If k is known and not in 1..N-1, or k or the ratios do not broadcast.
 
     >>> off_policy_maxpo([1., 2., 4.], [1.5, 1., 1.], k=2)
-    Array([-2. , -1.5,  5. ], dtype=float32)
+    Array([-2. , -1.5,  5.5], dtype=float32)
     """
     groups = as_groups("off_policy_maxpo", rewards, where)
     k = as_group_k("off_policy_maxpo", k, groups, left_out=1)

@@ -154,6 +154,68 @@ def test_identities(group, k):
         close(np.sum(a.pkpo_loo_minus_one(group, k)), N * k * (value - below))
 
 
+@every_group
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_reweighted_rloo_is_a_blend(group, k):
+    reweighted = estimators.reweighted_rloo(group, k)
+    close(reweighted, np.asarray(estimators.blended(group, k, (N - k) / (N - 1))))
+    close(estimators.reweighted_rloo(group, 1), estimators.rloo(group))
+    close(estimators.reweighted_rloo(group, N), estimators.pkpo_loo_minus_one(group, N))
+
+
+@pytest.mark.parametrize("group", ["one_success", "one_failure", "half"])
+def test_tail_rl_of_binary_rewards_is_max_rl(group):
+    close(estimators.tail_rl(GROUPS[group]), estimators.max_rl(GROUPS[group]))
+
+
+RATIOS = np.array([1.3, 0.4, 1.0, 0.9, 2.5, 0.7])
+
+
+@every_group
+def test_off_policy_maxpo_equals_enumeration(group):
+    for k in range(1, N):
+        expected = oracles.off_policy_maxpo(group, RATIOS, k)
+        close(estimators.off_policy_maxpo(group, RATIOS, k), expected)
+        close(jax.jit(estimators.off_policy_maxpo)(group, RATIOS, jnp.int32(k)), expected)
+
+
+def test_off_policy_maxpo_at_ratios_of_one_is_maxpo_to_the_bit():
+    for k in (1, 3, 2.5):
+        expected = estimators.maxpo(batch(), k)
+        np.testing.assert_array_equal(estimators.off_policy_maxpo(batch(), 1, k), expected)
+
+
+def test_ratios_go_with_their_samples():
+    ratios = np.stack([RATIOS, RATIOS[::-1], np.roll(RATIOS, 2)])
+    function = partial(estimators.off_policy_maxpo, k=3)
+    together = function(batch(), ratios)
+    order = RNG.permutation(N)
+    np.testing.assert_array_equal(function(batch()[:, order], ratios[:, order]), together[:, order])
+    np.testing.assert_array_equal(jax.vmap(function)(batch(), jnp.float32(ratios)), together)
+    assert np.any(together != function(batch(), RATIOS))
+    where = np.array([True, True, False, True, True, True])
+    poisoned = np.where(where, ratios, np.nan)
+    masked = function(batch(), poisoned, where=where)
+    close(masked[:, where], function(batch()[:, where], ratios[:, where]))
+    ratios[1, 2] = np.inf
+    bad = np.asarray(function(batch(), ratios))
+    assert np.all(np.isnan(bad[1]))
+    np.testing.assert_array_equal(bad[[0, 2]], together[jnp.array([0, 2])])
+
+
+def test_wrong_ratios():
+    with pytest.raises(ValueError, match=r"broadcast to the shape \[3, 6\] .* got shape \[3\]"):
+        estimators.off_policy_maxpo(batch(), np.ones(3), 2)
+    with pytest.raises(TypeError, match="off_policy_maxpo: expected ratios of a real dtype"):
+        estimators.off_policy_maxpo(batch(), np.ones(N, complex), 2)
+
+
+def test_no_gradient_into_ratios():
+    ratios = jnp.asarray(RATIOS, jnp.float32)
+    gradient = jax.grad(lambda w: jnp.sum(estimators.off_policy_maxpo(batch(), w, 2)))(ratios)
+    np.testing.assert_array_equal(gradient, 0)
+
+
 def test_canonical_vanishes_at_k_equal_n():
     np.testing.assert_array_equal(estimators.canonical(GROUPS["distinct"], N), 0)
 
