@@ -180,6 +180,29 @@ def test_the_average_over_all_partitions_is_the_estimator_of_the_whole_group(nam
     np.testing.assert_allclose(average, whole, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["pkpo", "pkpo_loo_minus_one", "maxpo"])
+def test_an_estimator_of_each_part_averages_to_that_of_the_whole_group(name):
+    rewards = np.random.default_rng(1).normal(size=6).round(1)
+    orders = np.array(list(itertools.permutations(range(6))))
+    function = getattr(estimators, name)
+    with jax.enable_x64(True):
+        by_order = np.asarray(function(rewards[orders].reshape(-1, 2, 3), 2)).reshape(-1, 6)
+        whole = function(rewards, 2)
+    average = np.zeros(6)
+    np.add.at(average, orders, by_order / len(orders))
+    np.testing.assert_allclose(average, whole, atol=1e-12)
+
+
+def test_a_weight_from_the_mean_of_the_whole_group_is_biased():
+    def plugged_in(rewards):
+        weight = 3 * (1 - rewards.mean(axis=-1, keepdims=True)) ** 2
+        return weight * np.asarray(estimators.rloo(rewards))
+
+    target = objective_gradient(BINARY, 3)
+    found = expected_gradient(plugged_in, BINARY)
+    assert np.linalg.norm(found - target) > 0.05 * np.linalg.norm(target)
+
+
 BEHAVIOR = np.array([0.3, 0.3, 0.4])  # Of which samples are drawn for POLICY's gradient.
 WAY = np.log(BEHAVIOR) - LOGITS  # From POLICY to it.
 
