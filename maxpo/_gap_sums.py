@@ -110,11 +110,17 @@ def value_of_rises(groups: Groups, rises: jax.Array, needed: Scalar) -> jax.Arra
 
 
 def _rank(groups: Groups) -> tuple[jax.Array, jax.Array]:
-    """Integer keys in the order of the rewards, and the same sorted; masked samples come last.
+    """`rank_keys`, and the same sorted. The permutation is not needed: samples find their place."""
+    keys = rank_keys(groups)
+    return keys, lax.sort(keys, dimension=keys.ndim - 1, is_stable=False)
+
+
+def rank_keys(groups: Groups) -> jax.Array:
+    """Integer keys in the order of the rewards; masked samples come last.
 
     XLA's CPU backend sorts one operand of integers several times faster than floats with the
     permutation beside them (experiments/estimator_speed.py), and a radix sort is possible
-    elsewhere. The permutation is not needed: samples find their place by their key.
+    elsewhere.
     """
     rewards = groups.rewards
     bits = jnp.int64 if rewards.dtype == jnp.float64 else jnp.int32
@@ -122,7 +128,7 @@ def _rank(groups: Groups) -> tuple[jax.Array, jax.Array]:
     keys = _flip_negative(lax.bitcast_convert_type(rewards, bits))
     if groups.where is not None:
         keys = jnp.where(groups.where, keys, jnp.iinfo(bits).max)
-    return keys, lax.sort(keys, dimension=keys.ndim - 1, is_stable=False)
+    return keys
 
 
 def _flip_negative(bits: jax.Array) -> jax.Array:

@@ -46,6 +46,7 @@ from jax.typing import ArrayLike
 
 from maxpo._gap_sums import centered_weights, gap_sums
 from maxpo._groups import Groups, Scalar, as_group_k, as_groups, finish
+from maxpo._off_policy import off_policy_maxpo
 from maxpo._sharding import Function, group_local
 from maxpo._subsets import Array, all_below, any_above
 from maxpo.order_statistics import max_at_k
@@ -62,13 +63,16 @@ __all__ = [
     "max_rl",
     "maxpo",
     "names",
+    "off_policy_maxpo",
     "pass_at_k_training",
     "pkpo",
     "pkpo_loo",
     "pkpo_loo_minus_one",
     "reinforce",
+    "reweighted_rloo",
     "rloo",
     "standardize",
+    "tail_rl",
 ]
 
 Estimator = Callable[..., jax.Array]
@@ -141,8 +145,7 @@ def rloo(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     Array([ 1.5, -1.5,  0. ], dtype=float32)
     """
     groups = as_groups("rloo", rewards, where)
-    if groups.size < 2:
-        raise ValueError("rloo: expected groups of N >= 2 samples, got N = 1: no other is left.")
+    _check_pair("rloo", groups)
     return _centered(groups, lambda m, n: (m + 1) / _at_least_one(n - 1), needed=2)
 
 
@@ -236,6 +239,34 @@ def max_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     groups = as_groups("max_rl", rewards, where)
     mean = max_at_k(groups.rewards, 1, where=groups.where)[..., None]
     return _over(groups, _mean_centered(groups), _positive(groups, mean))
+
+
+@_estimator()
+def tail_rl(rewards: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
+    """Tail-likelihood reinforcement learning: each gap over the share of samples above it.
+
+        A_i = w_i - mean(w),  w_i = sum_{m < rank(i)} d_m N / (N - 1 - m)
+        gap weights  (m + 1) / (N - 1 - m), centered
+
+    It is `max_rl` of "better than t" for every threshold t, added up over t, so rewards of 0 and 1
+    give `max_rl`, and a shift of all rewards changes nothing. Centered, and unbiased for the
+    gradient of J_1 + J_2 / 2 + .. + J_{N-1} / (N - 1), with J_t the expected best of t samples.
+
+    See "Tail-Likelihood Reinforcement Learning" (https://github.com/Zanette-Labs/TailRL), and
+    `docs/estimators.md` for what it estimates.
+
+    Args:
+      rewards: `[..., N]`, any real dtype.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    >>> tail_rl([1., 2., 4.])
+    Array([-3. , -1.5,  4.5], dtype=float32)
+    """
+    groups = as_groups("tail_rl", rewards, where)
+    return _centered(groups, lambda m, n: (m + 1) / (n - 1 - m), needed=1)
 
 
 @_estimator(groups=("k",))
@@ -530,6 +561,54 @@ def blended(
 
 
 @_estimator(groups=("k",))
+def reweighted_rloo(
+    rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """RLOO, reweighted by how likely the other samples fail: the pass@k gradient as a product.
+
+        A_i = w_i (r_i - mean_{j != i} r_j),  w_i = k C(f_i, k - 1) / C(N - 1, k - 1)
+              for rewards in {0, 1}, with f_i failures among the other samples
+        gap weights  k C(m + 1, k - 1) / C(N - 1, k - 1) (m + 1) / (N - 1)  above, and
+                    -k C(m, k - 1) / C(N - 1, k - 1) (N - 1 - m) / (N - 1)  below
+
+    With p the success rate, the gradient of pass@k is k (1 - p)^(k - 1) grad p, and w_i is the
+    estimate of that factor without sample i. Other rewards get the sum of this over all thresholds
+    of "better than t". Unbiased for the gradient of max@k; not centered for k > 1. It is `blended`
+    with the weight (N - k) / (N - 1); k = 1 is `rloo`, k = N is `pkpo_loo_minus_one`.
+
+    See "Beyond Accuracy: A Policy Gradient Reweighting Approach for Pass@K Maximization in LLMs"
+    (https://openreview.net/forum?id=Dn3gk9auxd) for the factor, and `docs/estimators.md` for this
+    estimate of it.
+
+    Args:
+      rewards: `[..., N]`, any real dtype, N >= 2.
+      k: Number of samples whose best counts, 1 <= k <= N; an int, or a traced or real value,
+        or one for each group in an array that broadcasts to `[...]`.
+      where: Boolean mask that broadcasts to `rewards`, True at valid samples.
+
+    Returns:
+      `[..., N]` advantages.
+
+    Raises:
+      ValueError: If N < 2, or k is known and not in 1..N, or does not broadcast to the groups.
+
+    >>> reweighted_rloo([1, 0, 0, 0], k=2)
+    Array([ 2.        , -0.44444445, -0.44444445, -0.44444445], dtype=float32)
+    """
+    groups = as_groups("reweighted_rloo", rewards, where)
+    _check_pair("reweighted_rloo", groups)
+    k = as_group_k("reweighted_rloo", k, groups, left_out=0)
+
+    def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
+        others = _at_least_one(n - 1)
+        above = k * _all_below(groups, m + 1, n - 1, k - 1) * (m + 1) / others
+        below = k * _all_below(groups, m, n - 1, k - 1) * (n - 1 - m) / others
+        return above, -below
+
+    return gap_sums(groups, weights, needed=k)
+
+
+@_estimator(groups=("k",))
 def canonical(rewards: ArrayLike, k: ArrayLike, *, where: ArrayLike | None = None) -> jax.Array:
     """`pkpo` minus its batch mean.
 
@@ -711,6 +790,11 @@ def _missing_sample(k: Scalar) -> Scalar:
     In a straight line between k = 1 and 2, so that annealing k meets no jump.
     """
     return jnp.maximum(2 - k, 0) if isinstance(k, jax.Array) else max(2 - k, 0)
+
+
+def _check_pair(name: str, groups: Groups) -> None:
+    if groups.size < 2:
+        raise ValueError(f"{name}: expected groups of N >= 2 samples, got N = 1: no other is left.")
 
 
 def _check_std(name: str, epsilon: float, ddof: int) -> None:

@@ -20,10 +20,15 @@ def blended(rewards, k, where=None):
     return estimators.blended(weight=weight, k=k, rewards=rewards, where=where)
 
 
+def off_policy_maxpo(rewards, k, where=None):
+    return estimators.off_policy_maxpo(rewards, jnp.exp(rewards / 9), k, where=where)
+
+
 def functions():
     for name in estimators.names():
         yield name, blended if name == "blended" else estimators.get(name)
     yield "leave_two_out_baseline", estimators.leave_two_out_baseline
+    yield "off_policy_maxpo", off_policy_maxpo
     yield "max_at_k", max_at_k
     yield "standardize", estimators.standardize
     yield "pass_at_k", pass_at_k

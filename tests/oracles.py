@@ -78,7 +78,52 @@ def _pass_at_k_training(r: np.ndarray, k: int) -> np.ndarray:
     return _over(include_one(r, k) - v, np.sqrt(max(v * (1 - v), 0.0)))
 
 
+def by_threshold(rewards: np.ndarray, advantage: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """The advantage of the 0/1 rewards "better than t", integrated over all thresholds t."""
+    levels = np.unique(rewards)
+    total = np.zeros(len(rewards))
+    for low, high in itertools.pairwise(levels):
+        total += (high - low) * advantage((rewards > low).astype(float))
+    return total
+
+
+def _reweighted_rloo(successes: np.ndarray, k: int) -> np.ndarray:
+    """k times the odds that k - 1 of the others all fail, times what RLOO gives."""
+    others = [without(successes, i) for i in range(len(successes))]
+    odds = [np.mean([not any(t) for t in itertools.combinations(o, k - 1)]) for o in others]
+    return k * np.array(odds) * (successes - np.array([np.mean(o) for o in others]))
+
+
+def off_policy(
+    rewards: Sequence[float], ratios: Sequence[float], k: int, weight: Callable = math.prod
+) -> np.ndarray:
+    """k times the improvement of i on (k - 1)-subsets of the others, weighted by their ratios."""
+
+    def improvement(i: int) -> float:
+        others = [j for j in range(len(rewards)) if j != i]
+        subsets = itertools.combinations(others, k - 1)
+        return float(
+            np.mean(
+                [
+                    weight([ratios[j] for j in t])
+                    * max(rewards[i] - max(rewards[j] for j in t), 0.0)
+                    for t in subsets
+                ]
+            )
+        )
+
+    if k == 1:
+        return np.asarray(rewards, float)
+    return k * np.array([improvement(i) for i in range(len(rewards))])
+
+
+def off_policy_maxpo(rewards: Sequence[float], ratios: Sequence[float], k: int) -> np.ndarray:
+    first_order = off_policy(rewards, ratios, k, lambda t: 1 + sum(ratio - 1 for ratio in t))
+    return first_order - k * leave_two_out(rewards, k)
+
+
 BLEND = 0.3  # The weight of `blended` where a test says no other.
+RATIO = 1.25  # The ratio of all samples in `off_policy_maxpo`, likewise.
 
 # Name -> advantage by enumeration; for max@k, with the smallest N - k that has one.
 MEAN_ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -88,6 +133,7 @@ MEAN_ESTIMATORS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "grpo": lambda r: (r - r.mean()) / (r.std(ddof=1) + 1e-6),
     "standardize": lambda r: r / (r.std(ddof=1) + 1e-6),
     "max_rl": lambda r: _over(r - r.mean(), max(r.mean(), 0)),
+    "tail_rl": lambda r: by_threshold(r, lambda b: b / b.mean() - 1),
 }
 MAX_ESTIMATORS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] = {
     "pass_at_k_training": (_pass_at_k_training, 0),
@@ -99,6 +145,8 @@ MAX_ESTIMATORS: dict[str, tuple[Callable[[np.ndarray, int], np.ndarray], int]] =
     "pkpo_loo_minus_one": (lambda r, k: k * improvement(r, k), 0),
     "leave_two_out_baseline": (lambda r, k: k * leave_two_out(r, k), 1),
     "maxpo": (lambda r, k: k * (improvement(r, k) - leave_two_out(r, k)), 1),
+    "reweighted_rloo": (lambda r, k: by_threshold(r, lambda b: _reweighted_rloo(b, k)), 0),
+    "off_policy_maxpo": (lambda r, k: off_policy_maxpo(r, [RATIO] * len(r), k), 1),
     "canonical": (lambda r, k: k * (include_one(r, k) - subset_mean(r, k)), 0),
     "blended": (lambda r, k: k * (improvement(r, k) - BLEND * leave_two_out(r, k)), 1),
 }

@@ -36,6 +36,7 @@ CENTERED = (
     "dr_grpo",
     "grpo",
     "max_rl",
+    "tail_rl",
     "pass_at_k_training",
     "maxpo",
     "canonical",
@@ -45,9 +46,13 @@ CENTERED = (
 
 def of_k(name):
     """The named function of rewards, a mask and perhaps a k."""
-    if name != "blended":
-        return getattr(estimators, name)
-    return lambda rewards, k, where=None: estimators.blended(rewards, k, oracles.BLEND, where=where)
+    if name == "blended":
+        return lambda r, k, where=None: estimators.blended(r, k, oracles.BLEND, where=where)
+    if name == "off_policy_maxpo":
+        return lambda r, k, where=None: estimators.off_policy_maxpo(
+            r, oracles.RATIO, k, where=where
+        )
+    return getattr(estimators, name)
 
 
 def bind(name, k=2):
@@ -59,7 +64,8 @@ def bind(name, k=2):
     return partial(function, k=k) if "k" in parameters else function
 
 
-NO_ESTIMATORS = ("leave_two_out_baseline", "standardize")  # But under the same rules.
+# No advantages of rewards alone, but under the same rules.
+NO_ESTIMATORS = ("leave_two_out_baseline", "standardize", "off_policy_maxpo")
 every_estimator = pytest.mark.parametrize("name", [*estimators.names(), *NO_ESTIMATORS])
 every_group = pytest.mark.parametrize("group", list(GROUPS.values()), ids=list(GROUPS))
 every_k_estimator = pytest.mark.parametrize("name", TAKE_K)
@@ -146,6 +152,68 @@ def test_identities(group, k):
         close(np.sum(a.pkpo_loo(group, k)), -k * N / (N - 1) * value)
         below = np.asarray(max_at_k(group, k - 1)) if k > 1 else 0.0
         close(np.sum(a.pkpo_loo_minus_one(group, k)), N * k * (value - below))
+
+
+@every_group
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_reweighted_rloo_is_a_blend(group, k):
+    reweighted = estimators.reweighted_rloo(group, k)
+    close(reweighted, np.asarray(estimators.blended(group, k, (N - k) / (N - 1))))
+    close(estimators.reweighted_rloo(group, 1), estimators.rloo(group))
+    close(estimators.reweighted_rloo(group, N), estimators.pkpo_loo_minus_one(group, N))
+
+
+@pytest.mark.parametrize("group", ["one_success", "one_failure", "half"])
+def test_tail_rl_of_binary_rewards_is_max_rl(group):
+    close(estimators.tail_rl(GROUPS[group]), estimators.max_rl(GROUPS[group]))
+
+
+RATIOS = np.array([1.3, 0.4, 1.0, 0.9, 2.5, 0.7])
+
+
+@every_group
+def test_off_policy_maxpo_equals_enumeration(group):
+    for k in range(1, N):
+        expected = oracles.off_policy_maxpo(group, RATIOS, k)
+        close(estimators.off_policy_maxpo(group, RATIOS, k), expected)
+        close(jax.jit(estimators.off_policy_maxpo)(group, RATIOS, jnp.int32(k)), expected)
+
+
+def test_off_policy_maxpo_at_ratios_of_one_is_maxpo_to_the_bit():
+    for k in (1, 3, 2.5):
+        expected = estimators.maxpo(batch(), k)
+        np.testing.assert_array_equal(estimators.off_policy_maxpo(batch(), 1, k), expected)
+
+
+def test_ratios_go_with_their_samples():
+    ratios = np.stack([RATIOS, RATIOS[::-1], np.roll(RATIOS, 2)])
+    function = partial(estimators.off_policy_maxpo, k=3)
+    together = function(batch(), ratios)
+    order = RNG.permutation(N)
+    np.testing.assert_array_equal(function(batch()[:, order], ratios[:, order]), together[:, order])
+    np.testing.assert_array_equal(jax.vmap(function)(batch(), jnp.float32(ratios)), together)
+    assert np.any(together != function(batch(), RATIOS))
+    where = np.array([True, True, False, True, True, True])
+    poisoned = np.where(where, ratios, np.nan)
+    masked = function(batch(), poisoned, where=where)
+    close(masked[:, where], function(batch()[:, where], ratios[:, where]))
+    ratios[1, 2] = np.inf
+    bad = np.asarray(function(batch(), ratios))
+    assert np.all(np.isnan(bad[1]))
+    np.testing.assert_array_equal(bad[[0, 2]], together[jnp.array([0, 2])])
+
+
+def test_wrong_ratios():
+    with pytest.raises(ValueError, match=r"broadcast to the shape \[3, 6\] .* got shape \[3\]"):
+        estimators.off_policy_maxpo(batch(), np.ones(3), 2)
+    with pytest.raises(TypeError, match="off_policy_maxpo: expected ratios of a real dtype"):
+        estimators.off_policy_maxpo(batch(), np.ones(N, complex), 2)
+
+
+def test_no_gradient_into_ratios():
+    ratios = jnp.asarray(RATIOS, jnp.float32)
+    gradient = jax.grad(lambda w: jnp.sum(estimators.off_policy_maxpo(batch(), w, 2)))(ratios)
+    np.testing.assert_array_equal(gradient, 0)
 
 
 def test_canonical_vanishes_at_k_equal_n():
@@ -590,7 +658,11 @@ def test_order_of_samples_does_not_matter(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["rloo", "dr_grpo", "grpo", "maxpo", "canonical", "l_statistic", "pkpo_loo_minus_one"]
+    "name",
+    [
+        *("rloo", "dr_grpo", "grpo", "tail_rl", "maxpo", "canonical", "l_statistic"),
+        *("pkpo_loo_minus_one", "reweighted_rloo", "off_policy_maxpo"),
+    ],
 )
 @pytest.mark.parametrize("size", [16, 200])
 def test_a_shift_changes_no_bit(name, size):
@@ -730,9 +802,10 @@ def test_numpy_numbers_are_static_k():
         close(estimators.maxpo(GROUPS["half"], k), expected)
 
 
-def test_rloo_needs_two_samples():
-    with pytest.raises(ValueError, match="N >= 2 samples, got N = 1"):
-        estimators.rloo([1.0])
+@pytest.mark.parametrize("name", ["rloo", "reweighted_rloo"])
+def test_rloo_needs_two_samples(name):
+    with pytest.raises(ValueError, match=f"{name}: expected groups of N >= 2 samples, got N = 1"):
+        bind(name, k=1)([1.0])
 
 
 @every_estimator
@@ -769,7 +842,7 @@ def test_registry():
         name
         for name, value in vars(estimators).items()
         if inspect.isfunction(value)
-        and value.__module__ == estimators.__name__
+        and value.__module__ in (estimators.__name__, "maxpo._off_policy")
         and not name.startswith("_")
     }
     # All that is public, but for the registry itself and what is no advantage of rewards.

@@ -34,7 +34,7 @@ def test_groups_sharded_over_devices(kind, size):
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     results = [row for row in rows if row["name"] != "error"]
-    assert len(results) == (7 if size == 8 else 61)
+    assert len(results) == (7 if size == 8 else 71)
     for row in results:
         assert not row["collectives"], row
         assert row["spec"] == "('data',)", row

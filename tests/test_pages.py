@@ -1,5 +1,6 @@
 """The pages in docs/: links lead somewhere, commands name what there is, and a snippet runs."""
 
+import doctest
 import importlib.util
 import re
 import shlex
@@ -64,6 +65,14 @@ def test_commands_name_programs_and_fields():
         flags = [re.match(r"--config\.([\w.]+)=", word) for word in words]
         named = {flag[1] for flag in flags if flag}
         assert not named or named <= fields(module, words), named
+
+
+def test_the_examples_of_the_estimators_print_what_they_say():
+    blocks = re.findall(r"```pycon\n(.*?)```", (DOCS / "estimators.md").read_text(), re.DOTALL)
+    examples = doctest.DocTestParser().get_doctest("".join(blocks), {}, "estimators.md", None, 0)
+    assert len(examples.examples) > 20
+    failed, _ = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(examples)
+    assert not failed
 
 
 def test_the_reward_of_several_parts():

@@ -34,13 +34,13 @@ def objective_gradient(arm_rewards, k, value=max):
     return np.einsum("b,b,bnd->d", probabilities, values, scores)
 
 
-def expected_gradient(estimator, arm_rewards):
-    """E[(1/N) sum_i A_i grad log pi(y_i)]."""
-    actions, probabilities, scores = tuples(N)
+def expected_gradient(estimator, arm_rewards, n=N):
+    """E[(1/n) sum_i A_i grad log pi(y_i)]."""
+    actions, probabilities, scores = tuples(n)
     with jax.enable_x64(True):
         advantages = np.asarray(estimator(arm_rewards[actions]))
     assert advantages.dtype == np.float64
-    return np.einsum("b,bn,bnd->d", probabilities, advantages, scores) / N
+    return np.einsum("b,bn,bnd->d", probabilities, advantages, scores) / n
 
 
 def same(actual, expected):
@@ -63,7 +63,9 @@ def test_mean_estimators(arm_rewards):
     ("name", "k"),
     [
         (name, k)
-        for name in ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "canonical")
+        for name in (
+            *("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "canonical", "reweighted_rloo"),
+        )
         for k in range(1, N - oracles.MAX_ESTIMATORS[name][1] + 1)
     ],
 )
@@ -140,6 +142,123 @@ def test_max_rl_is_the_truncated_log_likelihood():
     success = POLICY[1]
     gradient = objective_gradient(BINARY, 1) * sum((1 - success) ** t for t in range(N - 1))
     same(expected_gradient(estimators.max_rl, BINARY), gradient)
+
+
+@arms
+def test_tail_rl_is_a_harmonic_sum_over_the_best_of_fewer_than_all(arm_rewards):
+    expected = sum(objective_gradient(arm_rewards, t) / t for t in range(1, N))
+    same(expected_gradient(estimators.tail_rl, arm_rewards), expected)
+
+
+def over_parts(estimator, rewards, k):
+    """k times an estimator of the best of each part, for all samples of the part."""
+    best = rewards.reshape(*rewards.shape[:-1], -1, k).max(axis=-1)
+    return k * np.repeat(np.asarray(estimator(best)), k, axis=-1)
+
+
+PARTS = {"reinforce": ("pkpo", 1), "rloo": ("maxpo", 1), "dr_grpo": ("canonical", 1 - 2 / 4)}
+
+
+@arms
+@pytest.mark.parametrize("name", PARTS)
+def test_estimators_of_the_best_of_each_part(name, arm_rewards):
+    function = getattr(estimators, name)
+    of_parts = expected_gradient(lambda r: over_parts(function, r, 2), arm_rewards, n=4)
+    same(of_parts, PARTS[name][1] * objective_gradient(arm_rewards, 2))
+
+
+@pytest.mark.parametrize("k", [2, 3])
+@pytest.mark.parametrize("name", PARTS)
+def test_the_average_over_all_partitions_is_the_estimator_of_the_whole_group(name, k):
+    rewards = np.random.default_rng(0).normal(size=6).round(1)
+    orders = np.array(list(itertools.permutations(range(6))))
+    with jax.enable_x64(True):
+        by_order = over_parts(getattr(estimators, name), rewards[orders], k)
+        whole = getattr(estimators, PARTS[name][0])(rewards, k)
+    average = np.zeros(6)
+    np.add.at(average, orders, by_order / len(orders))
+    np.testing.assert_allclose(average, whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["pkpo", "pkpo_loo_minus_one", "maxpo"])
+def test_an_estimator_of_each_part_averages_to_that_of_the_whole_group(name):
+    rewards = np.random.default_rng(1).normal(size=6).round(1)
+    orders = np.array(list(itertools.permutations(range(6))))
+    function = getattr(estimators, name)
+    with jax.enable_x64(True):
+        by_order = np.asarray(function(rewards[orders].reshape(-1, 2, 3), 2)).reshape(-1, 6)
+        whole = function(rewards, 2)
+    average = np.zeros(6)
+    np.add.at(average, orders, by_order / len(orders))
+    np.testing.assert_allclose(average, whole, atol=1e-12)
+
+
+def test_a_weight_from_the_mean_of_the_whole_group_is_biased():
+    def plugged_in(rewards):
+        weight = 3 * (1 - rewards.mean(axis=-1, keepdims=True)) ** 2
+        return weight * np.asarray(estimators.rloo(rewards))
+
+    target = objective_gradient(BINARY, 3)
+    found = expected_gradient(plugged_in, BINARY)
+    assert np.linalg.norm(found - target) > 0.05 * np.linalg.norm(target)
+
+
+BEHAVIOR = np.array([0.3, 0.3, 0.4])  # Of which samples are drawn for POLICY's gradient.
+WAY = np.log(BEHAVIOR) - LOGITS  # From POLICY to it.
+
+
+def off_policy_gradient(step, advantages):
+    """E[(1/N) sum_i ratio_i A_i grad log pi(y_i)], the samples drawn `step` away from POLICY."""
+    behavior = np.exp(LOGITS + step * WAY)
+    behavior /= behavior.sum()
+    actions, _, scores = tuples(4)
+    ratios = (POLICY / behavior)[actions]
+    weights = ratios * advantages(GRADED[actions], ratios)
+    return np.einsum("b,bn,bnd->d", np.prod(behavior[actions], axis=1), weights, scores) / 4
+
+
+def one_by_one(advantages):
+    return lambda rewards, ratios: np.array(
+        [advantages(r, w) for r, w in zip(rewards, ratios, strict=True)]
+    )
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_products_of_ratios_are_unbiased_off_policy(k):
+    expected = objective_gradient(GRADED, k)
+    exact = one_by_one(lambda r, ratios: oracles.off_policy(r, ratios, k))
+    centered = one_by_one(
+        lambda r, ratios: oracles.off_policy(r, ratios, k) - k * oracles.leave_two_out(r, k)
+    )
+    same(off_policy_gradient(1.0, exact), expected)
+    same(off_policy_gradient(1.0, centered), expected)
+
+
+def off_policy_bias(step, k, advantages):
+    with jax.enable_x64(True):
+        found = off_policy_gradient(step, advantages)
+    return np.linalg.norm(found - objective_gradient(GRADED, k))
+
+
+@pytest.mark.parametrize(("k", "order"), [(2, None), (3, 2)])
+def test_the_bias_of_off_policy_maxpo_is_of_second_order_or_none(k, order):
+    def bias(step):
+        return off_policy_bias(
+            step, k, lambda r, ratios: np.asarray(estimators.off_policy_maxpo(r, ratios, k))
+        )
+
+    if order is None:  # Products of one ratio.
+        assert bias(1.0) < 1e-13
+    else:
+        assert abs(np.log2(bias(1e-3) / bias(5e-4)) - order) < 0.01
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_the_bias_of_maxpo_off_policy_is_of_first_order(k):
+    def bias(step):
+        return off_policy_bias(step, k, lambda r, ratios: np.asarray(estimators.maxpo(r, k)))
+
+    assert abs(np.log2(bias(1e-3) / bias(5e-4)) - 1) < 0.01
 
 
 @pytest.mark.parametrize("k", [2, 3])

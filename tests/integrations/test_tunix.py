@@ -45,7 +45,7 @@ def test_registers_all_that_need_k_alone():
     rewards = np.random.default_rng(0).normal(size=3 * 8).astype(np.float32)
     for name in names:
         function = estimators.get(name)
-        needs_k = name not in {"reinforce", "dr_grpo", "max_rl"}
+        needs_k = name not in {"reinforce", "dr_grpo", "max_rl", "tail_rl"}
         expected = function(rewards.reshape(3, 8), *([4] if needs_k else []))
         np.testing.assert_array_equal(advantages(name, rewards, 8), np.ravel(expected), name)
 

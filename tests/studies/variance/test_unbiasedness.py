@@ -9,7 +9,10 @@ from maxpo import estimators
 from maxpo.studies.variance import unbiasedness
 
 N, KS = 4, (2, 3, 4)
-UNBIASED = ("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "l_statistic, best of k")
+UNBIASED = (
+    *("pkpo", "pkpo_loo", "pkpo_loo_minus_one", "maxpo", "reweighted_rloo"),
+    "l_statistic, best of k",
+)
 
 
 @pytest.fixture(scope="module")
