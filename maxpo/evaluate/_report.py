@@ -1,0 +1,118 @@
+"""An evaluation as text, as JSON, and as files."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from maxpo.evaluate._curves import Curve
+from maxpo.evaluate._evaluation import Evaluation, Metric, Source
+from maxpo.runs import format_table, write_atomic
+
+__all__ = ["metrics_of", "to_text", "write"]
+
+
+def metrics_of(evaluation: Evaluation) -> dict[str, Metric]:
+    """The metrics to be shown: max@k only where it is not pass@k."""
+    found = {"pass@k": evaluation.pass_at_k}
+    return found | {"max@k": evaluation.max_at_k} if evaluation.graded else found
+
+
+def columns_of(metric: Metric) -> dict[str, Curve]:
+    """The curves of a metric, then its differences, under the names of their columns."""
+    first = next(iter(metric.curves))
+    named = {f"{label} - {first}": curve for label, curve in metric.differences.items()}
+    return metric.curves | named
+
+
+def to_text(evaluation: Evaluation) -> str:
+    """What was read, a table of each metric, and which problems are left out of which value."""
+    sources = [
+        f"{label}: {_read(source)}" for label, of in evaluation.sources.items() for source in of
+    ]
+    parts = ["\n".join(sources)]
+    for name, metric in metrics_of(evaluation).items():
+        columns = columns_of(metric)
+        left_out = [_left_out(name, label, curve) for label, curve in columns.items()]
+        parts.append("\n".join([_table(name, columns), *filter(None, left_out)]))
+    return "\n\n".join(parts)
+
+
+def to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """The same as what JSON can hold; null where there is no value."""
+    return {
+        "sources": {
+            label: [_source(source) for source in sources]
+            for label, sources in evaluation.sources.items()
+        },
+        **{
+            name: {
+                kind: {label: _curve(curve) for label, curve in curves.items()}
+                for kind, curves in metric._asdict().items()
+            }
+            for name, metric in metrics_of(evaluation).items()
+        },
+    }
+
+
+def write(evaluation: Evaluation, folder: Path) -> None:
+    """Writes `evaluation.json` and, where Matplotlib is there, `evaluation.png`.
+
+    Raises:
+      OSError: If they cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(to_json(evaluation), indent=2, allow_nan=False)
+    write_atomic(folder / "evaluation.json", text.encode() + b"\n")
+    try:
+        # Slower to import than all else together, and not needed for the numbers.
+        from maxpo.evaluate._figure import draw
+    except ImportError as error:
+        print(f"{folder / 'evaluation.png'} is not drawn: {error}", file=sys.stderr)
+        return
+    write_atomic(folder / "evaluation.png", draw(evaluation))
+
+
+def _read(source: Source) -> str:
+    fields = source.fields
+    score = fields.score if fields.samples is None else f"{fields.samples}.{fields.score}"
+    text = (
+        f"{source.samples} samples of {source.problems} problems in {source.path} "
+        f"(problem: {','.join(fields.problem)}; score: {score})"
+    )
+    return f"{text}, {source.unscored} without a score" if source.unscored else text
+
+
+def _table(name: str, columns: dict[str, Curve]) -> str:
+    ks = next(iter(columns.values())).k
+    rows = []
+    for i, k in enumerate(ks.tolist()):
+        row: dict[str, Any] = {name: k}
+        for label, curve in columns.items():
+            row[label] = float(curve.value[i]) if curve.problems[i] else None
+            row[f"{label}_sem"] = float(curve.error[i])
+        rows.append(row)
+    return format_table(rows)
+
+
+def _left_out(name: str, label: str, curve: Curve) -> str:
+    """Which values are not those of all problems; nothing if all are."""
+    found = [
+        f"{left_out} of {left_out + problems} problems at k={k}"
+        for k, left_out, problems in zip(curve.k, curve.left_out, curve.problems, strict=True)
+        if left_out
+    ]
+    return f"left out of {name} of {label}: {', '.join(found)}" if found else ""
+
+
+def _source(source: Source) -> dict[str, Any]:
+    return source._asdict() | {"path": str(source.path), "fields": source.fields._asdict()}
+
+
+def _curve(curve: Curve) -> dict[str, list[Any]]:
+    columns = {name: values.tolist() for name, values in curve._asdict().items()}
+    return {
+        name: [None if isinstance(x, float) and math.isnan(x) else x for x in values]
+        for name, values in columns.items()
+    }
