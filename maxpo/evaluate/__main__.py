@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from maxpo.evaluate._evaluation import evaluate
-from maxpo.evaluate._report import to_text, write
+from maxpo.evaluate._report import to_text
+from maxpo.evaluate._writing import write
 from maxpo.runs import UsageError
 
 __all__ = ["main"]
@@ -87,7 +88,10 @@ def _methods(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _whole_numbers(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    try:
+        return [int(word) for word in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected whole numbers, got {text}") from None
 
 
 def _assignment(text: str) -> tuple[str, str]:

@@ -1,7 +1,7 @@
 """Which fields of a record say what, and what their values are."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
 from maxpo.runs import UsageError
@@ -48,25 +48,24 @@ def find_fields(record: Mapping[str, Any], *, problem: str | None, score: str | 
       UsageError: If the record has none of them, or several metrics.
     """
     samples = record.get(COMPLETIONS)
-    nested = isinstance(samples, list) and bool(samples) and isinstance(samples[0], dict)
+    first: Any = samples[0] if isinstance(samples, list) and samples else None
+    nested = isinstance(first, dict)
     return Fields(
         tuple(problem.split(",")) if problem else (_first("problem", PROBLEM, record),),
-        score or _metric(record) or _first("score", SCORE, samples[0] if nested else record),
+        score or _metric(record) or _first("score", SCORE, first if nested else record),
         COMPLETIONS if nested else None,
     )
 
 
-def problem_of(record: Mapping[str, Any], fields: Fields) -> Any:
+def problem_of(record: Mapping[str, Any], fields: Fields) -> Hashable:
     """What identifies the problem of a record.
 
     Raises:
       UsageError: If the record has no text or number there.
     """
-    values = tuple([record.get(field) for field in fields.problem])
-    for field, value in zip(fields.problem, values, strict=True):
-        if type(value) is not str and type(value) not in (int, float):
-            raise UsageError(f"{field}: expected text or a number, got {_shown(record, field)}")
-    return values[0] if len(values) == 1 else values
+    if len(fields.problem) > 1:
+        return tuple([_problem(record, field) for field in fields.problem])
+    return _problem(record, fields.problem[0])
 
 
 def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
@@ -77,8 +76,6 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
     """
     if fields.samples is None:
         value = record.get(fields.score)
-        if type(value) is float and math.isfinite(value):
-            return [value]
         if type(value) is list:
             return [_score({fields.score: item}, fields.score) for item in value]
         return [_score(record, fields.score)]
@@ -89,12 +86,19 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
     return [_score(sample, fields.score) for sample in samples]
 
 
+def _problem(record: Mapping[str, Any], field: str) -> str | float:
+    value: Any = record.get(field)
+    if type(value) not in (str, int, float):
+        raise UsageError(f"{field}: expected text or a number, got {_shown(record, field)}")
+    return value
+
+
 def _score(sample: Mapping[str, Any], field: str) -> float:
-    value = sample.get(field)
-    if value is None and field in sample:
+    value: Any = sample.get(field, math.inf)
+    if value is None:
         return math.nan
     try:
-        score = float(BOOLEANS.get(value, value) if isinstance(value, str) else value)  # type: ignore[arg-type]
+        score = float(BOOLEANS.get(value, value) if type(value) is str else value)
     except (TypeError, ValueError, OverflowError):
         score = math.inf
     if math.isinf(score):

@@ -1,6 +1,7 @@
 """The figure of an evaluation."""
 
 import io
+from collections.abc import Mapping
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -33,7 +34,7 @@ def draw(evaluation: Evaluation) -> bytes:
     return buffer.getvalue()
 
 
-def _panel(axis: Axes, title: str, curves: dict[str, Curve | None]) -> None:
+def _panel(axis: Axes, title: str, curves: Mapping[str, Curve | None]) -> None:
     """Lines of all methods; a None is the one that is subtracted from the others."""
     for label, style in styles(list(curves)).items():
         curve = curves[label]

@@ -1,16 +1,13 @@
-"""An evaluation as text, as JSON, and as files."""
+"""An evaluation as text and as JSON."""
 
-import json
 import math
-import sys
-from pathlib import Path
 from typing import Any
 
 from maxpo.evaluate._curves import Curve
 from maxpo.evaluate._evaluation import Evaluation, Metric, Source
-from maxpo.runs import format_table, write_atomic
+from maxpo.runs import format_table
 
-__all__ = ["metrics_of", "to_text", "write"]
+__all__ = ["metrics_of", "to_json", "to_text"]
 
 
 def metrics_of(evaluation: Evaluation) -> dict[str, Metric]:
@@ -28,9 +25,7 @@ def columns_of(metric: Metric) -> dict[str, Curve]:
 
 def to_text(evaluation: Evaluation) -> str:
     """What was read, a table of each metric, and which problems are left out of which value."""
-    sources = [
-        f"{label}: {_read(source)}" for label, of in evaluation.sources.items() for source in of
-    ]
+    sources = [_read(label, source) for label, of in evaluation.sources.items() for source in of]
     parts = ["\n".join(sources)]
     for name, metric in metrics_of(evaluation).items():
         columns = columns_of(metric)
@@ -56,32 +51,16 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def write(evaluation: Evaluation, folder: Path) -> None:
-    """Writes `evaluation.json` and, where Matplotlib is there, `evaluation.png`.
-
-    Raises:
-      OSError: If they cannot be written.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(to_json(evaluation), indent=2, allow_nan=False)
-    write_atomic(folder / "evaluation.json", text.encode() + b"\n")
-    try:
-        # Slower to import than all else together, and not needed for the numbers.
-        from maxpo.evaluate._figure import draw
-    except ImportError as error:
-        print(f"{folder / 'evaluation.png'} is not drawn: {error}", file=sys.stderr)
-        return
-    write_atomic(folder / "evaluation.png", draw(evaluation))
-
-
-def _read(source: Source) -> str:
+def _read(label: str, source: Source) -> str:
+    """What was read from a file. A method without a name has that of its file."""
     fields = source.fields
     score = fields.score if fields.samples is None else f"{fields.samples}.{fields.score}"
-    text = (
-        f"{source.samples} samples of {source.problems} problems in {source.path} "
+    named = "" if label == str(source.path) else f"{label}: "
+    unscored = f", {source.unscored} without a score" if source.unscored else ""
+    return (
+        f"{named}{source.path}: {source.samples} samples of {source.problems} problems{unscored} "
         f"(problem: {','.join(fields.problem)}; score: {score})"
     )
-    return f"{text}, {source.unscored} without a score" if source.unscored else text
 
 
 def _table(name: str, columns: dict[str, Curve]) -> str:
