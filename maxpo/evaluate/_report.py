@@ -29,7 +29,7 @@ def to_text(evaluation: Evaluation) -> str:
     parts = ["\n".join(sources)]
     for name, metric in metrics_of(evaluation).items():
         columns = columns_of(metric)
-        left_out = [_left_out(name, label, curve) for label, curve in columns.items()]
+        left_out = [_left_out(label, curve) for label, curve in columns.items()]
         parts.append("\n".join([_table(name, columns), *filter(None, left_out)]))
     return "\n\n".join(parts)
 
@@ -75,14 +75,16 @@ def _table(name: str, columns: dict[str, Curve]) -> str:
     return format_table(rows)
 
 
-def _left_out(name: str, label: str, curve: Curve) -> str:
+def _left_out(label: str, curve: Curve) -> str:
     """Which values are not those of all problems; nothing if all are."""
-    found = [
-        f"{left_out} of {left_out + problems} problems at k={k}"
-        for k, left_out, problems in zip(curve.k, curve.left_out, curve.problems, strict=True)
-        if left_out
-    ]
-    return f"left out of {name} of {label}: {', '.join(found)}" if found else ""
+    ks_of: dict[int, list[str]] = {}
+    for k, left_out in zip(curve.k.tolist(), curve.left_out.tolist(), strict=True):
+        if left_out:
+            ks_of.setdefault(left_out, []).append(str(k))
+    if not ks_of:
+        return ""
+    counts = "; ".join(f"{count} at k={','.join(ks)}" for count, ks in ks_of.items())
+    return f"left out, of {curve.problems[0] + curve.left_out[0]} problems of {label}: {counts}"
 
 
 def _source(source: Source) -> dict[str, Any]:

@@ -94,21 +94,19 @@ def test_wrong_arguments(files):
 
 def test_what_is_printed(files, capsys):
     main([f"{label}={path}" for label, path in files.items()])
-    assert (
-        capsys.readouterr().out
-        == f"""\
+    expected = f"""\
 base: {files["base"]}: 7 samples of 4 problems (problem: problem; score: score)
 new: {files["new"]}: 9 samples of 4 problems (problem: problem; score: score)
 
-pass@k  base             new            new - base
+pass@k  base           new            new - base
      1  0.3750 ± 0.24  0.8125 ± 0.12  0.2500 ± 0.25
-     2  0.6667 ± 0.33     1.000 ± 0  0.3333 ± 0.33
-     4  -                     1.000 ± -  -
-left out of pass@k of base: 1 of 4 problems at k=2, 4 of 4 problems at k=4
-left out of pass@k of new: 1 of 4 problems at k=2, 3 of 4 problems at k=4
-left out of pass@k of new - base: 2 of 5 problems at k=1, 2 of 5 problems at k=2, 5 of 5 problems at k=4
+     2  0.6667 ± 0.33  1.000 ± 0      0.3333 ± 0.33
+     4  -              1.000 ± -      -
+left out, of 4 problems of base: 1 at k=2; 4 at k=4
+left out, of 4 problems of new: 1 at k=2; 3 at k=4
+left out, of 5 problems of new - base: 2 at k=1,2; 5 at k=4
 """
-    )
+    assert capsys.readouterr().out == expected
 
 
 def test_files_of_an_evaluation(files, tmp_path, capsys):
