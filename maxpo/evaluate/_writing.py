@@ -1,5 +1,6 @@
 """The files of an evaluation."""
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -26,4 +27,6 @@ def write(evaluation: Evaluation, folder: Path) -> None:
     except ImportError as error:
         print(f"{folder / 'evaluation.png'} is not drawn: {error}", file=sys.stderr)
         return
-    write_atomic(folder / "evaluation.png", draw(evaluation))
+    buffer = io.BytesIO()
+    draw(evaluation).savefig(buffer, format="png", dpi=150)
+    write_atomic(folder / "evaluation.png", buffer.getvalue())

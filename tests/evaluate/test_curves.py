@@ -55,7 +55,7 @@ def test_errors_of_differences_are_those_of_repeated_experiments():
     values, minus = (np.moveaxis(x + hard, 0, -1) for x in (other, first))
     found = difference(np.arange(1, 4001), values, minus)
     assert np.mean(found.error**2) == pytest.approx(found.value.var(), rel=0.1)
-    # What the problems share has cancelled.
+    # What the problems share has canceled.
     assert found.error.mean() < 0.3 * curve(np.arange(1, 4001), values).error.mean()
 
 

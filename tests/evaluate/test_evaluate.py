@@ -9,6 +9,7 @@ import pytest
 
 from maxpo.evaluate import evaluate
 from maxpo.evaluate.__main__ import main
+from maxpo.evaluate._figure import draw
 from maxpo.runs import UsageError
 
 
@@ -131,6 +132,18 @@ def test_graded_scores_have_a_panel_and_a_table_of_max_at_k(tmp_path, capsys):
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["max@k"]["curves"][path]["value"] == [0.5, 0.875]
     assert "max@k" in capsys.readouterr().out
+
+
+def test_the_figure(files):
+    curves, differences = draw(evaluate(files)).axes
+    for axis in (curves, differences):
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "4"]
+    drawn = {line.get_label(): line.get_ydata() for line in curves.lines}
+    assert drawn["base"].tolist() == pytest.approx([0.375, 2 / 3, np.nan], nan_ok=True)
+    assert drawn["new"].tolist() == [0.8125, 1, 1]
+    level, change = differences.lines
+    assert list(level.get_ydata()) == [0, 0]
+    assert change.get_ydata().tolist() == pytest.approx([0.25, 1 / 3, np.nan], nan_ok=True)
 
 
 def test_numbers_do_not_wait_for_matplotlib(files, tmp_path, monkeypatch, capsys):
