@@ -1,7 +1,9 @@
 """`evaluate`: from files to curves."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,10 +96,7 @@ def evaluate(
       ValueError: If an argument is wrong, or a file cannot be read, with the file and the line.
     """
     methods = {label: _paths(label, paths) for label, paths in files.items()}
-    if not methods:
-        raise UsageError("files: expected at least one, got none")
-    for wrong in [x for x in k or () if not isinstance(x, int) or x < 1]:
-        raise UsageError(f"k: expected whole numbers of at least 1, got {wrong!r}")
+    _check(methods, k, success)
     reader = Reader(problem, score, where or {})
     read = {label: [reader(path) for path in paths] for label, paths in methods.items()}
     seeds = {
@@ -107,20 +106,37 @@ def evaluate(
     every = [samples for of_method in seeds.values() for samples in of_method]
     ks = np.array(sorted(set(k)) if k else _powers(every), np.int64)
     count = len(reader.numbers)
-    present, passes, bests = {}, {}, {}
-    for label, of_method in seeds.items():
-        found = [
-            values_of_problems(samples, ks, count=count, success=success) for samples in of_method
-        ]
-        passes[label] = np.stack([values.passes for values in found])
-        bests[label] = np.stack([values.bests for values in found])
-        present[label] = np.isin(np.arange(count), np.concatenate([x.problem for x in of_method]))
+    grids = {label: _grid(of_method, ks, count, success) for label, of_method in seeds.items()}
+    present = {label: grid.present for label, grid in grids.items()}
     return Evaluation(
         {label: tuple(map(_source, scores)) for label, scores in read.items()},
-        _metric(ks, passes, present),
-        _metric(ks, bests, present),
+        _metric(ks, {label: grid.passes for label, grid in grids.items()}, present),
+        _metric(ks, {label: grid.bests for label, grid in grids.items()}, present),
         any(_is_graded(samples.score) for samples in every),
     )
+
+
+class _Grid(NamedTuple):
+    """Values of a method.
+
+    Attributes:
+      passes: `[S, P, K]`, pass@k of each seed and problem; NaN where it is left out.
+      bests: `[S, P, K]`, max@k.
+      present: `[P]`, whether any of the seeds has the problem.
+    """
+
+    passes: np.ndarray
+    bests: np.ndarray
+    present: np.ndarray
+
+
+def _check(methods: Mapping[str, Sequence[Path]], k: Sequence[int] | None, success: float) -> None:
+    if not methods:
+        raise UsageError("files: expected at least one, got none")
+    for wrong in [x for x in k or () if not isinstance(x, Integral) or x < 1]:
+        raise UsageError(f"k: expected whole numbers of at least 1, got {wrong!r}")
+    if not math.isfinite(success):
+        raise UsageError(f"success: expected a finite number, got {success}")
 
 
 def _paths(label: str, paths: Paths) -> list[Path]:
@@ -145,18 +161,28 @@ def _powers(every: Sequence[Samples]) -> list[int]:
     return [2**i for i in range(most.bit_length())]
 
 
+def _grid(seeds: Sequence[Samples], ks: np.ndarray, count: int, success: float) -> _Grid:
+    found = [values_of_problems(samples, ks, count=count, success=success) for samples in seeds]
+    present = np.zeros(count, bool)
+    for samples in seeds:
+        present[samples.problem] = True
+    return _Grid(
+        np.stack([values.passes for values in found]),
+        np.stack([values.bests for values in found]),
+        present,
+    )
+
+
 def _metric(
     ks: np.ndarray, values: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
 ) -> Metric:
     first, *others = values
+    curves = {label: curve(ks, own[:, present[label]]) for label, own in values.items()}
     differences = {}
     for label in others:
         either = present[label] | present[first]
         differences[label] = difference(ks, values[label][:, either], values[first][:, either])
-    return Metric(
-        {label: curve(ks, of_method[:, present[label]]) for label, of_method in values.items()},
-        differences,
-    )
+    return Metric(curves, differences)
 
 
 def _is_graded(score: np.ndarray) -> bool:

@@ -91,6 +91,10 @@ def test_wrong_arguments(files):
         evaluate({"x": [files["base"], files["base"]]})
     with pytest.raises(UsageError, match="k: expected whole numbers of at least 1, got 0"):
         evaluate(files, k=[1, 0])
+    with pytest.raises(UsageError, match=r"k: expected whole numbers of at least 1, got 1\.5"):
+        evaluate(files, k=[1.5])
+    with pytest.raises(UsageError, match="success: expected a finite number, got nan"):
+        evaluate(files, success=float("nan"))
 
 
 def test_what_is_printed(files, capsys):
