@@ -16,7 +16,7 @@ def metrics_of(evaluation: Evaluation) -> dict[str, Metric]:
     return found | {"max@k": evaluation.max_at_k} if evaluation.graded else found
 
 
-def columns_of(metric: Metric) -> dict[str, Curve]:
+def _columns(metric: Metric) -> dict[str, Curve]:
     """The curves of a metric, then its differences, under the names of their columns."""
     first = next(iter(metric.curves))
     named = {f"{label} - {first}": curve for label, curve in metric.differences.items()}
@@ -28,7 +28,7 @@ def to_text(evaluation: Evaluation) -> str:
     sources = [_read(label, source) for label, of in evaluation.sources.items() for source in of]
     parts = ["\n".join(sources)]
     for name, metric in metrics_of(evaluation).items():
-        columns = columns_of(metric)
+        columns = _columns(metric)
         left_out = [_left_out(label, curve) for label, curve in columns.items()]
         parts.append("\n".join([_table(name, columns), *filter(None, left_out)]))
     return "\n\n".join(parts)
