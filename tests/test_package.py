@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import maxpo
+import maxpo.runs
 
 ROOT = Path(maxpo.__file__).parent
 
@@ -34,3 +35,5 @@ def test_what_is_promised_is_there():
         assert getattr(maxpo, name) is not None
     for name in maxpo.lm.__all__:
         assert getattr(maxpo.lm, name) is not None
+    for name in maxpo.runs.__all__:
+        assert getattr(maxpo.runs, name) is not None

@@ -48,14 +48,18 @@ On several processes (a pod) process 0 writes config, metrics, summary and figur
 part in the checkpoints; give every process the same workdir on a shared filesystem.
 """
 
-from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
-from maxpo.runs._files import read_json, replacing, sync, write_atomic
-from maxpo.runs._main import main, new_folder
-from maxpo.runs._metrics import check_finite, read_metrics, read_timings
-from maxpo.runs._preemption import Preempted, preemptible
-from maxpo.runs._progress import progress, say, steps
-from maxpo.runs._run import Run, read_checkpoint
-from maxpo.runs._table import format_table, table_cells
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
+    from maxpo.runs._files import read_json, replacing, sync, write_atomic
+    from maxpo.runs._main import main, new_folder
+    from maxpo.runs._metrics import check_finite, read_metrics, read_timings
+    from maxpo.runs._preemption import Preempted, preemptible
+    from maxpo.runs._progress import progress, say, steps
+    from maxpo.runs._run import Run, read_checkpoint
+    from maxpo.runs._table import format_table, table_cells
 
 __all__ = [
     "Preempted",
@@ -81,3 +85,26 @@ __all__ = [
     "table_cells",
     "write_atomic",
 ]
+
+_HOMES = {
+    "_config": ("UsageError", "check_numbers", "check_variant", "load_config"),
+    "_files": ("read_json", "replacing", "sync", "write_atomic"),
+    "_main": ("main", "new_folder"),
+    "_metrics": ("check_finite", "read_metrics", "read_timings"),
+    "_preemption": ("Preempted", "preemptible"),
+    "_progress": ("progress", "say", "steps"),
+    "_run": ("Run", "read_checkpoint"),
+    "_table": ("format_table", "table_cells"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for: programs that use only files and tables start without JAX."""
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"maxpo.runs.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

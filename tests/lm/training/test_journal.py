@@ -10,6 +10,7 @@ from full_disk import fill_disk
 from ml_collections import ConfigDict
 
 from maxpo import runs
+from maxpo.evaluate import evaluate
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.rewards import RewardFunction
 from maxpo.lm.tasks.text import Problem
@@ -206,3 +207,18 @@ def test_a_file_that_cannot_be_opened_ends_nothing(tmp_path, capsys):
         for step in (1, 2):
             Journal(1, 1).train(run, step, *collect())
     assert capsys.readouterr().err.count("warning: completions.jsonl ends here") == 1
+
+
+def test_its_lines_are_read_as_scores(tmp_path):
+    write(tmp_path, Journal(1, 2), [(step, collect(step)) for step in (1, 2, 3)])
+    path = tmp_path / "completions.jsonl"
+    found = evaluate({"run": path}, where={"step": "last"}, success=0.5)
+    letters = [PROBLEMS[i].prompt[0] for i in batch_of_step(0, 3, 2, 8).tolist()]
+    (source,) = found.sources["run"]
+    assert (source.samples, source.problems) == (6, 2)
+    failed = sum({"b": 3, "c": 1}.get(letter, 0) for letter in letters)
+    assert source.unscored == failed
+    correct = np.mean([letter in LIVE for letter in letters])
+    assert found.pass_at_k.curves["run"].value.tolist() == pytest.approx(
+        [correct / 3, correct * 2 / 3]
+    )

@@ -1,0 +1,199 @@
+"""`evaluate`: from files to curves."""
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from maxpo.evaluate._curves import Curve, curve, difference
+from maxpo.evaluate._fields import Fields
+from maxpo.evaluate._reading import Reader, Scores
+from maxpo.evaluate._values import Samples, values_of_problems
+from maxpo.runs import UsageError
+
+__all__ = ["Evaluation", "Metric", "Source", "evaluate"]
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+
+
+class Source(NamedTuple):
+    """What was read from a file.
+
+    Attributes:
+      path: The file.
+      fields: Its fields.
+      samples: The number of samples.
+      problems: The number of problems.
+      unscored: The number of samples without a score.
+    """
+
+    path: Path
+    fields: Fields
+    samples: int
+    problems: int
+    unscored: int
+
+
+class Metric(NamedTuple):
+    """pass@k or max@k.
+
+    Attributes:
+      curves: The curve of each method.
+      differences: The curve of each method but the first, less that of the first, on the problems
+        that both have.
+    """
+
+    curves: dict[str, Curve]
+    differences: dict[str, Curve]
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` finds.
+
+    Attributes:
+      sources: What was read for each method.
+      pass_at_k: The probability that any of k samples is correct.
+      max_at_k: The expected best score of k samples.
+      graded: Whether there are scores other than 0 and 1; without them max@k is pass@k.
+    """
+
+    sources: dict[str, tuple[Source, ...]]
+    pass_at_k: Metric
+    max_at_k: Metric
+    graded: bool
+
+
+def evaluate(
+    files: Mapping[str, Paths],
+    *,
+    k: Sequence[int] | None = None,
+    problem: str | None = None,
+    score: str | None = None,
+    where: Mapping[str, str] | None = None,
+    success: float = 1.0,
+    pool: bool = False,
+) -> Evaluation:
+    """Unbiased pass@k and max@k of the samples in files.
+
+    Args:
+      files: The file of each method, or its files, one for each seed.
+      k: Numbers of samples whose best counts; 1, 2, 4, .. up to the most that a problem has if
+        None. A problem with fewer than k samples is left out at that k, and counted.
+      problem: The field that tells problems apart, or several with commas between them; found by a
+        file's first record if None.
+      score: The field with the score; found by a file's first record if None.
+      where: Field to value of the records that are read, such as {"split": "held_out"}; "last" is
+        the largest number, and "*" any value.
+      success: The score from which a sample is correct.
+      pool: Whether the files of a method are samples of one model: those of a problem are then put
+        together. Without it they are seeds, whose values are averaged.
+
+    Raises:
+      ValueError: If an argument is wrong, or a file cannot be read, with the file and the line.
+    """
+    methods = {label: _paths(label, paths) for label, paths in files.items()}
+    _check(methods, k, success)
+    reader = Reader(problem, score, where or {})
+    read = {label: [reader(path) for path in paths] for label, paths in methods.items()}
+    seeds = {
+        label: [_pooled(scores)] if pool else [one.samples for one in scores]
+        for label, scores in read.items()
+    }
+    every = [samples for of_method in seeds.values() for samples in of_method]
+    ks = np.array(sorted(set(k)) if k else _powers(every), np.int64)
+    count = len(reader.numbers)
+    grids = {label: _grid(of_method, ks, count, success) for label, of_method in seeds.items()}
+    present = {label: grid.present for label, grid in grids.items()}
+    return Evaluation(
+        {label: tuple(map(_source, scores)) for label, scores in read.items()},
+        _metric(ks, {label: grid.passes for label, grid in grids.items()}, present),
+        _metric(ks, {label: grid.bests for label, grid in grids.items()}, present),
+        any(_is_graded(samples.score) for samples in every),
+    )
+
+
+class _Grid(NamedTuple):
+    """Values of a method.
+
+    Attributes:
+      passes: `[S, P, K]`, pass@k of each seed and problem; NaN where it is left out.
+      bests: `[S, P, K]`, max@k.
+      present: `[P]`, whether any of the seeds has the problem.
+    """
+
+    passes: np.ndarray
+    bests: np.ndarray
+    present: np.ndarray
+
+
+def _check(methods: Mapping[str, Sequence[Path]], k: Sequence[int] | None, success: float) -> None:
+    if not methods:
+        raise UsageError("files: expected at least one, got none")
+    for wrong in [x for x in k or () if not isinstance(x, Integral) or x < 1]:
+        raise UsageError(f"k: expected whole numbers of at least 1, got {wrong!r}")
+    if not math.isfinite(success):
+        raise UsageError(f"success: expected a finite number, got {success}")
+
+
+def _paths(label: str, paths: Paths) -> list[Path]:
+    found = (
+        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
+    )
+    if not found:
+        raise UsageError(f"files: expected at least one of {label}, got none")
+    for path in found:
+        if found.count(path) > 1:
+            raise UsageError(f"files: expected different files of {label}, got {path} twice")
+    return found
+
+
+def _pooled(scores: Sequence[Scores]) -> Samples:
+    return Samples(*map(np.concatenate, zip(*[one.samples for one in scores], strict=True)))
+
+
+def _powers(every: Sequence[Samples]) -> list[int]:
+    """1, 2, 4, .. up to the most samples that a problem has."""
+    most = max(int(np.bincount(samples.problem).max()) for samples in every)
+    return [2**i for i in range(most.bit_length())]
+
+
+def _grid(seeds: Sequence[Samples], ks: np.ndarray, count: int, success: float) -> _Grid:
+    found = [values_of_problems(samples, ks, count=count, success=success) for samples in seeds]
+    present = np.zeros(count, bool)
+    for samples in seeds:
+        present[samples.problem] = True
+    return _Grid(
+        np.stack([values.passes for values in found]),
+        np.stack([values.bests for values in found]),
+        present,
+    )
+
+
+def _metric(
+    ks: np.ndarray, values: Mapping[str, np.ndarray], present: Mapping[str, np.ndarray]
+) -> Metric:
+    first, *others = values
+    curves = {label: curve(ks, own[:, present[label]]) for label, own in values.items()}
+    differences = {}
+    for label in others:
+        either = present[label] | present[first]
+        differences[label] = difference(ks, values[label][:, either], values[first][:, either])
+    return Metric(curves, differences)
+
+
+def _is_graded(score: np.ndarray) -> bool:
+    return not np.all((score == 0) | (score == 1) | np.isnan(score))
+
+
+def _source(scores: Scores) -> Source:
+    return Source(
+        scores.path,
+        scores.fields,
+        samples=len(scores.samples.score),
+        problems=len(np.unique(scores.samples.problem)),
+        unscored=int(np.isnan(scores.samples.score).sum()),
+    )

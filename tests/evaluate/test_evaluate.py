@@ -1,0 +1,230 @@
+"""From files to what is printed and written."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from maxpo.evaluate import evaluate
+from maxpo.evaluate.__main__ import main
+from maxpo.evaluate._figure import draw
+from maxpo.runs import UsageError
+
+
+def write(path, groups):
+    """Problem to scores, one line for each sample."""
+    lines = [json.dumps({"problem": p, "score": x}) for p, xs in groups.items() for x in xs]
+    path.write_text("\n".join(lines))
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Two methods; the second lacks problem d, has more samples of c, and has e."""
+    return {
+        "base": write(tmp_path / "base.jsonl", {"a": [1, 0], "b": [0, 0], "c": [1, 1], "d": [0]}),
+        "new": write(
+            tmp_path / "new.jsonl", {"c": [1, 1, 0, 1], "a": [1, 1], "b": [0, 1], "e": [1]}
+        ),
+    }
+
+
+def test_methods_and_differences(files):
+    found = evaluate(files).pass_at_k
+    assert found.curves["base"].k.tolist() == [1, 2, 4]
+    assert found.curves["base"].value.tolist()[:2] == [(0.5 + 0 + 1 + 0) / 4, (1 + 0 + 1) / 3]
+    assert found.curves["base"].left_out.tolist() == [0, 1, 4]
+    assert found.curves["new"].value.tolist() == [(0.75 + 1 + 0.5 + 1) / 4, 1, 1]
+    assert found.curves["new"].left_out.tolist() == [0, 1, 3]
+    change = found.differences["new"]
+    differences = [1 - 0.5, 0.5 - 0, 0.75 - 1]  # of a, b, c
+    assert change.value[0] == pytest.approx(np.mean(differences))
+    assert change.error[0] == pytest.approx(np.std(differences, ddof=1) / np.sqrt(3))
+    assert change.value[1] == pytest.approx((0 + 1 + 0) / 3)
+    assert change.problems.tolist() == [3, 3, 0]
+    assert change.left_out.tolist() == [2, 2, 5]
+    assert list(found.differences) == ["new"]
+
+
+def test_k_beyond_the_samples_is_left_out_and_not_clamped(files):
+    found = evaluate(files, k=[3, 1, 3]).pass_at_k.curves["base"]
+    assert found.k.tolist() == [1, 3]
+    assert found.problems.tolist() == [4, 0]
+    assert np.isnan(found.value[1])
+
+
+def test_seeds_are_averaged_and_samples_of_one_model_pooled(tmp_path):
+    seeds = [
+        write(tmp_path / "0.jsonl", {"a": [1, 1], "b": [0, 0]}),
+        write(tmp_path / "1.jsonl", {"a": [0, 0], "b": [0, 0], "c": [1, 1]}),
+    ]
+    averaged = evaluate({"x": seeds}).pass_at_k.curves["x"]
+    # Two models of which one solves a: the best of two samples of one of them does so in half of
+    # the cases. Problem c is not known of both.
+    assert averaged.k.tolist() == [1, 2]
+    assert averaged.value.tolist() == [0.25, 0.25]
+    assert averaged.left_out.tolist() == [1, 1]
+    pooled = evaluate({"x": seeds}, pool=True).pass_at_k.curves["x"]
+    assert pooled.k.tolist() == [1, 2, 4]
+    assert pooled.value[1] == pytest.approx(((1 - 1 / 6) + 0 + 1) / 3)
+    assert pooled.left_out.tolist() == [0, 0, 1]
+
+
+def test_samples_without_a_score(tmp_path):
+    path = write(tmp_path / "x.jsonl", {"a": [None, 0.5], "b": [None, None]})
+    found = evaluate({"x": path}, success=0.5)
+    assert found.sources["x"][0].unscored == 3
+    assert found.graded
+    assert found.pass_at_k.curves["x"].value.tolist() == [0.25, 0.5]
+    assert found.max_at_k.curves["x"].value.tolist() == [0.5, 0.5]
+    assert found.max_at_k.curves["x"].left_out.tolist() == [1, 1]
+
+
+def test_wrong_arguments(files):
+    with pytest.raises(UsageError, match="files: expected at least one, got none"):
+        evaluate({})
+    with pytest.raises(UsageError, match="files: expected at least one of x, got none"):
+        evaluate({"x": []})
+    with pytest.raises(UsageError, match=r"files: expected different files of x, got .* twice"):
+        evaluate({"x": [files["base"], files["base"]]})
+    with pytest.raises(UsageError, match="k: expected whole numbers of at least 1, got 0"):
+        evaluate(files, k=[1, 0])
+    with pytest.raises(UsageError, match=r"k: expected whole numbers of at least 1, got 1\.5"):
+        evaluate(files, k=[1.5])
+    with pytest.raises(UsageError, match="success: expected a finite number, got nan"):
+        evaluate(files, success=float("nan"))
+
+
+def test_what_is_printed(files, capsys):
+    main([f"{label}={path}" for label, path in files.items()])
+    expected = f"""\
+base: {files["base"]}: 7 samples of 4 problems (problem: problem; score: score)
+new: {files["new"]}: 9 samples of 4 problems (problem: problem; score: score)
+
+pass@k  base           new            new - base
+     1  0.3750 ± 0.24  0.8125 ± 0.12  0.2500 ± 0.25
+     2  0.6667 ± 0.33  1.000 ± 0      0.3333 ± 0.33
+     4  -              1.000 ± -      -
+left out, of 4 problems of base: 1 at k=2; 4 at k=4
+left out, of 4 problems of new: 1 at k=2; 3 at k=4
+left out, of 5 problems of new - base: 2 at k=1,2; 5 at k=4
+"""
+    assert capsys.readouterr().out == expected
+
+
+def test_files_of_an_evaluation(files, tmp_path, capsys):
+    folder = tmp_path / "deep" / "out"
+    words = [f"{label}={path}" for label, path in files.items()]
+    main([*words, f"--out={folder}", "--k=1,2,8"])
+    found = json.loads((folder / "evaluation.json").read_text())
+    assert "max@k" not in found
+    curve = found["pass@k"]["curves"]["base"]
+    assert curve["k"] == [1, 2, 8]
+    assert curve["value"] == [0.375, pytest.approx(2 / 3), None]
+    assert curve["left_out"] == [0, 1, 4]
+    assert found["pass@k"]["differences"]["new"]["problems"] == [3, 3, 0]
+    assert found["sources"]["new"][0]["samples"] == 9
+    assert (folder / "evaluation.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "evaluation.png"]
+
+
+def test_graded_scores_have_a_panel_and_a_table_of_max_at_k(tmp_path, capsys):
+    path = write(tmp_path / "x.jsonl", {"a": [0.25, 0.75], "b": [1.0, 0.0]})
+    main([path, f"--out={tmp_path}"])
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["max@k"]["curves"][path]["value"] == [0.5, 0.875]
+    assert "max@k" in capsys.readouterr().out
+
+
+def test_the_figure(files):
+    curves, differences = draw(evaluate(files)).axes
+    for axis in (curves, differences):
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "4"]
+    drawn = {line.get_label(): line.get_ydata() for line in curves.lines}
+    assert drawn["base"].tolist() == pytest.approx([0.375, 2 / 3, np.nan], nan_ok=True)
+    assert drawn["new"].tolist() == [0.8125, 1, 1]
+    level, change = differences.lines
+    assert list(level.get_ydata()) == [0, 0]
+    assert change.get_ydata().tolist() == pytest.approx([0.25, 1 / 3, np.nan], nan_ok=True)
+
+
+def test_numbers_do_not_wait_for_matplotlib(files, tmp_path, monkeypatch, capsys):
+    monkeypatch.delitem(sys.modules, "maxpo.evaluate._figure", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.axes", None)
+    main([files["base"], f"--out={tmp_path}"])
+    assert (tmp_path / "evaluation.json").exists()
+    assert not (tmp_path / "evaluation.png").exists()
+    assert (
+        "evaluation.png is not drawn: import of matplotlib.axes halted" in capsys.readouterr().err
+    )
+
+
+def run(*words):
+    try:
+        main(words)
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def test_mistakes_are_one_sentence(files, tmp_path, capsys):
+    assert run("none.jsonl") == 2
+    assert capsys.readouterr().err == (
+        "error: none.jsonl: expected a file to read, got No such file or directory\n"
+    )
+    assert run(files["base"], files["base"]) == 2
+    assert run(files["base"], "--k=1,x") == 2
+    assert "argument --k: expected whole numbers, got 1,x" in capsys.readouterr().err
+    assert run(files["base"], "--where=x") == 2
+    assert "argument --where: expected FIELD=VALUE, got x" in capsys.readouterr().err
+    (tmp_path / "file").write_text("")
+    assert run(files["base"], f"--out={tmp_path / 'file'}") == 1
+    captured = capsys.readouterr()
+    assert "error: " in captured.err
+    assert "0.3750" in captured.out
+
+
+def test_a_path_may_have_an_equals_sign(tmp_path, capsys):
+    folder = tmp_path / "k=4"
+    folder.mkdir()
+    path = write(folder / "x.jsonl", {"a": [1]})
+    main([path])
+    assert f"{path}: 1 samples of 1 problems" in capsys.readouterr().out
+
+
+def test_options_reach_the_evaluation(tmp_path, capsys):
+    path = tmp_path / "x.jsonl"
+    records = [{"id": i % 2, "mine": i, "split": "ab"[i // 4]} for i in range(8)]
+    path.write_text("\n".join(map(json.dumps, records)))
+    main(
+        [
+            "x=" + str(path),
+            "--problem=id",
+            "--score=mine",
+            "--where=split=b",
+            "--success=6",
+            "--k=1",
+        ]
+    )
+    out = capsys.readouterr().out
+    assert "4 samples of 2 problems (problem: id; score: mine)" in out
+    assert "1  0.5000 ± 0" in out  # 6 of 4 and 6, 7 of 5 and 7
+    assert "1  5.500 ± 0.5" in out
+
+
+def test_no_jax(files):
+    code = (
+        "import sys; from maxpo.evaluate.__main__ import main; main(sys.argv[1:]); "
+        "print(sorted({'jax', 'flax', 'optax', 'matplotlib', 'chex'} & set(sys.modules)))"
+    )
+    command = [sys.executable, "-c", code, files["base"]]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_program_starts_as_a_module(files):
+    command = [sys.executable, "-m", "maxpo.evaluate", files["base"]]
+    found = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "pass@k" in found.stdout

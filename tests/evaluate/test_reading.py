@@ -1,0 +1,286 @@
+"""What is read from files, and what is said of those that cannot be read."""
+
+import gzip
+import json
+import re
+
+import numpy as np
+import pytest
+
+from maxpo.evaluate._reading import Reader
+from maxpo.runs import UsageError
+
+
+def write(path, records):
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return path
+
+
+def read(path, problem=None, score=None, **chosen):
+    """Problem to scores."""
+    reader = Reader(problem, score, chosen)
+    samples = reader(path).samples
+    return {
+        name: samples.score[samples.problem == number].tolist()
+        for name, number in reader.numbers.items()
+        if number in samples.problem
+    }
+
+
+RECORDS = [
+    {"problem_id": "a", "score": 0.5, "text": "é\u2028"},
+    {"problem_id": 7, "score": 1},
+    {"problem_id": "a", "score": True},
+]
+FOUND = {"a": [0.5, 1.0], 7: [1.0]}
+
+
+def test_json_lines(tmp_path):
+    assert read(write(tmp_path / "scores.jsonl", RECORDS)) == FOUND
+
+
+def test_blank_lines_are_skipped_and_the_last_needs_no_end(tmp_path):
+    lines = [json.dumps(record, ensure_ascii=False) for record in RECORDS]
+    path = tmp_path / "scores.txt"
+    path.write_bytes("\n\r\n".join(["\ufeff", *lines, *lines[:1]]).encode())
+    assert read(path) == {"a": [0.5, 1.0, 0.5], 7: [1.0]}
+
+
+def test_a_json_list(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps(RECORDS, indent=2))
+    assert read(path) == FOUND
+
+
+@pytest.mark.parametrize("name", ["scores.jsonl", "scores.json"])
+def test_gzip(tmp_path, name):
+    text = json.dumps(RECORDS) if name == "scores.json" else "\n".join(map(json.dumps, RECORDS))
+    path = tmp_path / f"{name}.gz"
+    path.write_bytes(gzip.compress(text.encode()))
+    assert read(path) == FOUND
+
+
+def test_a_file_of_many_blocks(tmp_path):
+    rng = np.random.default_rng(0)
+    groups = {f"problem {p}": rng.random(3).tolist() for p in range(2000)}
+    records = [
+        {"task_id": name, "score": x, "text": "x" * int(rng.integers(0, 2000))}
+        for name, group in groups.items()
+        for x in group
+    ]
+    assert read(write(tmp_path / "scores.jsonl", records)) == groups
+
+
+SCORES = {
+    "1": 1.0,
+    "-2.5e-1": -0.25,
+    "true": 1.0,
+    "false": 0.0,
+    '"True"': 1.0,
+    '"false"': 0.0,
+    '"0.5"': 0.5,
+    "null": np.nan,
+    "NaN": np.nan,
+    '"NaN"': np.nan,
+}
+
+
+@pytest.mark.parametrize(("text", "value"), SCORES.items())
+def test_what_a_score_may_be(tmp_path, text, value):
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f'{{"prompt": "a", "score": {text}}}\n')
+    assert read(path)["a"] == pytest.approx([value], nan_ok=True)
+
+
+def test_fields_by_name(tmp_path):
+    path = write(
+        tmp_path / "scores.jsonl",
+        [
+            {"set": "x", "id": 1, "score": 0.0, "mine": 0.25},
+            {"set": "y", "id": 1, "score": 0.0, "mine": 0.75},
+        ],
+    )
+    assert read(path, "id", "mine") == {1: [0.25, 0.75]}
+    assert read(path, "set,id", "mine") == {("x", 1): [0.25], ("y", 1): [0.75]}
+
+
+def test_a_record_may_have_a_list_of_scores(tmp_path):
+    records = [{"problem": "a", "correct": [True, False]}, {"problem": "b", "correct": [1, None]}]
+    found = read(write(tmp_path / "scores.jsonl", records))
+    assert found["a"] == [1.0, 0.0]
+    assert found["b"] == pytest.approx([1.0, np.nan], nan_ok=True)
+
+
+def harness(doc_id, filter, value, metric="exact_match"):
+    """A line of lm-evaluation-harness, without the fields that are texts."""
+    resps = {"resps": [["8"]], "filtered_resps": ["8"], "doc_hash": "e3", "prompt_hash": "b0"}
+    return {"doc_id": doc_id, **resps, "filter": filter, "metrics": [metric], metric: value}
+
+
+def test_lm_evaluation_harness(tmp_path):
+    records = [harness(i, f, float(i == 1)) for f in ("strict", "flexible") for i in (0, 1)]
+    path = write(tmp_path / "samples_gsm8k.jsonl", records)
+    assert read(path, filter="strict") == {0: [0.0], 1: [1.0]}
+    message = 'expected records of one filter, got "strict", "flexible"; choose with where'
+    with pytest.raises(UsageError, match=message):
+        read(path)
+    other = [harness(0, "none", 0.75, metric="rouge")]
+    assert read(write(tmp_path / "other.jsonl", other)) == {0: [0.75]}
+
+
+def test_several_metrics_of_lm_evaluation_harness(tmp_path):
+    record = harness(0, "none", 1.0, "acc") | {"metrics": ["acc", "acc_norm"], "acc_norm": 0.0}
+    path = write(tmp_path / "samples.jsonl", [record])
+    assert read(path, score="acc_norm") == {0: [0.0]}
+    with pytest.raises(UsageError, match=r"jsonl:1: metrics: expected one, got acc, acc_norm"):
+        read(path)
+
+
+def test_verl(tmp_path):
+    records = [
+        {"input": "6*7?", "output": "42", "gts": "42", "score": 1.0, "step": 10, "reward": 1.0},
+        {"input": "6*7?", "output": "41", "gts": "42", "score": 0.0, "step": 10, "reward": 0.0},
+        {"input": "1+1?", "output": "2", "gts": "2", "score": 1.0, "step": 10, "reward": 1.0},
+    ]
+    assert read(write(tmp_path / "10.jsonl", records)) == {"6*7?": [1.0, 0.0], "1+1?": [1.0]}
+
+
+def test_human_eval(tmp_path):
+    records = [
+        {"task_id": "HumanEval/0", "completion": "", "result": "passed", "passed": True},
+        {"task_id": "HumanEval/0", "completion": "", "result": "timed out", "passed": False},
+    ]
+    path = write(tmp_path / "samples.jsonl_results.jsonl", records)
+    assert read(path) == {"HumanEval/0": [1.0, 0.0]}
+
+
+def journal(step, split, prompt, *scores):
+    completions = [{"text": "x", "score": score, "reward": 0.0} for score in scores]
+    of_line = {"step": step, "split": split, "prompt": prompt, "answer": "a"}
+    return {**of_line, "completions": completions}
+
+
+def test_the_last_step_is_that_of_the_split(tmp_path):
+    lines = [
+        journal(5, "held_out", "p", 0.0, 1.0),
+        journal(20, "held_out", "p", 0.5, None),
+        journal(20, "held_out", "q", 0.25, 0.75),
+        journal(100, "train", "p", 1.0, 1.0),
+    ]
+    path = write(tmp_path / "completions.jsonl", lines)
+    found = read(path, split="held_out", step="last")
+    assert found["p"] == pytest.approx([0.5, np.nan], nan_ok=True)
+    assert found["q"] == [0.25, 0.75]
+    assert read(path, split="held_out", step="5") == {"p": [0.0, 1.0]}
+    assert read(path, split="train") == {"p": [1.0, 1.0]}
+    with pytest.raises(UsageError, match="expected records of one step, got 5, 20; choose"):
+        read(path, split="held_out")
+    with pytest.raises(UsageError, match='of split=test, got "held_out", "train"'):
+        read(path, split="test", step="5")
+
+
+def test_all_steps_may_be_asked_for(tmp_path):
+    records = [{"problem": "a", "score": step, "step": step} for step in (0, 1)]
+    assert read(write(tmp_path / "scores.jsonl", records), step="*") == {"a": [0.0, 1.0]}
+
+
+GOOD = '{"problem": "a", "score": 1}'
+BROKEN = {
+    "cut": ('{"problem": "a", "sc', '2: expected a JSON object, got {"problem": "a", "sc'),
+    "a list": ("[1, 2]", r"2: expected a JSON object, got \[1, 2\]"),
+    "two on a line": (f"{GOOD}, {GOOD}", "2: expected a JSON object, got"),
+    "lists on a line": ("{}],[{}", r"2: expected a JSON object, got {}\],\[{}"),
+    "no score": (
+        '{"problem": "a", "text": "x"}',
+        "2: score: expected a finite number, a boolean or null, "
+        "got no such field among problem, text",
+    ),
+    "text as score": ('{"problem": "a", "score": "good"}', "2: score: .* got 'good'"),
+    "infinity": ('{"problem": "a", "score": Infinity}', "2: score: .* got inf"),
+    "an object as score": ('{"problem": "a", "score": {"x": 1}}', r"2: score: .* got {'x': 1}"),
+    "a number too large": (f'{{"problem": "a", "score": {"9" * 400}}}', "2: score: .* got 9999"),
+    "a list in a list": ('{"problem": "a", "score": [[1]]}', r"2: score: .* got \[1\]"),
+    "no problem": ('{"score": 1}', "2: problem: .* got no such field among score"),
+    "a list as problem": (
+        '{"problem": ["a"], "score": 1}',
+        r"2: problem: expected text or a number, got \['a'\]",
+    ),
+    "null as problem": ('{"problem": null, "score": 1}', "2: problem: .* got None"),
+}
+
+
+@pytest.mark.parametrize(("line", "message"), BROKEN.values(), ids=BROKEN)
+def test_what_is_wrong_is_named_with_its_line(tmp_path, line, message):
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f"{GOOD}\n{line}\n{GOOD}\n")
+    with pytest.raises(UsageError, match=f"{re.escape(str(path))}:{message}"):
+        read(path)
+
+
+def test_two_halves_of_a_record_are_no_record(tmp_path):
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f'{{"problem": "a"\n"score": 1}}\n{GOOD}, {GOOD}\n')
+    with pytest.raises(UsageError, match=r'jsonl:1: expected a JSON object, got {"problem": "a"$'):
+        read(path)
+
+
+def test_lines_are_counted_over_blocks_and_blank_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr("maxpo.evaluate._records.BLOCK", 1)
+    path = tmp_path / "scores.jsonl"
+    path.write_text(f"\n{GOOD}\n\n{GOOD}\n[]\n")
+    with pytest.raises(UsageError, match=r"jsonl:5: expected a JSON object, got \[\]"):
+        read(path)
+
+
+def test_a_place_in_a_list_is_its_index(tmp_path):
+    path = tmp_path / "scores.json"
+    path.write_text('[{"problem": "a", "score": 1},\n {"problem": "a", "score": "x"}]')
+    with pytest.raises(UsageError, match=r"scores\.json\[1\]: score: .* got 'x'"):
+        read(path)
+    path.write_text('{"problem": "a"}')
+    with pytest.raises(UsageError, match="json: expected a JSON list of objects, got dict"):
+        read(path)
+    path.write_text("[\n1,]")
+    with pytest.raises(UsageError, match="json:2: expected a JSON list, got "):
+        read(path)
+    path.write_text("[1]")
+    with pytest.raises(UsageError, match=r"json\[0\]: expected a JSON object, got 1"):
+        read(path)
+
+
+def test_files_without_what_is_needed(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.jsonl: expected a file to read, got No such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(UsageError, match="expected a file to read, got Is a directory"):
+        read(tmp_path)
+    path = tmp_path / "scores.jsonl"
+    for text, message in {
+        "": "expected at least one record, got none",
+        "\n\n": "expected at least one record, got none",
+        '{"problem": "a", "score": []}': "expected at least one score, got none",
+        '{"id": 1, "score": 1}': "problem: expected one of the fields .*, got id, score; name",
+        '{"problem": 1, "rating": 1}': "score: expected one of the fields .*, got problem, rating",
+    }.items():
+        path.write_text(text)
+        with pytest.raises(UsageError, match=rf"jsonl(:1)?: {message}"):
+            read(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UsageError, match="expected text in UTF-8, got"):
+        read(path)
+
+
+def test_a_gzip_file_that_is_cut_or_none(tmp_path):
+    path = tmp_path / "scores.jsonl.gz"
+    path.write_bytes(gzip.compress(f"{GOOD}\n".encode() * 1000)[:-20])
+    with pytest.raises(UsageError, match="gz: expected text in UTF-8, got Compressed file ended"):
+        read(path)
+    path.write_text(GOOD)
+    with pytest.raises(UsageError, match="gz: expected text in UTF-8, got Not a gzipped file"):
+        read(path)
+
+
+def test_completions_of_a_later_line_must_be_a_list(tmp_path):
+    lines = [journal(1, "train", "p", 1.0), {**journal(1, "train", "p"), "completions": 3}]
+    path = write(tmp_path / "completions.jsonl", lines)
+    with pytest.raises(UsageError, match="2: completions: expected a list of objects, got 3"):
+        read(path)
