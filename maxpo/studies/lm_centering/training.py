@@ -1,0 +1,173 @@
+"""Training a small model on the puzzle, all seeds of a method in one compiled call.
+
+The parts are those of the trainer: `generate`, `update.make_update`, `sft.make_update`. The puzzle
+is graded in the program, so that whole pieces of a run are one loop on the device.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from ml_collections import ConfigDict
+
+from maxpo import pass_at_k, training
+from maxpo.lm.model.config import make_config
+from maxpo.lm.model.generation import generate
+from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.model.sharding import RULES
+from maxpo.lm.model.transformer import Transformer
+from maxpo.lm.training import sft
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.update import Batch, make_update
+from maxpo.methods import choose_advantages, parse_methods
+from maxpo.studies.lm_centering.puzzle import (
+    TOKENIZER,
+    Puzzles,
+    all_puzzles,
+    grade,
+    right_answers,
+    split,
+)
+
+__all__ = ["Trainer", "make_trainer"]
+
+# Uses of one seed's key; training folds in the number of the update, from 0.
+_INIT, _FINE_TUNE, _TRAIN, _EVALUATE = range(4)
+
+
+class Trainer(NamedTuple):
+    """Training over all S seeds at once.
+
+    Attributes:
+      starts: -> the fine-tuned parameters of every seed, each leaf `[S, ...]`.
+      train: (parameters, number of the method, learning rate) -> pass@k `[E + 1, S, K]` on
+        held-out puzzles, before the first update and after every `evaluate_every` of them.
+    """
+
+    starts: Callable[[], nnx.State]
+    train: Callable[[nnx.State, int, float], np.ndarray]
+
+
+def make_trainer(config: ConfigDict) -> Trainer:
+    """The trainer of the config's methods.
+
+    A seed has the same start, prompts and random numbers whatever the method and its learning
+    rate, so differences between methods are paired.
+    """
+    rl, digits = config.rl, config.puzzle.digits
+    puzzles = all_puzzles(config.puzzle.least, config.puzzle.most)
+    learned, judged = split(puzzles, config.puzzle.held_out, config.seed)
+    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
+    graph, params = _make_model(config, puzzles, keys)
+    methods = parse_methods(config.methods, group_size=rl.group_size)
+    update = make_update(
+        graph,
+        rl,
+        choose_advantages(methods, rl.steps),
+        optimizer=partial(make_optimizer, rl, rules=RULES),
+    )
+
+    def draw(params: nnx.State, prompts: Prompts, group_size: int, key: jax.Array) -> Completions:
+        return generate(
+            nnx.merge(graph, params),
+            prompts,
+            group_size=group_size,
+            max_new_tokens=digits + 1,
+            temperature=rl.temperature,
+            eos_id=TOKENIZER.eos_id,
+            pad_id=TOKENIZER.pad_id,
+            key=key,
+        )
+
+    def one_update(
+        state: training.TrainState, key: jax.Array, method: jax.Array, rate: jax.Array
+    ) -> training.TrainState:
+        of_prompts, of_samples, of_update = jax.random.split(key, 3)
+        count = len(learned.sums)
+        drawn = learned.take(jax.random.choice(of_prompts, count, (rl.prompts,), replace=False))
+        completions = draw(state.params, drawn.prompts, rl.group_size, of_samples)
+        rewards = grade(drawn, completions, digits)
+        kept = jnp.ones_like(rewards, bool)
+        batch = Batch(drawn.prompts, completions, rewards, kept, kept)
+        state, _, _ = update(
+            state, batch, of_update, step=state.step, learning_rate=rate, method=method
+        )
+        return state
+
+    def advance(
+        method: jax.Array, rate: jax.Array, key: jax.Array, state: training.TrainState
+    ) -> training.TrainState:
+        def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+            return one_update(state, jax.random.fold_in(key, state.step), method, rate), None
+
+        return jax.lax.scan(body, state, length=config.evaluate_every)[0]
+
+    def evaluate(key: jax.Array, params: nnx.State) -> jax.Array:
+        completions = draw(params, judged.prompts, config.samples, key)
+        correct = grade(judged, completions, digits)
+        return jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in config.eval_ks])
+
+    all_advance = jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
+    all_evaluate = jax.jit(jax.vmap(evaluate))
+    use = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    initial = jax.jit(
+        jax.vmap(lambda params: training.init_state(params, make_optimizer(rl, 0.0, rules=RULES)))
+    )
+
+    def train(params: nnx.State, method: int, rate: float) -> np.ndarray:
+        state = initial(params)
+        # The same numbers at every evaluation: differences between them are the policy's.
+        found = [all_evaluate(use(keys, _EVALUATE), state.params)]
+        for _ in range(rl.steps // config.evaluate_every):
+            state = all_advance(method, jnp.float32(rate), use(keys, _TRAIN), state)
+            found.append(all_evaluate(use(keys, _EVALUATE), state.params))
+        return np.stack([np.asarray(values, np.float64) for values in found])
+
+    def starts() -> nnx.State:
+        return _fine_tuned(config, graph, params, learned, use(keys, _FINE_TUNE))
+
+    return Trainer(starts, train)
+
+
+def _make_model(
+    config: ConfigDict, puzzles: Puzzles, keys: jax.Array
+) -> tuple[nnx.GraphDef, nnx.State]:
+    """The policy's structure, and the random parameters of every seed."""
+    shape = make_config(
+        "nano",
+        vocab_size=TOKENIZER.vocab_size,
+        context_length=puzzles.prompts.tokens.shape[1] + config.puzzle.digits + 1,
+        **config.model,
+    )
+
+    def init(key: jax.Array) -> Transformer:
+        return Transformer(shape, rngs=nnx.Rngs(jax.random.fold_in(key, _INIT)))
+
+    params = jax.jit(jax.vmap(lambda key: nnx.state(init(key))))(keys)
+    return nnx.graphdef(nnx.eval_shape(init, keys[0])), params
+
+
+def _fine_tuned(
+    config: ConfigDict, graph: nnx.GraphDef, params: nnx.State, puzzles: Puzzles, keys: jax.Array
+) -> nnx.State:
+    """Every seed's parameters after learning from right answers, drawn anew in each update."""
+    tokens, counts = map(jnp.asarray, right_answers(puzzles, config.puzzle.digits))
+    learn = sft.make_update(graph, config.sft, rules=RULES)
+
+    def one(key: jax.Array, params: nnx.State) -> nnx.State:
+        def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+            of_prompts, of_answers = jax.random.split(jax.random.fold_in(key, state.step))
+            shape = (config.sft.batch_size,)
+            numbers = jax.random.randint(of_prompts, shape, 0, len(counts))
+            chosen = jax.random.randint(of_answers, shape, 0, counts[numbers])
+            prompts, answers = puzzles.take(numbers).prompts, tokens[numbers, chosen]
+            return learn(state, prompts, answers, jnp.ones_like(answers, bool))[0], None
+
+        state = training.init_state(params, make_optimizer(config.sft, 0.0, rules=RULES))
+        return jax.lax.scan(body, state, length=config.sft.steps)[0].params
+
+    return jax.jit(jax.vmap(one))(keys, params)
