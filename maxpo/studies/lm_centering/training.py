@@ -29,7 +29,8 @@ from maxpo.studies.lm_centering.puzzle import (
     Puzzles,
     all_puzzles,
     grade,
-    right_answers,
+    in_format,
+    random_answers,
     split,
 )
 
@@ -43,12 +44,14 @@ class Trainer(NamedTuple):
     """Training over all S seeds at once.
 
     Attributes:
-      starts: -> the fine-tuned parameters of every seed, each leaf `[S, ...]`.
+      start: Updates of the fine-tuning -> the parameters of every seed after it, leaves `[S, ...]`.
+      format_share: Parameters -> `[S]`, the share of samples of held-out puzzles that are in format.
       train: (parameters, number of the method, learning rate) -> pass@k `[E + 1, S, K]` on
         held-out puzzles, before the first update and after every `evaluate_every` of them.
     """
 
-    starts: Callable[[], nnx.State]
+    start: Callable[[int], nnx.State]
+    format_share: Callable[[nnx.State], np.ndarray]
     train: Callable[[nnx.State, int, float], np.ndarray]
 
 
@@ -58,79 +61,97 @@ def make_trainer(config: ConfigDict) -> Trainer:
     A seed has the same start, prompts and random numbers whatever the method and its learning
     rate, so differences between methods are paired.
     """
-    rl, digits = config.rl, config.puzzle.digits
+    rl, keys = config.rl, jax.random.split(jax.random.key(config.seed), config.seeds)
     puzzles = all_puzzles(config.puzzle.least, config.puzzle.most)
     learned, judged = split(puzzles, config.puzzle.held_out, config.seed)
-    keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     graph, params = _make_model(config, puzzles, keys)
-    methods = parse_methods(config.methods, group_size=rl.group_size)
-    update = make_update(
-        graph,
-        rl,
-        choose_advantages(methods, rl.steps),
-        optimizer=partial(make_optimizer, rl, rules=RULES),
+    use = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+    draw = _make_draw(config, graph)
+
+    def evaluate(key: jax.Array, params: nnx.State) -> jax.Array:
+        correct = grade(judged, draw(params, judged.prompts, config.samples, key))
+        return jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in config.eval_ks])
+
+    def well_formed(key: jax.Array, params: nnx.State) -> jax.Array:
+        return jnp.mean(in_format(draw(params, judged.prompts, config.samples, key)))
+
+    advance = _make_advance(config, graph, learned, draw)
+    optimizer = make_optimizer(rl, 0.0, rules=RULES)  # Its rate does not matter to a first state.
+    initial = jax.jit(jax.vmap(lambda params: training.init_state(params, optimizer)))
+    all_evaluate, all_well_formed = (jax.jit(jax.vmap(part)) for part in (evaluate, well_formed))
+
+    def train(params: nnx.State, method: int, rate: float) -> np.ndarray:
+        state = initial(params)
+        # The same random numbers at every evaluation: differences between them are the policy's.
+        found = [all_evaluate(use(keys, _EVALUATE), state.params)]
+        for _ in range(rl.steps // config.evaluate_every):
+            state = advance(method, jnp.float32(rate), use(keys, _TRAIN), state)
+            found.append(all_evaluate(use(keys, _EVALUATE), state.params))
+        return np.stack([np.asarray(values, np.float64) for values in found])
+
+    return Trainer(
+        lambda steps: _fine_tuned(config, steps, graph, params, learned, use(keys, _FINE_TUNE)),
+        lambda params: np.asarray(all_well_formed(use(keys, _EVALUATE), params), np.float64),
+        train,
     )
+
+
+_Draw = Callable[[nnx.State, Prompts, int, jax.Array], Completions]
+
+
+def _make_draw(config: ConfigDict, graph: nnx.GraphDef) -> _Draw:
+    """(Parameters, P prompts, N, key) to completions `[P, N, digits + 1]`."""
 
     def draw(params: nnx.State, prompts: Prompts, group_size: int, key: jax.Array) -> Completions:
         return generate(
             nnx.merge(graph, params),
             prompts,
             group_size=group_size,
-            max_new_tokens=digits + 1,
-            temperature=rl.temperature,
+            max_new_tokens=config.puzzle.digits + 1,
+            temperature=config.rl.temperature,
             eos_id=TOKENIZER.eos_id,
             pad_id=TOKENIZER.pad_id,
             key=key,
         )
 
-    def one_update(
-        state: training.TrainState, key: jax.Array, method: jax.Array, rate: jax.Array
-    ) -> training.TrainState:
-        of_prompts, of_samples, of_update = jax.random.split(key, 3)
-        count = len(learned.sums)
-        drawn = learned.take(jax.random.choice(of_prompts, count, (rl.prompts,), replace=False))
-        completions = draw(state.params, drawn.prompts, rl.group_size, of_samples)
-        rewards = grade(drawn, completions, digits)
-        kept = jnp.ones_like(rewards, bool)
-        batch = Batch(drawn.prompts, completions, rewards, kept, kept)
-        state, _, _ = update(
-            state, batch, of_update, step=state.step, learning_rate=rate, method=method
-        )
-        return state
+    return draw
+
+
+def _make_advance(
+    config: ConfigDict, graph: nnx.GraphDef, puzzles: Puzzles, draw: _Draw
+) -> jax.stages.Wrapped:
+    """(method, learning rate, keys, states) to all seeds' states `evaluate_every` updates later."""
+    rl = config.rl
+    advantages = choose_advantages(
+        parse_methods(config.methods, group_size=rl.group_size), rl.steps
+    )
+    update = make_update(graph, rl, advantages, optimizer=partial(make_optimizer, rl, rules=RULES))
 
     def advance(
         method: jax.Array, rate: jax.Array, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
         def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
-            return one_update(state, jax.random.fold_in(key, state.step), method, rate), None
+            of_prompts, of_samples, of_update = jax.random.split(
+                jax.random.fold_in(key, state.step), 3
+            )
+            shape = (rl.prompts,)
+            drawn = puzzles.take(jax.random.randint(of_prompts, shape, 0, len(puzzles.sums)))
+            completions = draw(state.params, drawn.prompts, rl.group_size, of_samples)
+            rewards = grade(drawn, completions)
+            kept = jnp.ones_like(rewards, bool)
+            state, _, _ = update(
+                state,
+                Batch(drawn.prompts, completions, rewards, kept, kept),
+                of_update,
+                step=state.step,
+                learning_rate=rate,
+                method=method,
+            )
+            return state, None
 
         return jax.lax.scan(body, state, length=config.evaluate_every)[0]
 
-    def evaluate(key: jax.Array, params: nnx.State) -> jax.Array:
-        completions = draw(params, judged.prompts, config.samples, key)
-        correct = grade(judged, completions, digits)
-        return jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in config.eval_ks])
-
-    all_advance = jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
-    all_evaluate = jax.jit(jax.vmap(evaluate))
-    use = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    initial = jax.jit(
-        jax.vmap(lambda params: training.init_state(params, make_optimizer(rl, 0.0, rules=RULES)))
-    )
-
-    def train(params: nnx.State, method: int, rate: float) -> np.ndarray:
-        state = initial(params)
-        # The same numbers at every evaluation: differences between them are the policy's.
-        found = [all_evaluate(use(keys, _EVALUATE), state.params)]
-        for _ in range(rl.steps // config.evaluate_every):
-            state = all_advance(method, jnp.float32(rate), use(keys, _TRAIN), state)
-            found.append(all_evaluate(use(keys, _EVALUATE), state.params))
-        return np.stack([np.asarray(values, np.float64) for values in found])
-
-    def starts() -> nnx.State:
-        return _fine_tuned(config, graph, params, learned, use(keys, _FINE_TUNE))
-
-    return Trainer(starts, train)
+    return jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
 
 
 def _make_model(
@@ -152,22 +173,27 @@ def _make_model(
 
 
 def _fine_tuned(
-    config: ConfigDict, graph: nnx.GraphDef, params: nnx.State, puzzles: Puzzles, keys: jax.Array
+    config: ConfigDict,
+    steps: int,
+    graph: nnx.GraphDef,
+    params: nnx.State,
+    puzzles: Puzzles,
+    keys: jax.Array,
 ) -> nnx.State:
-    """Every seed's parameters after learning from right answers, drawn anew in each update."""
-    tokens, counts = map(jnp.asarray, right_answers(puzzles, config.puzzle.digits))
-    learn = sft.make_update(graph, config.sft, rules=RULES)
+    """Every seed's parameters after so many updates on random answers, new ones in each."""
+    settings = ConfigDict({**config.sft, "steps": steps})
+    learn = sft.make_update(graph, settings, rules=RULES)
+    count = settings.batch_size
 
     def one(key: jax.Array, params: nnx.State) -> nnx.State:
         def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             of_prompts, of_answers = jax.random.split(jax.random.fold_in(key, state.step))
-            shape = (config.sft.batch_size,)
-            numbers = jax.random.randint(of_prompts, shape, 0, len(counts))
-            chosen = jax.random.randint(of_answers, shape, 0, counts[numbers])
-            prompts, answers = puzzles.take(numbers).prompts, tokens[numbers, chosen]
+            numbers = jax.random.randint(of_prompts, (count,), 0, len(puzzles.sums))
+            answers = random_answers(of_answers, count, config.puzzle.digits)
+            prompts = puzzles.take(numbers).prompts
             return learn(state, prompts, answers, jnp.ones_like(answers, bool))[0], None
 
-        state = training.init_state(params, make_optimizer(config.sft, 0.0, rules=RULES))
-        return jax.lax.scan(body, state, length=config.sft.steps)[0].params
+        state = training.init_state(params, make_optimizer(settings, 0.0, rules=RULES))
+        return jax.lax.scan(body, state, length=steps)[0].params
 
     return jax.jit(jax.vmap(one))(keys, params)
