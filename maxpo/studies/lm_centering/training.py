@@ -44,8 +44,8 @@ class Trainer(NamedTuple):
     """Training over all S seeds at once.
 
     Attributes:
-      start: Updates of the fine-tuning -> the parameters of every seed after it, leaves `[S, ...]`.
-      format_share: Parameters -> `[S]`, the share of samples of held-out puzzles that are in format.
+      start: Updates of the fine-tuning -> every seed's parameters after it, leaves `[S, ...]`.
+      format_share: Parameters -> `[S]`, the share of held-out puzzles' samples in format.
       train: (parameters, number of the method, learning rate) -> pass@k `[E + 1, S, K]` on
         held-out puzzles, before the first update and after every `evaluate_every` of them.
     """
@@ -122,15 +122,18 @@ def _make_advance(
 ) -> jax.stages.Wrapped:
     """(method, learning rate, keys, states) to all seeds' states `evaluate_every` updates later."""
     rl = config.rl
-    advantages = choose_advantages(
-        parse_methods(config.methods, group_size=rl.group_size), rl.steps
+    methods = parse_methods(config.methods, group_size=rl.group_size)
+    update = make_update(
+        graph,
+        rl,
+        choose_advantages(methods, rl.steps),
+        optimizer=partial(make_optimizer, rl, rules=RULES),
     )
-    update = make_update(graph, rl, advantages, optimizer=partial(make_optimizer, rl, rules=RULES))
 
     def advance(
         method: jax.Array, rate: jax.Array, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
-        def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+        def one_update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             of_prompts, of_samples, of_update = jax.random.split(
                 jax.random.fold_in(key, state.step), 3
             )
@@ -139,17 +142,16 @@ def _make_advance(
             completions = draw(state.params, drawn.prompts, rl.group_size, of_samples)
             rewards = grade(drawn, completions)
             kept = jnp.ones_like(rewards, bool)
-            state, _, _ = update(
+            return update(
                 state,
                 Batch(drawn.prompts, completions, rewards, kept, kept),
                 of_update,
                 step=state.step,
                 learning_rate=rate,
                 method=method,
-            )
-            return state, None
+            )[0], None
 
-        return jax.lax.scan(body, state, length=config.evaluate_every)[0]
+        return jax.lax.scan(one_update, state, length=config.evaluate_every)[0]
 
     return jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
 
@@ -186,7 +188,7 @@ def _fine_tuned(
     count = settings.batch_size
 
     def one(key: jax.Array, params: nnx.State) -> nnx.State:
-        def body(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
+        def one_update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             of_prompts, of_answers = jax.random.split(jax.random.fold_in(key, state.step))
             numbers = jax.random.randint(of_prompts, (count,), 0, len(puzzles.sums))
             answers = random_answers(of_answers, count, config.puzzle.digits)
@@ -194,6 +196,6 @@ def _fine_tuned(
             return learn(state, prompts, answers, jnp.ones_like(answers, bool))[0], None
 
         state = training.init_state(params, make_optimizer(settings, 0.0, rules=RULES))
-        return jax.lax.scan(body, state, length=steps)[0].params
+        return jax.lax.scan(one_update, state, length=steps)[0].params
 
     return jax.jit(jax.vmap(one))(keys, params)
