@@ -16,11 +16,7 @@ VARIANTS = ("default", "quick")
 
 # What is taken of configs/lm.py.
 _SFT = ("learning_rate", "final_rate", "warmup_steps", "max_gradient_norm", "weight_decay")
-_RL = (
-    *("temperature", "loss", "importance_level", "loss_aggregation", "length"),
-    *("clip_low", "clip_high", "clip_dual", "epochs", "minibatches", "micro_batches"),
-    *("entropy_coefficient", "warmup_steps", "max_gradient_norm", "weight_decay"),
-)
+_RL = ("temperature", "warmup_steps", "max_gradient_norm", "weight_decay")
 
 
 def get_config(variant: str = "default") -> ConfigDict:

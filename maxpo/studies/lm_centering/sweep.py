@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.methods import Method, parse_methods
 from maxpo.studies.jobs import Job, Row
-from maxpo.studies.lm_centering.training import make_trainer
+from maxpo.studies.lm_centering.training import make_trainer, model_shape
 
 __all__ = ["check_config", "make_jobs", "read_methods"]
 
@@ -61,6 +61,7 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             f"puzzle.held_out: expected less than all {puzzles}, got {config.puzzle.held_out}"
         )
+    model_shape(config)
 
 
 def _check_evaluation(config: ConfigDict) -> None:

@@ -15,7 +15,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import pass_at_k, training
-from maxpo.lm.model.config import make_config
+from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.generation import generate
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
@@ -34,10 +34,25 @@ from maxpo.studies.lm_centering.puzzle import (
     split,
 )
 
-__all__ = ["Trainer", "make_trainer"]
+__all__ = ["Trainer", "make_trainer", "model_shape"]
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
 _INIT, _FINE_TUNE, _TRAIN, _EVALUATE = range(4)
+
+# Each batch has one step of the unbiased loss; the clipping is that of diagnostics.
+_ONE_STEP = {
+    "loss": "score_function",
+    "importance_level": "token",
+    "loss_aggregation": "constant",
+    "length": 1.0,
+    "epochs": 1,
+    "minibatches": 1,
+    "micro_batches": 1,
+    "clip_low": 0.2,
+    "clip_high": 0.2,
+    "clip_dual": 0.0,
+    "entropy_coefficient": 0.0,
+}
 
 
 class Trainer(NamedTuple):
@@ -64,7 +79,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
     rl, keys = config.rl, jax.random.split(jax.random.key(config.seed), config.seeds)
     puzzles = all_puzzles(config.puzzle.least, config.puzzle.most)
     learned, judged = split(puzzles, config.puzzle.held_out, config.seed)
-    graph, params = _make_model(config, puzzles, keys)
+    graph, params = _make_policies(config, keys)
     use = jax.vmap(jax.random.fold_in, in_axes=(0, None))
     draw = _make_draw(config, graph)
 
@@ -125,7 +140,7 @@ def _make_advance(
     methods = parse_methods(config.methods, group_size=rl.group_size)
     update = make_update(
         graph,
-        rl,
+        ConfigDict({**rl, **_ONE_STEP}),
         choose_advantages(methods, rl.steps),
         optimizer=partial(make_optimizer, rl, rules=RULES),
     )
@@ -156,16 +171,24 @@ def _make_advance(
     return jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
 
 
-def _make_model(
-    config: ConfigDict, puzzles: Puzzles, keys: jax.Array
-) -> tuple[nnx.GraphDef, nnx.State]:
-    """The policy's structure, and the random parameters of every seed."""
-    shape = make_config(
+def model_shape(config: ConfigDict) -> TransformerConfig:
+    """The shape of the policy, whose context is a prompt and an answer.
+
+    Raises:
+      ValueError: As `make_config`.
+    """
+    prompt = all_puzzles(config.puzzle.least, config.puzzle.least).prompts
+    return make_config(
         "nano",
         vocab_size=TOKENIZER.vocab_size,
-        context_length=puzzles.prompts.tokens.shape[1] + config.puzzle.digits + 1,
+        context_length=prompt.tokens.shape[1] + config.puzzle.digits + 1,
         **config.model,
     )
+
+
+def _make_policies(config: ConfigDict, keys: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
+    """The policy's structure, and the random parameters of every seed."""
+    shape = model_shape(config)
 
     def init(key: jax.Array) -> Transformer:
         return Transformer(shape, rngs=nnx.Rngs(jax.random.fold_in(key, _INIT)))
