@@ -34,6 +34,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         "maze_speed",
         "lm",
         "lm:graded",
+        "lm_centering",
         "lm_speed",
         "verification_speed",
         "lm_scaling",

@@ -13,6 +13,7 @@ from maxpo.runs import load_config
 from maxpo.runs._config import flatten
 from maxpo.studies import bandit, maze
 from maxpo.studies.centering import cells as centering
+from maxpo.studies.lm_centering import sweep as lm_centering
 from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed
 from maxpo.studies.variance import baseline_weight, gradient_variance
 
@@ -50,6 +51,7 @@ CHECKS = {
     "centering:quick": centering.check_config,
     "estimator_speed": estimator_speed.check_config,
     "gradient_variance:quick": gradient_variance.check_config,
+    "lm_centering": lm_centering.check_config,
     "lm_scaling:quick": check_by_beginning(lm_scaling),
     "lm_speed:quick": lm_speed.check_config,
     "maze": maze.check_config,
@@ -135,6 +137,13 @@ def test_every_number_is_checked_before_any_work(spec, data):
             "scaling_rewards: expected at least 1310",
         ),
         ("step_sizes", {"bandits": ("default", "default")}, "bandits: expected different variants"),
+        ("lm_centering", {"rl.steps": 150}, "multiple of evaluate_every = 100, got 150"),
+        ("lm_centering", {"puzzle.most": 13}, "a number from 14 to 99, got 13"),
+        ("lm_centering", {"puzzle.held_out": 170}, "less than all 170, got 170"),
+        ("lm_centering", {"samples": 4}, "eval_ks: expected at most samples = 4"),
+        ("lm_centering", {"eval_k": 3}, "eval_k: expected one of"),
+        ("lm_centering", {"methods": ("rloo",)}, "expected maxpo first, got 'rloo'"),
+        ("lm_centering", {"learning_rates": (0.1, 0.1)}, "learning_rates: expected different"),
         ("tunix_lm", {"odds": (1.5, -0.5)}, "odds: expected at least 0, got -0.5"),
     ],
 )

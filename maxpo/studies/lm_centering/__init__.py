@@ -1,0 +1,3 @@
+"""Whether centered advantages pay in language-model training: puzzle, training, comparison."""
+
+__all__: list[str] = []
