@@ -53,9 +53,9 @@ class Batch(NamedTuple):
       rewards: `[P, N]`.
       valid: `[P, N]` boolean, True at samples to compute advantages from.
       where: `[P, N]` boolean, True at samples that count in the loss.
-      success_rate: `[P]`, of each problem in past steps; None where no method adapts its k.
       reference_log_probs: `[P, N, T]` under the frozen policy; None without a KL penalty.
       advantages: `[P, N]`; None until the update has computed them from the rewards.
+      success_rate: `[P]`, of each problem in past steps; None where no method adapts its k.
     """
 
     prompts: Prompts
@@ -63,9 +63,9 @@ class Batch(NamedTuple):
     rewards: jax.Array
     valid: jax.Array
     where: jax.Array
-    success_rate: jax.Array | None = None
     reference_log_probs: jax.Array | None = None
     advantages: jax.Array | None = None
+    success_rate: jax.Array | None = None
 
 
 class Counts(NamedTuple):
