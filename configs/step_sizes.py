@@ -2,7 +2,7 @@
 
     python -m experiments.step_sizes
 
-Variants: default; adaptive, fixed k and an adaptive one where contexts are unevenly hard; and quick,
+Variants: default; adaptive, fixed k and adaptive ones where contexts are unevenly hard; and quick,
 which only shows that everything runs.
 """
 
