@@ -94,8 +94,8 @@ class SuccessEstimate(NamedTuple):
     ) -> "SuccessEstimate":
         """The estimate after further groups.
 
-        The counts of every problem that is among them shrink to `forgetting` of what they were, and
-        the samples of its groups are added. To be called after `rate` of the same groups.
+        The counts of every problem that has samples among them shrink to `forgetting` of what they
+        were, and the samples are added. To be called after `rate` of the same groups.
 
         Args:
           problem_ids: `[P]`, the problem of each group; one may have several.
@@ -107,7 +107,8 @@ class SuccessEstimate(NamedTuple):
         solved = jnp.asarray(successes)
         counted = jnp.ones_like(solved) if where is None else jnp.asarray(where)
         ids, dtype = jnp.asarray(problem_ids), self.attempts.dtype
-        kept = jnp.ones_like(self.attempts).at[ids].set(forgetting)
+        share = jnp.where(jnp.any(counted, axis=-1), jnp.asarray(forgetting, dtype), 1)
+        kept = jnp.ones_like(self.attempts).at[ids].min(share)  # Once, whatever its groups.
 
         def add(counts: jax.Array, samples: jax.Array) -> jax.Array:
             return (kept * counts).at[ids].add(jnp.sum(samples, axis=-1, dtype=dtype))

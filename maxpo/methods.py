@@ -44,9 +44,7 @@ K: TypeAlias = float | Callable[[Any], Any] | AdaptiveK
 BINARY = ("max_rl", "pass_at_k_training")
 """Estimators whose formula takes rewards for 0 or 1."""
 
-ADAPTIVE = "adaptive"
-"""What k is in a spec where it adapts."""
-
+_ADAPTIVE = "adaptive"  # What k is in a spec where it adapts.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
 
 
@@ -164,7 +162,7 @@ def parse_method(
             raise ValueError(
                 f"method {spec!r}: expected options among {', '.join(known)}; got {option!r}"
             )
-        if text in words.get(option, ()) or (adapts and (option, text) == ("k", ADAPTIVE)):
+        if text in words.get(option, ()) or (adapts and (option, text) == ("k", _ADAPTIVE)):
             values[option] = [text]
             continue
         values[option] = [_number(spec, part) for part in text.split("->")]
@@ -354,7 +352,7 @@ def _pop_k(spec: str, values: dict[str, Any]) -> tuple[float, float] | AdaptiveK
     """Takes what concerns k out of the values of a spec."""
     k = values.pop("k", None)
     settings = {name: values.pop(name)[0] for name in AdaptiveK._fields if name in values}
-    if k == [ADAPTIVE]:
+    if k == [_ADAPTIVE]:
         found = AdaptiveK(**settings)
         try:
             adaptive_k(found.target, **found._asdict())
@@ -362,7 +360,7 @@ def _pop_k(spec: str, values: dict[str, Any]) -> tuple[float, float] | AdaptiveK
             raise ValueError(f"method {spec!r}: {error}") from None
         return found
     if settings:
-        raise ValueError(f"method {spec!r}: expected {min(settings)} beside k={ADAPTIVE} only")
+        raise ValueError(f"method {spec!r}: expected {min(settings)} beside k={_ADAPTIVE} only")
     return k and (k[0], k[-1])
 
 
@@ -371,7 +369,7 @@ def _words_of_k(k: tuple[float, float] | AdaptiveK | None) -> dict[str, str]:
     if k is None:
         return {}
     if isinstance(k, AdaptiveK):
-        return {"k": ADAPTIVE, **{name: f"{value:g}" for name, value in k._asdict().items()}}
+        return {"k": _ADAPTIVE, **{name: f"{value:g}" for name, value in k._asdict().items()}}
     return {"k": "->".join(f"{each:g}" for each in (k[:1] if k[0] == k[1] else k))}
 
 

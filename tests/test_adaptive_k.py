@@ -63,6 +63,9 @@ def test_counts_of_the_problems_that_were_seen_forget():
     np.testing.assert_allclose(after.rate(jnp.array([0, 1, 2])), [1.5 / 4, 0.25, 4.5 / 8])
     again = after.update([1], successes[:1], forgetting=1)
     np.testing.assert_array_equal(again.attempts, [4, 7, 8])
+    # Without a sample that counts nothing is known that was not known before.
+    for one, other in zip(after.update([0], successes[:1], where=~where[:1]), after, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def gradient_at(k):

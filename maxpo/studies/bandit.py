@@ -46,8 +46,8 @@ METRICS = {
     "entropy": "policy entropy (nats)",
 }
 
-BINARY_LAWS = ("bernoulli", "uneven")
-"""Those of rewards that are 0 or 1."""
+# Those of rewards that are 0 or 1.
+_BINARY_LAWS = ("bernoulli", "uneven")
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
 _TASK, _POLICY, _TRAIN, _EVALUATE = range(4)
@@ -99,7 +99,7 @@ def check_config(config: ConfigDict) -> None:
     names = [method.estimator for method in methods]
     if config.task.name != "contextual":
         setting = f"task.name={config.task.name}"
-    elif config.task.law not in BINARY_LAWS:
+    elif config.task.law not in _BINARY_LAWS:
         setting = f"task.law={config.task.law}"
     else:
         return
@@ -140,7 +140,7 @@ def _check_task(task: ConfigDict) -> None:
             raise ValueError(
                 f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
             )
-        if task.law in BINARY_LAWS and task.law_parameter > 1:
+        if task.law in _BINARY_LAWS and task.law_parameter > 1:
             raise ValueError(
                 "task.law_parameter: expected a success rate of at most 1, got "
                 f"{task.law_parameter}."
