@@ -7,6 +7,8 @@ Variants:
     default       16 contexts seen through 2 features, 100 Gaussian arms: one policy for all of them
                   has to spread its samples, so J_1 and J_k want different things.
     bernoulli     The same with 0/1 rewards, 5% of them 1: J_k is pass@k.
+    uneven        0/1 rewards again, but 1% of the arms are right in the hardest context and 80% in
+                  the easiest: fixed k and one that adapts to each context.
     heavy_tailed  The same with the absolute value of Student's t, 2 degrees of freedom.
     tabular       Every context is seen: the best arm is best for every k.
     anneal        The default with k going from 8 to 1.
@@ -20,7 +22,16 @@ from maxpo.runs import check_variant
 
 __all__ = ["VARIANTS", "get_config"]
 
-VARIANTS = ("default", "bernoulli", "heavy_tailed", "tabular", "anneal", "square", "quick")
+VARIANTS = (
+    "default",
+    "bernoulli",
+    "uneven",
+    "heavy_tailed",
+    "tabular",
+    "anneal",
+    "square",
+    "quick",
+)
 
 
 def get_config(variant: str = "default") -> ConfigDict:
@@ -55,10 +66,18 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.task.num_features = 2  # 0 shows the context itself.
     config.task.num_arms = 100
     config.task.law = "gaussian"
-    config.task.law_parameter = 1.0  # Standard deviation, success rate or degrees of freedom.
+    # Standard deviation, success rate (the highest one, with uneven), or degrees of freedom.
+    config.task.law_parameter = 1.0
 
     if variant == "bernoulli":
         config.task.law, config.task.law_parameter = "bernoulli", 0.05
+    elif variant == "uneven":
+        config.task.law, config.task.law_parameter = "uneven", 0.8
+        config.methods = (
+            *(f"maxpo:k={k}" for k in (1, 2, 4, 8)),
+            "maxpo:k=adaptive,target=0.5,k_max=8",
+            "maxpo:k=adaptive,target=0.9,k_max=8",
+        )
     elif variant == "heavy_tailed":
         config.task.law, config.task.law_parameter = "heavy_tailed", 2.0
     elif variant == "tabular":

@@ -27,6 +27,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         "bandit:square",
         "bandit:anneal",
         "step_sizes",
+        "step_sizes:adaptive",
         "gradient_variance",
         "baseline_weight",
         "centering",

@@ -2,7 +2,8 @@
 
     python -m experiments.step_sizes
 
-Variants: default, and quick, which only shows that everything runs.
+Variants: default; adaptive, fixed k and adaptive ones where contexts are unevenly hard; and quick,
+which only shows that everything runs.
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from maxpo.runs import check_variant
 
 __all__ = ["VARIANTS", "get_config"]
 
-VARIANTS = ("default", "quick")
+VARIANTS = ("default", "adaptive", "quick")
 
 
 def get_config(variant: str = "default") -> ConfigDict:
@@ -23,10 +24,15 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.bandits = ("default", "bernoulli", "heavy_tailed")
     config.step_sizes = tuple(2.0**power for power in range(-2, 8))
     config.common = 4.0  # The step size at which estimators are also compared with each other.
+    config.eval_k = 0.0  # The k of the reported J_k; 0: each bandit's own.
     config.seeds = 32  # The best step size is chosen on half of them and reported on the other.
     config.updates = 500
     config.methods = bandit.get_config().methods
-    if variant == "quick":
+    if variant == "adaptive":
+        config.bandits = ("uneven",)
+        config.step_sizes = tuple(2.0**power for power in range(10))
+        config.methods = bandit.get_config("uneven").methods
+    elif variant == "quick":
         config.bandits = ("default",)
         config.step_sizes = (1.0, 4.0)
         config.seeds = 4

@@ -31,6 +31,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         study = bandit_configs.get_config(variant)
         study.update(seeds=config.seeds, updates=config.updates, methods=config.methods)
         study.evaluate_every = config.updates
+        study.eval_k = config.eval_k or study.eval_k
         bandit.check_config(study)
         if any(method.learning_rate for method in bandit.read_methods(study)):
             raise ValueError("methods: expected no learning_rate, which is what is varied here.")

@@ -2,11 +2,14 @@
 
     maxpo:k=4                     estimators with a k need one
     maxpo:k=8->1                  k changes in a straight line over the run
+    maxpo:k=adaptive              k of each problem, from how often it was solved in past steps;
+                                  with target=0.5,k_max=8, see maxpo.adaptive_k
     blended:k=4,weight=0.5        any other number that the estimator takes
     rloo:learning_rate=1e-4       a learning rate of its own, for every training run
     grpo:entropy=0.01             what a study adds; here the maze's entropy bonus
 
-Bandits, mazes, language models and Tunix all read this language.
+Bandits, mazes, language models and Tunix all read this language; only bandits and language models
+have problems that come again, of which k=adaptive needs to know.
 """
 
 import inspect
@@ -20,6 +23,7 @@ import jax.numpy as jnp
 import optax
 
 from maxpo import estimators
+from maxpo.adaptive_k import AdaptiveK, adaptive_k
 
 __all__ = [
     "BINARY",
@@ -35,11 +39,12 @@ __all__ = [
     "parse_methods",
 ]
 
-K: TypeAlias = float | Callable[[Any], Any]
+K: TypeAlias = float | Callable[[Any], Any] | AdaptiveK
 
 BINARY = ("max_rl", "pass_at_k_training")
 """Estimators whose formula takes rewards for 0 or 1."""
 
+_ADAPTIVE = "adaptive"  # What k is in a spec where it adapts.
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?")
 
 
@@ -47,9 +52,16 @@ class Advantages(Protocol):
     """A bound estimator."""
 
     def __call__(
-        self, rewards: jax.Array, step: jax.Array | int, where: jax.Array | None = None
+        self,
+        rewards: jax.Array,
+        step: jax.Array | int,
+        where: jax.Array | None = None,
+        success_rate: jax.Array | None = None,
     ) -> jax.Array:
-        """Advantages of rewards, both `[..., N]`, after `step` updates."""
+        """Advantages of rewards, both `[..., N]`, after `step` updates.
+
+        An adaptive k needs the success rate `[...]` of each group's problem in past steps.
+        """
 
 
 class Method(NamedTuple):
@@ -57,14 +69,14 @@ class Method(NamedTuple):
 
     Attributes:
       estimator: Its name, see `estimators.get`.
-      k: Its k at the first update and after the last; None if it has none.
+      k: Its k at the first update and after the last, or how k adapts; None if it has none.
       options: Its other keyword arguments.
       learning_rate: Its own, or None for that of the config.
       extra: What the study adds to the language.
     """
 
     estimator: str
-    k: tuple[float, float] | None
+    k: tuple[float, float] | AdaptiveK | None
     options: dict[str, float]
     learning_rate: float | None
     extra: Mapping[str, float | str] = MappingProxyType({})
@@ -76,7 +88,7 @@ class Method(NamedTuple):
         >>> parse_method("maxpo:k=8->1,learning_rate=1e-4").label
         'maxpo k=8->1'
         """
-        settings = {} if self.k is None else {"k": "->".join(f"{k:g}" for k in _ends(self.k))}
+        settings = _words_of_k(self.k)
         for name, value in {**self.options, **self.extra}.items():
             settings[name] = value if isinstance(value, str) else f"{value:g}"
         return " ".join([self.estimator, *(f"{name}={text}" for name, text in settings.items())])
@@ -90,13 +102,25 @@ class Method(NamedTuple):
         """
         return self.label.replace(" ", "_").replace("=", "").replace("->", "-")
 
+    @property
+    def adapts(self) -> bool:
+        """Whether its k follows the success rate of each problem."""
+        return isinstance(self.k, AdaptiveK)
+
     def bind(self, steps: int) -> Advantages:
         """The advantages, with a k that changes in a straight line over `steps` updates."""
+        if isinstance(self.k, AdaptiveK):
+            return bind_estimator(self.estimator, self.k, **self.options)
         k = k_schedule(*self.k, steps) if self.k else 1
         return bind_estimator(self.estimator, k, **self.options)
 
 
-def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = None) -> Method:
+def parse_method(
+    spec: str,
+    *,
+    extra: Mapping[str, Collection[str]] | None = None,
+    adaptive: bool = False,
+) -> Method:
     """Reads `ESTIMATOR[:NAME=VALUE,...]`.
 
     Names are `k`, which may change in a straight line over the run, `learning_rate`, and whatever
@@ -105,6 +129,7 @@ def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = Non
     Args:
       spec: The text.
       extra: Further names, with the words that they may be instead of a number.
+      adaptive: Whether k may be `adaptive`, with `target` and `k_max` of `AdaptiveK`.
 
     Raises:
       ValueError: If it is none of this, quoting the spec.
@@ -122,7 +147,9 @@ def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = Non
         raise ValueError(f"method {spec!r}: {error}") from None
     if name == "l_statistic":
         raise ValueError(f"method {spec!r}: l_statistic takes rank weights, which no spec can give")
-    known = [*parameters, "learning_rate", *words]
+    adapts = adaptive and "k" in parameters
+    of_k = AdaptiveK._fields if adapts else ()
+    known = [*parameters, *of_k, "learning_rate", *words]
     values: dict[str, Any] = {}
     for setting in rest.split(",") if colon else []:
         option, equals, text = setting.partition("=")
@@ -135,7 +162,7 @@ def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = Non
             raise ValueError(
                 f"method {spec!r}: expected options among {', '.join(known)}; got {option!r}"
             )
-        if text in words.get(option, ()):
+        if text in words.get(option, ()) or (adapts and (option, text) == ("k", _ADAPTIVE)):
             values[option] = [text]
             continue
         values[option] = [_number(spec, part) for part in text.split("->")]
@@ -144,7 +171,7 @@ def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = Non
     for option in parameters:
         if option not in values and parameters[option].default is inspect.Parameter.empty:
             raise ValueError(f"method {spec!r}: expected a {option}, as in {name}:{option}=4")
-    k = values.pop("k", None)
+    k = _pop_k(spec, values)
     singles = {option: value[0] for option, value in values.items()}
     rate = singles.pop("learning_rate", None)
     if rate is not None and not rate > 0:
@@ -153,11 +180,15 @@ def parse_method(spec: str, *, extra: Mapping[str, Collection[str]] | None = Non
     for option, value in added.items():
         if not isinstance(value, str) and value < 0:
             raise ValueError(f"method {spec!r}: expected {option} of at least 0, got {value:g}")
-    return Method(name, k and (k[0], k[-1]), singles, rate, added)
+    return Method(name, k, singles, rate, added)
 
 
 def parse_methods(
-    specs: Sequence[str], *, group_size: int, extra: Mapping[str, Collection[str]] | None = None
+    specs: Sequence[str],
+    *,
+    group_size: int,
+    extra: Mapping[str, Collection[str]] | None = None,
+    adaptive: bool = False,
 ) -> list[Method]:
     """Reads all of them and tries each on groups of that size.
 
@@ -165,6 +196,7 @@ def parse_methods(
       specs: As for `parse_method`.
       group_size: N.
       extra: As for `parse_method`.
+      adaptive: As for `parse_method`.
 
     Raises:
       ValueError: If there is none, one cannot be read, its k does not fit the group, or two are the
@@ -172,9 +204,10 @@ def parse_methods(
     """
     if not specs:
         raise ValueError("methods: expected at least one, such as maxpo:k=8; got none")
-    methods = [parse_method(spec, extra=extra) for spec in specs]
+    methods = [parse_method(spec, extra=extra, adaptive=adaptive) for spec in specs]
     for spec, method in zip(specs, methods, strict=True):
-        for k in method.k or (1.0,):
+        ks = (method.k.k_max,) if isinstance(method.k, AdaptiveK) else method.k
+        for k in ks or (1.0,):
             try:
                 advantages = bind_estimator(method.estimator, k, **method.options)
                 advantages(jnp.zeros(group_size), 0)
@@ -190,7 +223,7 @@ def parse_methods(
 
 def choose_advantages(
     methods: Sequence[Method], steps: int
-) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
+) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]:
     """The advantages of several methods as one function, so that one program serves them all.
 
     Args:
@@ -198,19 +231,24 @@ def choose_advantages(
       steps: Updates of the whole run, over which k may change.
 
     Returns:
-      (rewards `[P, N]`, where, updates done, number of the method) to advantages `[P, N]`.
+      (rewards `[P, N]`, where, updates done, number of the method, success rates `[P]` of past
+      steps, or None where no method adapts its k) to advantages `[P, N]`.
     """
     branches = [method.bind(steps) for method in methods]
 
     def advantages(
-        rewards: jax.Array, where: jax.Array, step: jax.Array, number: jax.Array
+        rewards: jax.Array,
+        where: jax.Array,
+        step: jax.Array,
+        number: jax.Array,
+        success_rate: jax.Array | None = None,
     ) -> jax.Array:
-        return jax.lax.switch(number, branches, rewards, step, where)
+        return jax.lax.switch(number, branches, rewards, step, where, success_rate)
 
     return advantages
 
 
-def k_schedule(initial: float, final: float, updates: int) -> K:
+def k_schedule(initial: float, final: float, updates: int) -> float | Callable[[Any], Any]:
     """A k that goes from `initial` to `final` in a straight line over `updates`, then constant.
 
     A k that does not change stays a number, whose gap weights are then computed while tracing.
@@ -262,7 +300,8 @@ def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
     Args:
       name: One of `estimators.names()`.
       k: A number, or an optax schedule of the update's number; it may change from update to update
-        without another compilation. Estimators of the mean have no k and ignore it.
+        without another compilation. Or an `AdaptiveK`, of the success rates that come with the
+        rewards. Estimators of the mean have no k and ignore it.
       **options: Further keyword arguments of the estimator, such as GRPO's `epsilon`.
 
     Returns:
@@ -285,9 +324,12 @@ def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
         raise TypeError(f"{name}: expected the options {sorted(needed)}, got {sorted(options)}.")
 
     def advantages(
-        rewards: jax.Array, step: jax.Array | int, where: jax.Array | None = None
+        rewards: jax.Array,
+        step: jax.Array | int,
+        where: jax.Array | None = None,
+        success_rate: jax.Array | None = None,
     ) -> jax.Array:
-        of_k = {"k": k(step) if callable(k) else k} if "k" in parameters else {}
+        of_k = {"k": _k_now(k, step, success_rate)} if "k" in parameters else {}
         return function(rewards, **of_k, where=where, **options)
 
     return advantages
@@ -298,8 +340,37 @@ def _parameters(name: str) -> dict[str, inspect.Parameter]:
     return {option: known[option] for option in known if option not in ("rewards", "where")}
 
 
-def _ends(k: tuple[float, float]) -> tuple[float, ...]:
-    return k[:1] if k[0] == k[1] else k
+def _k_now(k: K, step: jax.Array | int, success_rate: jax.Array | None) -> Any:
+    if isinstance(k, AdaptiveK):
+        if success_rate is None:
+            raise ValueError("success_rate: expected one of each group for an adaptive k, got None")
+        return adaptive_k(success_rate, **k._asdict())
+    return k(step) if callable(k) else k
+
+
+def _pop_k(spec: str, values: dict[str, Any]) -> tuple[float, float] | AdaptiveK | None:
+    """Takes what concerns k out of the values of a spec."""
+    k = values.pop("k", None)
+    settings = {name: values.pop(name)[0] for name in AdaptiveK._fields if name in values}
+    if k == [_ADAPTIVE]:
+        found = AdaptiveK(**settings)
+        try:
+            adaptive_k(found.target, **found._asdict())
+        except ValueError as error:
+            raise ValueError(f"method {spec!r}: {error}") from None
+        return found
+    if settings:
+        raise ValueError(f"method {spec!r}: expected {min(settings)} beside k={_ADAPTIVE} only")
+    return k and (k[0], k[-1])
+
+
+def _words_of_k(k: tuple[float, float] | AdaptiveK | None) -> dict[str, str]:
+    """What a label says of it, by the names of a spec."""
+    if k is None:
+        return {}
+    if isinstance(k, AdaptiveK):
+        return {"k": _ADAPTIVE, **{name: f"{value:g}" for name, value in k._asdict().items()}}
+    return {"k": "->".join(f"{each:g}" for each in (k[:1] if k[0] == k[1] else k))}
 
 
 def _number(spec: str, text: str) -> float:

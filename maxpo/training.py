@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from maxpo.adaptive_k import SuccessEstimate
+
 __all__ = ["TrainState", "apply_gradients", "init_state"]
 
 
@@ -18,11 +20,13 @@ class TrainState(NamedTuple):
         what an uninterrupted one draws.
       params: Trainable parameters of the policy, in float32 at least.
       opt_state: State of the optimizer.
+      success: How often each problem was solved so far; None where no k adapts to it.
     """
 
     step: jax.Array
     params: nnx.State
     opt_state: optax.OptState
+    success: SuccessEstimate | None = None
 
 
 def init_state(params: nnx.State, optimizer: optax.GradientTransformation) -> TrainState:
@@ -49,4 +53,4 @@ def apply_gradients(
     with jax.numpy_dtype_promotion("standard"):
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-    return TrainState(state.step + 1, params, opt_state)
+    return state._replace(step=state.step + 1, params=params, opt_state=opt_state)

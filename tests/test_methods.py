@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from maxpo import estimators, methods
+from maxpo.adaptive_k import AdaptiveK
 from maxpo.methods import Method, parse_method, parse_methods
 from maxpo.studies.variance.unbiasedness import VARIANTS
 
@@ -85,6 +86,61 @@ def test_a_study_may_add_to_the_language():
             parse_method(spec, extra=extra)
     with pytest.raises(ValueError, match="got 'entropy'"):
         parse_method("grpo:entropy=0.01")
+
+
+def test_k_adapts_where_a_study_knows_its_problems():
+    method = parse_method("maxpo:k=adaptive,k_max=4", adaptive=True)
+    assert method == Method("maxpo", AdaptiveK(0.5, 4), {}, None)
+    assert method.adapts
+    assert method.label == "maxpo k=adaptive target=0.5 k_max=4"
+    assert method.folder == "maxpo_kadaptive_target0.5_k_max4"
+    assert (
+        parse_method(method.label.replace(" ", ":", 1).replace(" ", ","), adaptive=True) == method
+    )
+    (method,) = parse_methods(
+        ["maxpo:k=adaptive,target=0.75,learning_rate=1e-4"], group_size=9, adaptive=True
+    )
+    assert method == Method("maxpo", AdaptiveK(0.75, 8), {}, 1e-4)
+    assert not parse_method("maxpo:k=4", adaptive=True).adapts
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("maxpo:k=adaptive,target=1", "target: expected a number between 0 and 1, got 1"),
+        ("maxpo:k=adaptive,k_max=0.5", "k_max: expected a finite number of at least 1, got 0.5"),
+        ("maxpo:k=4,target=0.5", "expected target beside k=adaptive only"),
+        ("maxpo:target=0.5,k_max=2", "expected a k, as in maxpo:k=4"),
+        ("maxpo:k=adaptive->1", "expected a number, got 'adaptive'"),
+        ("rloo:k=adaptive", "expected options among learning_rate; got 'k'"),
+        ("rloo:target=0.5", "expected options among learning_rate; got 'target'"),
+        ("maxpo:k=adaptive", r"with group_size = 8: .*N - 1 = 7.*k = 8"),
+    ],
+)
+def test_what_is_no_adaptive_k_is_quoted(spec, message):
+    with pytest.raises(ValueError, match=message) as error:
+        parse_methods([spec], group_size=8, adaptive=True)
+    assert repr(spec) in str(error.value)
+
+
+def test_k_adapts_nowhere_else():
+    with pytest.raises(ValueError, match="'maxpo:k=adaptive': expected a number, got 'adaptive'"):
+        parse_method("maxpo:k=adaptive")
+    with pytest.raises(ValueError, match="expected options among k, learning_rate; got 'target'"):
+        parse_method("maxpo:target=0.5,k=4")
+
+
+def test_an_adaptive_k_is_that_of_each_problem():
+    method = parse_method("maxpo:k=adaptive,target=0.75,k_max=5", adaptive=True)
+    rewards, rates = jnp.tile(REWARDS, (3, 1)), jnp.array([0.5, 1.0, 0.0])
+    expected = estimators.maxpo(rewards, np.array([2, 1, 5]))
+    found = jax.jit(method.bind(8))(rewards, 0, None, rates)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    choose = methods.choose_advantages([parse_method("rloo"), method], 8)
+    chosen = choose(rewards, jnp.ones(rewards.shape, bool), 0, 1, rates)
+    np.testing.assert_allclose(chosen, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ValueError, match="success_rate: expected one of each group"):
+        method.bind(8)(rewards, 0)
 
 
 def test_one_function_chooses_among_methods():

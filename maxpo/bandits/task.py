@@ -28,6 +28,7 @@ __all__ = [
     "gaussian",
     "heavy_tailed",
     "make_contextual_bandit",
+    "uneven",
 ]
 
 RewardLaw = Callable[[jax.Array, tuple[int, ...], float], jax.Array]
@@ -43,13 +44,25 @@ def bernoulli(key: jax.Array, shape: tuple[int, ...], success_rate: float) -> ja
     return jax.random.bernoulli(key, success_rate, shape).astype(jnp.float32)
 
 
+def uneven(key: jax.Array, shape: tuple[int, ...], highest: float) -> jax.Array:
+    """Rewards 0 or 1, in contexts from the hardest to the easiest.
+
+    The number of right arms grows by one factor from context to context, from a single one to
+    `highest` of all arms.
+    """
+    contexts, arms = shape
+    right = np.round(np.geomspace(1, max(highest * arms, 1), contexts))
+    order = jnp.argsort(jax.random.uniform(key, shape), axis=-1)
+    return (order < right[:, None]).astype(jnp.float32)
+
+
 def heavy_tailed(key: jax.Array, shape: tuple[int, ...], degrees_of_freedom: float) -> jax.Array:
     """Rewards ~ |Student's t|: power-law tails, the heavier the fewer degrees of freedom."""
     return jnp.abs(jax.random.t(key, degrees_of_freedom, shape))
 
 
 REWARD_LAWS: dict[str, RewardLaw] = {
-    law.__name__: law for law in (gaussian, bernoulli, heavy_tailed)
+    law.__name__: law for law in (gaussian, bernoulli, heavy_tailed, uneven)
 }
 
 

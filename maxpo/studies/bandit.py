@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, plotting, runs, training
+from maxpo.adaptive_k import init_success_estimate
 from maxpo.bandits import task as bandit
 from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.studies.variance import moments
@@ -44,6 +45,9 @@ METRICS = {
     "gradient_variance": "gradient variance (trace)",
     "entropy": "policy entropy (nats)",
 }
+
+# Those of rewards that are 0 or 1.
+_BINARY_LAWS = ("bernoulli", "uneven")
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
 _TASK, _POLICY, _TRAIN, _EVALUATE = range(4)
@@ -91,11 +95,20 @@ def check_config(config: ConfigDict) -> None:
         )
     _check_optimizer(config)
     _check_task(config.task)
-    names = [method.estimator for method in read_methods(config)]
+    methods = read_methods(config)
+    names = [method.estimator for method in methods]
     if config.task.name != "contextual":
-        check_graded(names, "methods", f"task.name={config.task.name}")
-    elif config.task.law != "bernoulli":
-        check_graded(names, "methods", f"task.law={config.task.law}")
+        setting = f"task.name={config.task.name}"
+    elif config.task.law not in _BINARY_LAWS:
+        setting = f"task.law={config.task.law}"
+    else:
+        return
+    check_graded(names, "methods", setting)
+    if any(method.adapts for method in methods):
+        raise ValueError(
+            f"methods: expected a number as k of graded rewards, as {setting} says, got adaptive, "
+            "which needs rewards of 0 or 1."
+        )
 
 
 def read_methods(config: ConfigDict) -> list[Method]:
@@ -104,7 +117,7 @@ def read_methods(config: ConfigDict) -> list[Method]:
     Raises:
       ValueError: As `parse_methods`.
     """
-    return parse_methods(config.methods, group_size=config.group_size)
+    return parse_methods(config.methods, group_size=config.group_size, adaptive=True)
 
 
 def _check_optimizer(config: ConfigDict) -> None:
@@ -127,7 +140,7 @@ def _check_task(task: ConfigDict) -> None:
             raise ValueError(
                 f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
             )
-        if task.law == "bernoulli" and task.law_parameter > 1:
+        if task.law in _BINARY_LAWS and task.law_parameter > 1:
             raise ValueError(
                 "task.law_parameter: expected a success rate of at most 1, got "
                 f"{task.law_parameter}."
@@ -165,8 +178,11 @@ def make_trainer(config: ConfigDict) -> Trainer:
     method, so differences between methods are paired.
     """
     steps = config.k_updates or config.updates
-    advantages = [method.bind(steps) for method in read_methods(config)]
+    methods = read_methods(config)
+    advantages = [method.bind(steps) for method in methods]
+    adapts = any(method.adapts for method in methods)
     make_optimizer = getattr(optax, config.optimizer)
+    contexts = np.arange(config.task.num_contexts)
 
     def make(key: jax.Array) -> tuple[Task, nnx.GraphDef, nnx.State]:
         task = make_task(config.task, jax.random.fold_in(key, _TASK))
@@ -179,21 +195,25 @@ def make_trainer(config: ConfigDict) -> Trainer:
         graph: nnx.GraphDef,
         state: training.TrainState,
         key: jax.Array,
-    ) -> nnx.State:
+    ) -> tuple[nnx.State, jax.Array]:
         observations = task.observations
         actions = nnx.merge(graph, state.params).sample(key, observations, config.group_size)
+        rewards = task.reward(actions)
+        rates = None if state.success is None else state.success.rate(contexts)
         # A switch, so that all that the estimators share is compiled once.
-        weights = jax.lax.switch(method, advantages, task.reward(actions), state.step)
+        weights = jax.lax.switch(method, advantages, rewards, state.step, None, rates)
 
         def loss(params: nnx.State) -> jax.Array:
             log_probs = nnx.merge(graph, params).log_prob(observations, actions)
             return losses.score_function_loss(log_probs, weights)
 
-        return jax.grad(loss)(state.params)
+        return jax.grad(loss)(state.params), rewards
 
     def init(key: jax.Array) -> training.TrainState:
         _, _, params = make(key)
-        return training.init_state(params, make_optimizer(config.learning_rate))
+        state = training.init_state(params, make_optimizer(config.learning_rate))
+        success = init_success_estimate(config.task.num_contexts) if adapts else None
+        return state._replace(success=success)
 
     def advance(
         method: jax.Array, learning_rate: jax.Array, key: jax.Array, state: training.TrainState
@@ -204,8 +224,11 @@ def make_trainer(config: ConfigDict) -> Trainer:
 
         def update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             sample_key = jax.random.fold_in(train_key, state.step)
-            gradients = gradient(method, task, graph, state, sample_key)
-            return training.apply_gradients(state, gradients, optimizer), None
+            gradients, rewards = gradient(method, task, graph, state, sample_key)
+            state = training.apply_gradients(state, gradients, optimizer)
+            if state.success is not None:
+                state = state._replace(success=state.success.update(contexts, rewards > 0))
+            return state, None
 
         return jax.lax.scan(update, state, length=config.evaluate_every)[0]
 
@@ -218,7 +241,7 @@ def make_trainer(config: ConfigDict) -> Trainer:
         policy = nnx.merge(graph, state.params)
         key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
         keys = jax.random.split(key, config.variance_batches)
-        drawn = jax.vmap(lambda key: gradient(method, task, graph, state, key))(keys)
+        drawn = jax.vmap(lambda key: gradient(method, task, graph, state, key)[0])(keys)
         variances = jax.tree.map(lambda g: jnp.sum(jnp.var(g, axis=0, ddof=1)), drawn)
         return {
             "max_at_k": objective(seed_key, state),

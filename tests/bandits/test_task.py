@@ -49,6 +49,16 @@ def test_max_at_k_of_samples_is_unbiased_for_the_exact_objective():
         assert abs(values.mean() - task.expected_max(policy, k)) < 4 * error
 
 
+def test_contexts_of_the_uneven_law_are_from_hard_to_easy():
+    rewards = bandit.uneven(jax.random.key(0), (5, 100), 0.81)
+    assert set(np.unique(rewards)) == {0, 1}
+    np.testing.assert_array_equal(rewards.sum(axis=-1), [1, 3, 9, 27, 81])
+    assert len({tuple(np.flatnonzero(row)[:1]) for row in np.asarray(rewards)}) > 1
+    np.testing.assert_array_equal(
+        bandit.uneven(jax.random.key(0), (2, 4), 0.1).sum(axis=-1), [1, 1]
+    )
+
+
 def test_rewards_follow_their_context():
     task = make()
     actions = jnp.array([[0, 6]] * 5)

@@ -27,7 +27,9 @@ def labels(config):
     return tuple(parse_method(spec).label for spec in config.methods)
 
 
-@pytest.mark.parametrize("variant", ["default", "bernoulli", "heavy_tailed", "anneal", "square"])
+@pytest.mark.parametrize(
+    "variant", ["default", "bernoulli", "uneven", "heavy_tailed", "anneal", "square"]
+)
 def test_bandit(variant, tmp_path, capsys):
     config = shrink(load_config(f"configs/bandit.py:{variant}"))
     summary = bandit.train_and_evaluate(config, tmp_path)
@@ -128,8 +130,11 @@ def test_step_sizes_labels_each_bandit_with_its_own_k(tmp_path, monkeypatch):
     monkeypatch.setattr(
         step_sizes.step_sizes, "step_size_figure", lambda *arguments: given.append(arguments[2])
     )
-    step_sizes.train_and_evaluate(config, tmp_path)
-    assert given == [{"default": 4.0, "anneal": 8.0, "bernoulli": 4.0}]
+    step_sizes.train_and_evaluate(config, tmp_path / "own")
+    assert given.pop() == {"default": 4.0, "anneal": 8.0, "bernoulli": 4.0}
+    config.eval_k = 2.0
+    step_sizes.train_and_evaluate(config, tmp_path / "other")
+    assert given.pop() == {"default": 2.0, "anneal": 2.0, "bernoulli": 2.0}
 
 
 def test_bandit_refuses_another_config_and_a_bad_one(tmp_path):

@@ -213,10 +213,27 @@ def test_a_named_reward_is_scored_by_workers(tmp_path):
     assert len(result.history) == 1
 
 
+def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
+    def train():
+        return lm.train(
+            make_policy(),
+            TOKENIZER,
+            PROBLEMS,
+            workdir=tmp_path / "run",
+            **{**SETTINGS, "method": "maxpo:k=adaptive,k_max=3", "steps": 2},
+        )
+
+    found, again = train(), train()
+    assert len(found.history) == 2
+    for one, other in zip(leaves(found.policy), leaves(again.policy), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"method": "maxpo:k=8"}, "N - 1 = 7"),
+        ({"method": "maxpo:k=adaptive"}, "N - 1 = 7"),
         ({"method": "max_rl"}, "method: expected estimators of graded rewards"),
         (
             {

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from maxpo import estimators
 from maxpo.runs import load_config
@@ -64,6 +65,45 @@ def test_maxpo_at_k_of_one_trains_as_rloo():
     )
 
 
+def test_k_adapts_to_each_context_and_to_past_updates_only():
+    config = small_config(
+        methods=("maxpo:k=adaptive,target=0.75,k_max=3", "maxpo:k=2"),
+        group_size=4,
+        updates=2,
+        evaluate_every=1,
+    )
+    config.task.update(law="uneven", law_parameter=0.6, num_arms=5)
+    trainer = bandit.make_trainer(config)
+    before = trainer.init(trainer.keys)
+    np.testing.assert_array_equal(jax.vmap(lambda s: s.success.rate([0, 1]))(before), 0.5)
+    # Whatever the rewards are, k is 2 as long as nothing else is known: 1 - 0.5^2 = 0.75.
+    adaptive, fixed = (trainer.advance(number, 4.0, trainer.keys, before) for number in (0, 1))
+    chex.assert_trees_all_close(adaptive, fixed, atol=1e-6)
+    assert np.ptp(adaptive.success.successes) > 0
+    # The second update has the k of what the first one has counted.
+    after = trainer.advance(0, 4.0, trainer.keys, adaptive)
+    for seed in range(2):
+        key = jax.random.fold_in(trainer.keys[seed], 0)
+        task = bandit.make_task(config.task, key)
+        counts = jax.tree.map(lambda leaf, seed=seed: leaf[seed], adaptive.success)
+        ks = np.clip(np.log(0.25) / np.log1p(-counts.successes / counts.attempts), 1, 3)
+        kernel = jax.tree.leaves(adaptive.params)[0][seed]
+        policy = task.make_policy(nnx.Rngs(0))
+        policy.head.kernel[...] = kernel
+        sample_key = jax.random.fold_in(jax.random.fold_in(trainer.keys[seed], 2), 1)
+        actions = policy.sample(sample_key, task.observations, 4)
+        advantages = estimators.maxpo(task.reward(actions), np.asarray(ks))
+        scores = np.eye(5)[actions] - np.asarray(jax.nn.softmax(kernel))[:, None]
+        gradient = np.einsum("cn,cna->ca", advantages, scores) / (2 * 4)
+        moved = jax.tree.leaves(after.params)[0][seed] - kernel
+        np.testing.assert_allclose(moved, 4.0 * gradient, atol=1e-5)
+        np.testing.assert_allclose(
+            after.success.successes[seed],
+            0.9 * counts.successes + task.reward(actions).sum(axis=-1),
+            rtol=1e-6,
+        )
+
+
 def test_training_raises_the_objective_it_is_for():
     config = small_config(updates=60, evaluate_every=60, methods=("rloo", "maxpo:k=2"), seeds=8)
     trainer = bandit.make_trainer(config)
@@ -110,6 +150,11 @@ def test_learning_curves_draw_every_estimator():
         ({"eval_k": 0.0}, "eval_k: expected at least 1, got 0.0"),
         ({"task.law": "cauchy"}, "task.law: expected one of gaussian, .* got 'cauchy'"),
         ({"task.name": "maze"}, "task.name: expected contextual or square, got 'maze'"),
+        (
+            {"methods": ("maxpo:k=adaptive,k_max=2",)},
+            "methods: expected a number as k of graded rewards, as task.law=gaussian says",
+        ),
+        ({"task.law": "uneven", "task.law_parameter": 1.5}, "success rate of at most 1, got 1.5"),
         ({"learning_rate": -1.0}, "learning_rate: expected .* got -1.0"),
         ({"task.num_arms": 0}, "task.num_arms: expected at least 1, got 0"),
     ],

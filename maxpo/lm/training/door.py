@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
+from maxpo.adaptive_k import init_success_estimate
 from maxpo.lm.model.sharding import layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
@@ -175,7 +176,7 @@ def train(
         raise ValueError("problems: expected at least one, got none")
     if held_out is not None and not held_out:
         raise ValueError("held_out: expected at least one problem or None, got none")
-    (chosen,) = parse_methods([method], group_size=group_size)
+    (chosen,) = parse_methods([method], group_size=group_size, adaptive=True)
     if not binary:
         check_graded([chosen.estimator], "method", "binary=False")
     config = _config(
@@ -248,6 +249,8 @@ def train(
         # Copied, because the update donates its state, and the policy is the caller's.
         start = jax.tree.map(jnp.copy, params)
         like = training.init_state(start, make(config.rl.learning_rate))
+        if chosen.adapts:
+            like = like._replace(success=init_success_estimate(len(problems)))
         like = parallel.shard(like, place(like))
         before = _scores_before(run, identity, judge, params, failures, journal)
         schedule = Schedule(

@@ -23,6 +23,7 @@ from maxpo.lm.training.grading import Grading, deciding
 from maxpo.lm.training.problems import EncodedProblems, batch_of_step
 
 __all__ = [
+    "Attempts",
     "Collector",
     "Draw",
     "Rollouts",
@@ -46,11 +47,27 @@ class Verify(Protocol):
         """Starts to score P groups of N texts, one group for each problem."""
 
 
+class Attempts(NamedTuple):
+    """What a step has found out about how often problems are solved.
+
+    Attributes:
+      numbers: `[Q]`, the problem of each group that was sampled, also of those that are not kept:
+        the others alone would make problems look easier or harder than they are.
+      correct: `[Q, N]`, see `Grading.correct`.
+      valid: `[Q, N]`, samples that count.
+    """
+
+    numbers: np.ndarray
+    correct: np.ndarray
+    valid: np.ndarray
+
+
 class Rollouts(NamedTuple):
     """The groups that a step learns from, and what its metrics are about; on the host.
 
     Attributes:
       problems: P problems with their prompts.
+      numbers: `[P]`, their numbers among all that there are.
       completions: `[P, N, T]`.
       rewards: `[P, N]`, never NaN; see `Grading.rewards`.
       valid: `[P, N]`, samples to compute advantages from.
@@ -58,16 +75,19 @@ class Rollouts(NamedTuple):
         dropped.
       scores: Theirs, as the verifier gave them.
       sampled: The scores of all groups that were sampled, including those that are not kept.
+      attempts: Theirs.
       metrics: Also of all of these.
     """
 
     problems: EncodedProblems
+    numbers: np.ndarray
     completions: Completions
     rewards: np.ndarray
     valid: np.ndarray
     where: np.ndarray
     scores: Scores
     sampled: Scores
+    attempts: Attempts
     metrics: dict[str, Any]
 
 
@@ -261,16 +281,19 @@ class Collector:
             order = np.arange(rl.prompts)
         where = valid if rl.zero_variance_groups == "keep" else valid & varied[:, None]
         problems = self.train.take(numbers[order])
+        correct = self.grading.correct(deciding(scores))
         return Rollouts(
             problems,
+            numbers[order],
             jax.tree.map(lambda array: array[order], completions),
             rewards[order],
             valid[order],
             where[order],
             scores.take(order),
             scores,
+            Attempts(numbers[: len(varied)], correct, valid),
             {
-                **self._metrics(completions, scores, rewards, valid, varied),
+                **self._metrics(completions, scores, correct, rewards, valid, varied),
                 "prompt_padding": 1 - np.mean(problems.prompts.mask),
             },
         )
@@ -279,11 +302,11 @@ class Collector:
         self,
         completions: Completions,
         scores: Scores,
+        correct: np.ndarray,
         rewards: np.ndarray,
         valid: np.ndarray,
         varied: np.ndarray,
     ) -> dict[str, Any]:
-        correct = self.grading.correct(deciding(scores))
         values = jax.device_get(_group_values(rewards, correct, k=self.rl.eval_k))
         lengths = completions.mask.sum(axis=-1)
         return {

@@ -73,7 +73,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
     _check_numbers(config)
     check_rl(config)
     check_task(config.task)
-    methods = parse_methods(config.methods, group_size=config.rl.group_size)
+    methods = parse_methods(config.methods, group_size=config.rl.group_size, adaptive=True)
     names = [method.estimator for method in methods]
     if not config.task.binary:
         check_graded(names, "methods", "task.binary")

@@ -12,6 +12,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
+from maxpo.adaptive_k import init_success_estimate
 from maxpo.lm.model import sharding
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
@@ -199,7 +200,7 @@ class Stages:
             )
             state, step = train(
                 run,
-                self._initial_state(start_from, rl),
+                self._initial_state(start_from, rl, counts=self._adapts),
                 start_from=start_from,
                 learning_rate=method.learning_rate or rl.learning_rate,
                 method=settings.methods.index(method),
@@ -280,11 +281,22 @@ class Stages:
         }
         return run.finish(summary, table=[row])
 
-    def _initial_state(self, params: nnx.State, section: ConfigDict) -> training.TrainState:
+    @property
+    def _adapts(self) -> bool:
+        """Whether the k of any method adapts; one state for all, so that one program serves all."""
+        return any(method.adapts for method in self.settings.methods)
+
+    def _initial_state(
+        self, params: nnx.State, section: ConfigDict, *, counts: bool = False
+    ) -> training.TrainState:
+        """Before any training; with how often each problem is solved if it `counts`."""
         # Copied, because the update donates its state.
         params = jax.tree.map(jnp.copy, params)
         optimizer = make_optimizer(section, section.learning_rate, rules=RULES)
         state = training.init_state(params, optimizer)
+        if counts:
+            success = init_success_estimate(len(self.settings.train.problems))
+            state = state._replace(success=success)
         return parallel.shard(state, layout(self.settings.config, state))
 
 

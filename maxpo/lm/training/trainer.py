@@ -12,10 +12,11 @@ from flax import nnx
 from jax.typing import ArrayLike
 
 from maxpo import parallel, runs, training
+from maxpo.adaptive_k import SuccessEstimate
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.journal import Journal
-from maxpo.lm.training.rollouts import Collector, Rollouts, Timer
+from maxpo.lm.training.rollouts import Attempts, Collector, Rollouts, Timer
 from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.update import Batch, Update
 
@@ -91,7 +92,7 @@ class Trainer:
                 step, groups, "log-probabilities", np.asarray(groups.completions.log_probs)
             )
             with timer("updating"):
-                batch = self._batch(groups, start_from)
+                batch = self._batch(groups, start_from, state.success)
                 shuffle = key_of(seed, SHUFFLE, step)
                 state, found, advantages = self.update(
                     state, batch, shuffle, step=step - 1, learning_rate=rate, method=method
@@ -99,6 +100,9 @@ class Trainer:
                 metrics: dict[str, Any] = dict(jax.device_get(found))
                 values = np.asarray(parallel.fetch(advantages))
             _check_groups(step, groups, "advantages", values)
+            if state.success is not None:
+                # After the update, whose k come from the steps before.
+                state = state._replace(success=_counted(state.success, groups.attempts))
             kept = np.abs(values)[groups.where]
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
@@ -143,14 +147,30 @@ class Trainer:
             )
         return is_over
 
-    def _batch(self, groups: Rollouts, start_from: nnx.State) -> Batch:
+    def _batch(
+        self, groups: Rollouts, start_from: nnx.State, success: SuccessEstimate | None
+    ) -> Batch:
         """The groups on the devices, with their log-probabilities under the frozen policy."""
         arrays: Any = (groups.completions, groups.rewards, groups.valid, groups.where)
-        batch = parallel.shard_batch(Batch(groups.problems.prompts, *arrays))
+        rates = None if success is None else parallel.fetch(_rates(success, groups.numbers))
+        batch = Batch(groups.problems.prompts, *arrays)._replace(success_rate=rates)
+        batch = parallel.shard_batch(batch)
         if self.collect.rl.kl_coefficient:
             found = self.reference(start_from, batch.prompts, batch.completions)
             batch = batch._replace(reference_log_probs=found)
         return batch
+
+
+@jax.jit
+def _rates(success: SuccessEstimate, numbers: np.ndarray) -> jax.Array:
+    return parallel.constrain(success.rate(numbers))
+
+
+@jax.jit
+def _counted(success: SuccessEstimate, attempts: Attempts) -> SuccessEstimate:
+    """The estimate after further groups, whole on every device as before."""
+    after = success.update(attempts.numbers, attempts.correct, where=attempts.valid)
+    return parallel.constrain(after)
 
 
 def _check_groups(step: int, groups: Rollouts, name: str, values: np.ndarray) -> None:

@@ -36,8 +36,9 @@ __all__ = [
 
 Metrics = dict[str, jax.Array]
 
-Advantages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-"""(rewards `[P, N]`, valid samples, updates done, number of the method) to advantages `[P, N]`."""
+Advantages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+"""(rewards `[P, N]`, valid samples, updates done, number of the method, success rates `[P]` of past
+steps or None) to advantages `[P, N]`."""
 
 MakeOptimizer = Callable[[jax.Array], optax.GradientTransformation]
 """Learning rate of an optimizer step, which may be traced, to the optimizer."""
@@ -54,6 +55,7 @@ class Batch(NamedTuple):
       where: `[P, N]` boolean, True at samples that count in the loss.
       reference_log_probs: `[P, N, T]` under the frozen policy; None without a KL penalty.
       advantages: `[P, N]`; None until the update has computed them from the rewards.
+      success_rate: `[P]`, of each problem in past steps; None where no method adapts its k.
     """
 
     prompts: Prompts
@@ -63,6 +65,7 @@ class Batch(NamedTuple):
     where: jax.Array
     reference_log_probs: jax.Array | None = None
     advantages: jax.Array | None = None
+    success_rate: jax.Array | None = None
 
 
 class Counts(NamedTuple):
@@ -131,7 +134,13 @@ def make_update(
         _check_batch(batch)
         # The barrier keeps their rounding what it is when they are computed alone.
         found = jax.lax.optimization_barrier(
-            advantages(batch.rewards, batch.valid, jnp.asarray(step), jnp.asarray(method))
+            advantages(
+                batch.rewards,
+                batch.valid,
+                jnp.asarray(step),
+                jnp.asarray(method),
+                batch.success_rate,
+            )
         )
         batch = batch._replace(advantages=found)
 

@@ -182,7 +182,11 @@ def communicated_bytes(case: Case) -> dict[str, float]:
 
 
 def _advantages(
-    rewards: jax.Array, where: jax.Array, step: jax.Array, method: jax.Array
+    rewards: jax.Array,
+    where: jax.Array,
+    step: jax.Array,
+    method: jax.Array,
+    success_rate: jax.Array | None,
 ) -> jax.Array:
     return estimators.maxpo(rewards, 2, where=where)
 

@@ -154,12 +154,18 @@ def test_oversampling_keeps_live_groups_first_and_stops_at_enough(tmp_path):
     digits = make_settings(config).tokenizer.encode(str(order[5]))
     assert groups.completions.tokens[1, 0, : len(digits)].tolist() == digits
     np.testing.assert_array_equal(groups.rewards, [MIXED, MIXED, MIXED, FAILED])
+    # How often problems are solved is known of all that were sampled.
+    assert groups.numbers.tolist() == numbers
+    assert groups.attempts.numbers.tolist() == order
+    np.testing.assert_array_equal(groups.attempts.correct, [few[number] for number in order])
+    assert groups.attempts.valid.all()
 
     enough = dict.fromkeys(range(12), MIXED) | {order[2]: SOLVED}
     numbers, groups = collect(config, enough)
     assert numbers == [order[i] for i in (0, 1, 3, 4)]
     assert groups.metrics["sampled_groups"] == 8
     assert groups.where.all()
+    assert groups.attempts.numbers.tolist() == order[:8]
 
 
 def test_a_failed_verification_is_a_zero_or_no_sample(tmp_path):

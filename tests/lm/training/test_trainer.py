@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from full_disk import fill_disk
 
-from maxpo import runs
+from maxpo import estimators, runs
 from maxpo.lm.tasks.rewards import RewardFunction
 from maxpo.lm.training import stages, trainer
 from maxpo.lm.training.evaluation import Judge
@@ -208,6 +208,107 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert held_out == np.repeat([3, 6, 8] if every else [8], HELD_OUT).tolist()
     if every:
         assert best_of(parts, programs) == best_of(whole, programs)
+
+
+ADAPTIVE = "maxpo:k=adaptive,target=0.75,k_max=3"
+
+
+@pytest.fixture(scope="module")
+def adaptive_config(config):
+    """All groups of each step are written down, and problems come two or three times."""
+    own = config.copy_and_resolve_references()
+    own.methods = (ADAPTIVE, "rloo")
+    own.rl.update(prompts=5, save_every=3)
+    own.evaluation.update(every=0, prompts=5)
+    own.log.update(every=1, groups=5)
+    return own
+
+
+@pytest.fixture(scope="module")
+def adaptive_programs(adaptive_config):
+    return stages.Programs(make_settings(adaptive_config))
+
+
+@pytest.fixture
+def train_adaptive(adaptive_config, adaptive_programs, monkeypatch):
+    """Trains one of the two methods in a folder; the states that are saved, by step."""
+    monkeypatch.setattr(stages, "Programs", lambda settings: adaptive_programs)
+    settings = make_settings(adaptive_config)
+    saved, original = {}, runs.Run.save
+
+    def save(run, step, state):
+        saved[step] = jax.device_get(state)
+        original(run, step, state)
+
+    monkeypatch.setattr(runs.Run, "save", save)
+
+    def train(folder, method=0):
+        study = stages.Stages(settings, RewardFunction(score))
+        study.post_train(settings.methods[method], 0, adaptive_programs.params, folder)
+        return saved
+
+    return train
+
+
+def counts_of_past_steps(lines):
+    """By hand, before each step: the counts `[successes, attempts]` of every prompt so far."""
+    counts, before = {}, {}
+    for step in sorted({line["step"] for line in lines}):
+        before[step] = {prompt: tuple(found) for prompt, found in counts.items()}
+        for line in (line for line in lines if line["step"] == step):
+            found = counts.setdefault(line["prompt"], [0.5, 1.0])
+            rewards = [each["reward"] for each in line["completions"]]
+            counts[line["prompt"]] = [
+                0.9 * found[0] + sum(rewards),
+                0.9 * found[1] + len(rewards),
+            ]
+    return before, counts
+
+
+def test_an_adaptive_k_comes_from_past_steps_only(train_adaptive, tmp_path):
+    saved = train_adaptive(tmp_path)
+    lines = [line for line in lines_of(tmp_path) if line["split"] == "train"]
+    assert len(lines) == 8 * 5
+    before, counts = counts_of_past_steps(lines)
+    ks = []
+    for line in lines:
+        successes, attempts = before[line["step"]].get(line["prompt"], (0.5, 1.0))
+        ks.append(float(np.clip(np.log(0.25) / np.log1p(-successes / attempts), 1, 3)))
+        rewards = [each["reward"] for each in line["completions"]]
+        np.testing.assert_allclose(
+            [each["advantage"] for each in line["completions"]],
+            estimators.maxpo(rewards, ks[-1]),
+            atol=1e-5,
+        )
+    assert min(ks) == 1
+    assert max(ks) == 3
+    assert len(set(ks)) > 4
+    assert len({line["prompt"] for line in lines}) == 15
+    found = np.sort(saved[8].success.successes / saved[8].success.attempts)
+    np.testing.assert_allclose(found, np.sort([s / n for s, n in counts.values()]), rtol=1e-6)
+
+
+def test_a_killed_run_goes_on_with_what_it_had_counted(train_adaptive, tmp_path, monkeypatch):
+    whole = dict(train_adaptive(tmp_path / "whole" / "run"))
+    with monkeypatch.context() as patch:
+        killed(patch, "log", 4)
+        with pytest.raises(KilledError):
+            train_adaptive(tmp_path / "parts" / "run")
+    saved = train_adaptive(tmp_path / "parts" / "run")
+    assert files_of(tmp_path / "parts" / "run") == files_of(tmp_path / "whole" / "run")
+    assert [each.tobytes() for each in leaves(saved[8])] == [
+        each.tobytes() for each in leaves(whole[8])
+    ]
+    assert np.ptp(whole[8].success.attempts) > 0
+
+
+def test_a_fixed_k_beside_an_adaptive_one_is_what_it_is_alone(train_adaptive, tmp_path):
+    train_adaptive(tmp_path, method=1)
+    for line in lines_of(tmp_path):
+        if line["split"] == "train":
+            rewards = [each["reward"] for each in line["completions"]]
+            advantages = [each["advantage"] for each in line["completions"]]
+            np.testing.assert_allclose(advantages, estimators.rloo(rewards), atol=1e-6)
 
 
 def scripted(monkeypatch, values):

@@ -77,7 +77,7 @@ def make_update(settings):
     advance = update.make_update(
         GRAPH,
         settings,
-        lambda rewards, where, step, method: rewards,
+        lambda rewards, where, step, method, success_rate: rewards,
         optimizer=partial(make_optimizer, settings, rules=None),
     )
 
@@ -342,7 +342,7 @@ def test_epochs_and_minibatches_are_that_many_steps_over_every_group():
 def test_one_program_serves_all_steps_rates_and_methods():
     settings, batch = make_settings(), make_batch()
     advantages = chex.assert_max_traces(
-        lambda rewards, where, step, method: rewards * (method + step), n=1
+        lambda rewards, where, step, method, success_rate: rewards * (method + step), n=1
     )
     advance = update.make_update(
         GRAPH, settings, advantages, optimizer=partial(make_optimizer, settings, rules=None)
