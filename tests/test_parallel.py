@@ -88,7 +88,7 @@ def test_variances_of_gradients(trained, folder_of_one, name):
     assert [len(row) for row in expected] == [1, 5, 1, 5]
     for ours, theirs in zip(measured(trained[0] / name), expected, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, nan_ok=True)
-        assert all(np.isfinite(value) for value in theirs.values())
+    assert all(row["gradient_variance_maxpo"] > 0 for row in expected[1::2])
 
 
 @pytest.mark.slow
