@@ -192,6 +192,12 @@ def get_config(variant: str = "default") -> ConfigDict:
     # Who else gets the metrics of each run: any of tensorboard, wandb, trackio, each an extra.
     config.log.loggers = ()
 
+    # Whether centering pays: the variance of the gradient under maxpo over that under
+    # pkpo_loo_minus_one, measured for methods with a k above 1.
+    config.diagnostics = ConfigDict()
+    config.diagnostics.gradient_variance = 0  # Steps between two measurements; 0: there are none.
+    config.diagnostics.prompts = 8  # Of each measurement, with two groups of samples each.
+
     config.verification = ConfigDict()
     config.verification.workers = 2  # Samples that are verified at a time.
     config.verification.time_limit = 10.0  # Seconds for a sample.

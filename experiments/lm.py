@@ -26,7 +26,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     """
     mesh = parallel.make_mesh(config.mesh.data, config.mesh.model)
     # A run may be taken up on other devices, and be watched in another way.
-    apart = ("mesh", "log")
+    apart = ("mesh", "log", "diagnostics")
     identity = {name: value for name, value in config.to_dict().items() if name not in apart}
     with contextlib.ExitStack() as stack:
         stack.enter_context(parallel.use(mesh))

@@ -55,6 +55,7 @@ def make_lm_config(folder, **mesh):
     config.rl.update(entropy_coefficient=0.01, sampling_batches=2)
     config.evaluation.update(samples=4, prompts=16)
     config.verification.update(workers=1, time_limit=5.0)
+    config.diagnostics.update(gradient_variance=2, prompts=8)
     return config
 
 

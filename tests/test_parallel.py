@@ -12,6 +12,7 @@ import pytest
 
 from maxpo import parallel
 from maxpo.lm.training.settings import make_settings
+from maxpo.runs import read_metrics
 
 CHILD = Path(parallel_child.__file__)
 
@@ -41,9 +42,15 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def folder_of_one(tmp_path_factory):
+    """Where one device trains."""
+    return tmp_path_factory.mktemp("devices") / "one"
+
+
+@pytest.fixture(scope="module")
+def alone(folder_of_one):
     """The parameters of the language model that one device trains."""
-    return parallel_child.run_lm(tmp_path_factory.mktemp("devices") / "one")
+    return parallel_child.run_lm(folder_of_one)
 
 
 def of_run(found, name):
@@ -62,6 +69,26 @@ def assert_close(found, expected, name):
 @pytest.mark.parametrize("name", parallel_child.MESHES)
 def test_language_model(trained, alone, name):
     assert_close(of_run(trained[1], name), alone, name)
+
+
+def measured(folder):
+    """What the steps of the language model's run say of the variance of gradients."""
+    rows = read_metrics(folder / parallel_child.METHOD)
+    return [
+        {name: value for name, value in row.items() if "variance_" in name and "groups" not in name}
+        for row in rows
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("name", parallel_child.MESHES)
+def test_variances_of_gradients(trained, folder_of_one, name):
+    expected = measured(folder_of_one / "one")
+    assert [len(row) for row in expected] == [1, 5, 1, 5]
+    for ours, theirs in zip(measured(trained[0] / name), expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, nan_ok=True)
+    assert all(row["gradient_variance_maxpo"] > 0 for row in expected[1::2])
 
 
 @pytest.mark.slow

@@ -25,6 +25,8 @@ TITLES = {
     "failed": "failed (share)",
     "entropy": "entropy of a token (nats)",
     "completion_length": "completion length (tokens)",
+    "predicted_variance_ratio": "maxpo / pkpo_loo_minus_one: variance, predicted",
+    "variance_ratio": "maxpo / pkpo_loo_minus_one: variance, measured",
 }
 
 WINDOW = 10  # Steps that "the last steps" are.
@@ -192,6 +194,19 @@ def all_correct(run: RunData) -> Finding | None:
     return Finding(FACT, f"Every completion is correct in {last}: nothing is left to learn.")
 
 
+def centering(run: RunData) -> Finding | None:
+    """Which of the two unbiased estimators has less noise."""
+    values = {
+        "predicted": _recent(run, "predicted_variance_ratio"),
+        "measured": _recent(run, "variance_ratio"),
+    }
+    said = [f"{show(_mean(of_kind))} {kind}" for kind, of_kind in values.items() if of_kind]
+    if not said:
+        return None
+    text = "Variance of the gradient, maxpo over pkpo_loo_minus_one"
+    return Finding(FACT, f"{text}: {', '.join(said)}, means of the last values.")
+
+
 def reward_changed(run: RunData) -> Finding | None:
     """From the first steps to the last."""
     return _change(run, "mean_reward")
@@ -243,6 +258,7 @@ RULES: tuple[Callable[[RunData], Finding | None], ...] = (
     silent,
     all_correct,
     reward_changed,
+    centering,
     held_out_changed,
     loss_changed,
 )

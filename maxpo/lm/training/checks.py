@@ -1,10 +1,13 @@
 """Whether the numbers and choices of a training run make sense, before any work."""
 
+from collections.abc import Sequence
 from typing import get_args
 
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, runs
+from maxpo.lm.training.variance_ratio import has_variance_ratio
+from maxpo.methods import Method
 from maxpo.order_statistics import powers_up_to
 
 __all__ = [
@@ -13,6 +16,7 @@ __all__ = [
     "LOSSES",
     "TRUNCATED",
     "ZERO_VARIANCE_GROUPS",
+    "check_diagnostics",
     "check_rl",
 ]
 
@@ -70,6 +74,36 @@ def check_rl(config: ConfigDict) -> None:
             f"evaluation to wait for, got {config.evaluation.patience}"
         )
     _check_loss(config.rl)
+
+
+def check_diagnostics(config: ConfigDict, methods: Sequence[Method]) -> None:
+    """Checks the `diagnostics` of a config.
+
+    Raises:
+      ValueError: If a value makes no sense, naming the field, what is expected and what came.
+    """
+    runs.check_numbers(
+        config, at_least={"diagnostics.gradient_variance": 0, "diagnostics.prompts": 2}
+    )
+    every, prompts = config.diagnostics.gradient_variance, config.diagnostics.prompts
+    if not every:
+        return
+    if not any(map(has_variance_ratio, methods)):
+        raise ValueError(
+            "diagnostics.gradient_variance: expected 0 where no method has a k above 1, got "
+            f"{every}"
+        )
+    rl = config.rl
+    if prompts > rl.prompts:
+        raise ValueError(
+            f"diagnostics.prompts: expected at most rl.prompts = {rl.prompts}, got {prompts}"
+        )
+    drawn = rl.prompts // rl.sampling_batches
+    if 2 * prompts % drawn:
+        raise ValueError(
+            "diagnostics.prompts: expected two groups each to be a multiple of rl.prompts / "
+            f"rl.sampling_batches = {drawn} groups, got {prompts} prompts"
+        )
 
 
 def _check_sizes(config: ConfigDict) -> None:

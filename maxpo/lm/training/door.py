@@ -39,6 +39,7 @@ from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of
 from maxpo.lm.training.update import make_reference, make_update
+from maxpo.lm.training.variance_ratio import make_variance_ratio
 from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
 from maxpo.order_statistics import powers_up_to
 
@@ -281,6 +282,7 @@ def train(
                 failures,
                 journal,
                 schedule,
+                make_variance_ratio(chosen, steps),
             )
             rate = chosen.learning_rate or config.rl.learning_rate
             state, step = trainer(run, like, start_from=params, learning_rate=rate)

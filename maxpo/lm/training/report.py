@@ -26,7 +26,7 @@ __all__ = ["MOST_GROUPS", "write_report"]
 MOST_GROUPS = 200
 CURVES = (
     *("mean_reward", "max_at_k", "pass_at_k", "zero_variance_groups", "entropy"),
-    *("completion_length", "truncated", "failed"),
+    *("completion_length", "truncated", "failed", "predicted_variance_ratio", "variance_ratio"),
 )
 """Metrics whose curves stand open, in this order, followed by those of held-out problems."""
 SHARES = (

@@ -21,6 +21,7 @@ from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
 from maxpo.lm.tasks.verification import PendingScores, Scores
 from maxpo.lm.training.grading import Grading, deciding
 from maxpo.lm.training.problems import EncodedProblems, batch_of_step
+from maxpo.lm.training.update import Batch
 
 __all__ = [
     "Attempts",
@@ -241,18 +242,10 @@ class Collector:
           key: PRNG key of the step.
           timer: As in `Sampler`.
         """
-        rl = self.rl
-        rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
-        numbers = batch_of_step(
-            self.seed,
-            step,
-            rl.prompts * rounds,
-            len(self.train.problems),
-            self.train.buckets,
-        )
+        rl, numbers = self.rl, self._numbers(step)
         drawn: list[tuple[Completions, Scores]] = []
         varied = np.zeros(0, bool)
-        for part in np.split(numbers, rounds):
+        for part in np.split(numbers, len(numbers) // rl.prompts):
             completions, scores = self.sampler(
                 params,
                 self.train.take(part),
@@ -270,6 +263,31 @@ class Collector:
             completions, _joined_scores([scores for _, scores in drawn]), numbers, varied
         )
 
+    def pairs(self, params: nnx.State, step: int, prompts: int, key: jax.Array) -> Batch:
+        """Two independent groups of each of the first prompts of a step, beside each other.
+
+        Args:
+          params: The policy's parameters.
+          step: From 1.
+          prompts: How many; `rl.prompts / rl.sampling_batches` divides twice as many.
+          key: PRNG key.
+        """
+        rl = self.rl
+        problems = self.train.take(np.repeat(self._numbers(step)[:prompts], 2))
+        batches = 2 * prompts * rl.sampling_batches // rl.prompts
+        completions, scores = self.sampler(params, problems, key, batches=batches, timer=Timer())
+        rewards, valid = self._graded(completions, scores)
+        where = self._where(valid, has_variance(rewards, valid))
+        arrays: Any = (problems.prompts, completions, rewards, valid, where)
+        return Batch(*arrays)
+
+    def _numbers(self, step: int) -> np.ndarray:
+        """Numbers of the problems of all rounds of a step."""
+        rl = self.rl
+        rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
+        count = len(self.train.problems)
+        return batch_of_step(self.seed, step, rl.prompts * rounds, count, self.train.buckets)
+
     def _select(
         self, completions: Completions, scores: Scores, numbers: np.ndarray, varied: np.ndarray
     ) -> Rollouts:
@@ -279,7 +297,7 @@ class Collector:
         order = np.argsort(~varied, kind="stable")[: rl.prompts]
         if rl.zero_variance_groups != "oversample":
             order = np.arange(rl.prompts)
-        where = valid if rl.zero_variance_groups == "keep" else valid & varied[:, None]
+        where = self._where(valid, varied)
         problems = self.train.take(numbers[order])
         correct = self.grading.correct(deciding(scores))
         return Rollouts(
@@ -325,6 +343,11 @@ class Collector:
             "completion_length": lengths.mean(),
             "truncated": 1 - self.sampler.ended(completions).mean(),
         }
+
+    def _where(self, valid: np.ndarray, varied: np.ndarray) -> np.ndarray:
+        """Samples `[P, N]` that count in the loss."""
+        is_kept = self.rl.zero_variance_groups == "keep"
+        return valid if is_kept else valid & varied[:, None]
 
     def _graded(self, completions: Completions, scores: Scores) -> tuple[np.ndarray, np.ndarray]:
         """Rewards, and the samples to learn from; both `[P, N]`."""

@@ -15,7 +15,7 @@ from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
-from maxpo.lm.training.checks import check_rl
+from maxpo.lm.training.checks import check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
@@ -74,6 +74,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
     check_rl(config)
     check_task(config.task)
     methods = parse_methods(config.methods, group_size=config.rl.group_size, adaptive=True)
+    check_diagnostics(config, methods)
     names = [method.estimator for method in methods]
     if not config.task.binary:
         check_graded(names, "methods", "task.binary")

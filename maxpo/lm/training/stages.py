@@ -20,6 +20,7 @@ from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure
 from maxpo.lm.training.folders import HF
+from maxpo.lm.training.gradient_variance import make_group_gradient
 from maxpo.lm.training.grading import read_summary, summarized
 from maxpo.lm.training.handover import context_of, hand_over, save_shape
 from maxpo.lm.training.journal import Journal
@@ -30,6 +31,7 @@ from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import Settings, make_model
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of
+from maxpo.lm.training.variance_ratio import Measurement, VarianceRatio, make_variance_ratio
 from maxpo.methods import Method, choose_advantages
 
 __all__ = ["SFT", "Programs", "Stages", "layout"]
@@ -47,6 +49,7 @@ class Programs:
       draw_held_out: Draws the groups of a batch of held-out prompts.
       reference: Log-probabilities under frozen parameters.
       update: An update of the policy gradient, of any of the methods.
+      group_gradient: The gradient of one group, for diagnostics.
     """
 
     def __init__(self, settings: Settings):
@@ -73,6 +76,7 @@ class Programs:
         advantages = choose_advantages(settings.methods, rl.steps)
         optimizer = partial(make_optimizer, rl, rules=RULES)
         self.update = update.make_update(graph, rl, advantages, optimizer=optimizer, layout=place)
+        self.group_gradient = make_group_gradient(graph, rl, layout=place)
 
 
 class Stages:
@@ -197,6 +201,7 @@ class Stages:
                 self.failures,
                 journal,
                 self._schedule(judge),
+                self._variance_ratio(method),
             )
             state, step = train(
                 run,
@@ -209,6 +214,12 @@ class Stages:
             # The trainer has written those of its own evaluations, of which the last one is this.
             is_written = bool(settings.config.evaluation.every)
             return self._finish(run, judge, state.params, step, None if is_written else journal)
+
+    def _variance_ratio(self, method: Method) -> VarianceRatio | None:
+        config = self.settings.config
+        every, prompts = config.diagnostics.gradient_variance, config.diagnostics.prompts
+        measurement = Measurement(every, prompts, self.programs.group_gradient) if every else None
+        return make_variance_ratio(method, config.rl.steps, measurement)
 
     def _save_shape(self, run: runs.Run) -> None:
         settings = self.settings

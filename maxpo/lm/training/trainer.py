@@ -19,10 +19,11 @@ from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.rollouts import Attempts, Collector, Rollouts, Timer
 from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.update import Batch, Update
+from maxpo.lm.training.variance_ratio import VarianceRatio
 
 __all__ = ["EVALUATE", "INIT", "Trainer", "key_of"]
 
-INIT, SAMPLE, SHUFFLE, EVALUATE = range(4)
+INIT, SAMPLE, SHUFFLE, EVALUATE, MEASURE = range(5)
 """Uses of a seed's key; see `key_of`."""
 
 
@@ -42,6 +43,7 @@ class Trainer:
       failures: Reports failed verifications.
       journal: Writes what the model writes.
       schedule: Evaluates while training.
+      variance_ratio: Tells whether centering pays; None where the method has no k.
     """
 
     collect: Collector
@@ -50,6 +52,7 @@ class Trainer:
     failures: FailureLog
     journal: Journal
     schedule: Schedule
+    variance_ratio: VarianceRatio | None = None
 
     def __call__(
         self,
@@ -91,6 +94,7 @@ class Trainer:
             _check_groups(
                 step, groups, "log-probabilities", np.asarray(groups.completions.log_probs)
             )
+            ratios = self._ratios(state.params, step, groups, timer)
             with timer("updating"):
                 batch = self._batch(groups, start_from, state.success)
                 shuffle = key_of(seed, SHUFFLE, step)
@@ -109,7 +113,7 @@ class Trainer:
             self.journal.train(run, step, groups, values, self.collect.sampler)
             seconds = time.perf_counter() - began
             judged = self._judge(run, state.params, step)
-            run.log(step, {**groups.metrics, **metrics, **judged})
+            run.log(step, {**groups.metrics, **metrics, **ratios, **judged})
             run.log_timings(step, _timings(timer, seconds, groups))
             history.append({"step": step, **judged})
             is_over = bool(judged) and self._keep_best(run, state.params, history)
@@ -118,6 +122,22 @@ class Trainer:
             if is_over:
                 break
         return state, step
+
+    def _ratios(
+        self, params: nnx.State, step: int, groups: Rollouts, timer: Timer
+    ) -> dict[str, float]:
+        """The predicted ratio of variances and, if that is due, the measured one."""
+        dial = self.variance_ratio
+        if dial is None:
+            return {}
+        found = dial.predicted(step, groups)
+        if dial.is_due(step):
+            assert dial.measurement is not None
+            with timer("measuring"):
+                key = key_of(self.collect.seed, MEASURE, step)
+                pairs = self.collect.pairs(params, step, dial.measurement.prompts, key)
+                found |= dial.measured(params, step, pairs)
+        return found
 
     def _judge(self, run: runs.Run, params: nnx.State, step: int) -> dict[str, float]:
         """The metrics of an evaluation, if one is due."""

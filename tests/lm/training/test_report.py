@@ -164,6 +164,22 @@ ZERO = {"mean_reward": 0.0, "max_at_k": 0.0, "pass_at_k": 0.0}
         ),
         ("entropy_is_gone", {"entropy": 0.5}, None, ""),
         (
+            "centering",
+            {"predicted_variance_ratio": 0.75},
+            FACT,
+            "Variance of the gradient, maxpo over pkpo_loo_minus_one: 0.75 predicted, means of "
+            "the last values.",
+        ),
+        (
+            "centering",
+            {"predicted_variance_ratio": 0.75, "variance_ratio": 0.5},
+            FACT,
+            "Variance of the gradient, maxpo over pkpo_loo_minus_one: 0.75 predicted, 0.5 "
+            "measured, means of the last values.",
+        ),
+        ("centering", {"predicted_variance_ratio": "NaN"}, None, ""),
+        ("centering", {}, None, ""),
+        (
             "reward_changed",
             {"mean_reward": 0.5},
             FACT,

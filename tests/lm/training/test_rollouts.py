@@ -168,6 +168,42 @@ def test_oversampling_keeps_live_groups_first_and_stops_at_enough(tmp_path):
     assert groups.attempts.numbers.tolist() == order[:8]
 
 
+@pytest.mark.parametrize("prompts", [2, 4])
+def test_pairs_are_of_the_first_prompts_of_a_step_and_drawn_as_its_groups_are(tmp_path, prompts):
+    config = make_config(tmp_path)
+    config.rl.failures = "mask"
+    settings = make_settings(config)
+    rewards = dict.fromkeys(range(12), MIXED) | {5: SOLVED, 7: HALF_FAILED}
+    for step in (1, 2):
+        answers = Answers(rewards, settings.tokenizer, [])
+        found = collector(config, answers, settings).pairs(None, step, prompts, jax.random.key(1))
+        order = batch_of_step(5, step, 4, 12)[:prompts]
+        np.testing.assert_array_equal(
+            found.prompts.tokens, np.repeat(settings.train.prompts.tokens[order], 2, axis=0)
+        )
+        np.testing.assert_array_equal(
+            found.rewards, [np.maximum(rewards[number], 0) for number in np.repeat(order, 2)]
+        )
+        np.testing.assert_array_equal(
+            found.where, [np.array(rewards[number]) >= 0 for number in np.repeat(order, 2)]
+        )
+        np.testing.assert_array_equal(found.valid, found.where)
+        # As many at a time as in training, 4 / 2, each draw with a key of its own.
+        assert len(answers.keys) == prompts
+        assert len(set(map(tuple, answers.keys))) == prompts
+
+
+def test_pairs_of_groups_that_are_dropped_count_for_nothing(tmp_path):
+    config = make_config(tmp_path)
+    config.rl.zero_variance_groups = "drop"
+    settings = make_settings(config)
+    first = batch_of_step(5, 1, 4, 12)[0]
+    answers = Answers(dict.fromkeys(range(12), MIXED) | {first: SOLVED}, settings.tokenizer, [])
+    found = collector(config, answers, settings).pairs(None, 1, 2, jax.random.key(1))
+    assert found.where.all(axis=1).tolist() == [False, False, True, True]
+    assert found.valid.all()
+
+
 def test_a_failed_verification_is_a_zero_or_no_sample(tmp_path):
     config = make_config(tmp_path)
     rewards = dict.fromkeys(range(12), HALF_FAILED)

@@ -96,6 +96,21 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"log.every": -1}, "log.every: expected at least 0, got -1"),
         ({"log.groups": 0}, "log.groups: expected at least 1, got 0"),
         ({"model.export": "float16"}, "model.export: expected one of float32, .*; got 'float16'"),
+        ({"diagnostics.gradient_variance": -1}, "gradient_variance: expected at least 0, got -1"),
+        ({"diagnostics.prompts": 1}, "diagnostics.prompts: expected at least 2, got 1"),
+        (
+            {"diagnostics.gradient_variance": 5, "methods": ("rloo", "maxpo:k=1")},
+            "diagnostics.gradient_variance: expected 0 where no method has a k above 1, got 5",
+        ),
+        ({"diagnostics.gradient_variance": 5}, "at most rl.prompts = 4, got 8"),
+        (
+            {
+                "diagnostics.gradient_variance": 5,
+                "diagnostics.prompts": 3,
+                "rl.sampling_batches": 1,
+            },
+            r"a multiple of rl.prompts / rl.sampling_batches = 4 groups, got 3 prompts",
+        ),
         ({"rl.failures": "retry"}, "expected one of zero, mask; got 'retry'"),
         ({"task.kind": "web"}, "task.kind: expected one of reasoning, jsonl; got 'web'"),
         ({"task.success": float("inf")}, "expected a finite score, got inf"),

@@ -36,7 +36,7 @@ def config(tmp_path_factory):
         lines = [json.dumps({"question": f"{a}+{b}=", "answer": str(a + b)}) for a, b in part]
         (folder / f"{name}.jsonl").write_text("\n".join(lines))
     config = load_config("configs/lm.py:jsonl")
-    config.methods = ("rloo",)
+    config.methods = ("rloo", "maxpo:k=2")
     config.task.update(
         train_path=str(folder / "train.jsonl"), held_out_path=str(folder / "held_out.jsonl")
     )
@@ -61,14 +61,14 @@ def train(config, programs, monkeypatch):
     """Trains in a folder, with changes of the config that no program depends on."""
     monkeypatch.setattr(stages, "Programs", lambda settings: programs)
 
-    def train(folder, **changes):
+    def train(folder, *, method=0, **changes):
         own = config.copy_and_resolve_references()
         for name, value in changes.items():
             section, _, field = name.partition("__")
             own[section][field] = value
         settings = make_settings(own)
         study = stages.Stages(settings, RewardFunction(score))
-        return study.post_train(settings.methods[0], 0, programs.params, folder)
+        return study.post_train(settings.methods[method], 0, programs.params, folder)
 
     return train
 
@@ -406,6 +406,62 @@ def test_a_full_disk_costs_no_more_than_what_the_model_writes(
     assert found.pop("completions.jsonl") == b"".join(lines[:3])
     assert found == expected
     assert capsys.readouterr().err.count("completions.jsonl ends here") == 1
+
+
+MEASURED = {"diagnostics__gradient_variance": 3, "diagnostics__prompts": 2}
+
+
+def test_measurements_change_nothing_but_what_is_logged(train, tmp_path, monkeypatch):
+    plain, measured = tmp_path / "plain" / "run", tmp_path / "measured" / "run"
+    found = parameters_of_steps(monkeypatch)
+    train(plain, method=1)
+    last = found.pop(8)
+    train(measured, method=1, **MEASURED)
+    for one, other in zip(last, found[8], strict=True):
+        np.testing.assert_array_equal(one, other)
+    expected, rows = files_of(plain), read_metrics(measured)
+    assert files_of(measured)["completions.jsonl"] == expected["completions.jsonl"]
+    assert files_of(measured)["config.json"] == expected["config.json"]
+    names = ("gradient_variance_maxpo", "gradient_variance_pkpo_loo_minus_one")
+    for row, plain_row in zip(rows, read_metrics(plain), strict=True):
+        extra = {name: row.pop(name) for name in [*row] if name not in plain_row}
+        np.testing.assert_equal(row, plain_row)
+        assert "predicted_variance_ratio" in row
+        if row["step"] not in (3, 6):
+            assert extra == {}
+            continue
+        assert set(extra) == {*names, "variance_ratio", "variance_ratio_sem"}
+        one, other = (extra[name] for name in names)
+        assert min(one, other) > 0
+        assert extra["variance_ratio"] == pytest.approx(one / other)
+
+
+def test_groups_of_a_measurement_are_independent(train, tmp_path, monkeypatch):
+    found, original = [], trainer.Collector.pairs
+
+    def pairs(*arguments):
+        found.append(original(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(trainer.Collector, "pairs", pairs)
+    train(tmp_path, method=1, **MEASURED)
+    for batch in found:
+        assert batch.rewards.shape == (4, 4)
+        np.testing.assert_array_equal(batch.prompts.tokens[::2], batch.prompts.tokens[1::2])
+        assert np.any(batch.prompts.tokens[0] != batch.prompts.tokens[2])
+        differs = batch.completions.tokens[::2] != batch.completions.tokens[1::2]
+        assert np.any(differs, axis=(1, 2)).all()
+
+
+def test_a_killed_run_with_measurements_ends_as_if_it_had_not_been(train, tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole" / "run", tmp_path / "parts" / "run"
+    train(whole, method=1, **MEASURED)
+    with monkeypatch.context() as patch:
+        killed(patch, "log", 6)
+        with pytest.raises(KilledError):
+            train(parts, method=1, **MEASURED)
+    train(parts, method=1, **MEASURED)
+    assert files_of(parts) == files_of(whole)
 
 
 def schedule(**changes):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from bigrams import VOCABULARY, Bigrams
 from flax import nnx
 from ml_collections import ConfigDict
 
@@ -17,23 +18,8 @@ from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import update
 from maxpo.lm.training.optimizer import make_optimizer
 
-P, N, T, V, D = 4, 3, 5, 7, 4
+P, N, T = 4, 3, 5
 TEMPERATURE = 0.7
-
-
-class Bigrams(nnx.Module):
-    """The next token depends on the last one: a policy whose log-probabilities are a table."""
-
-    def __init__(self, *, rngs):
-        self.states = nnx.Param(jax.random.normal(rngs.params(), (V, D)))
-        self.output = nnx.Param(jax.random.normal(rngs.params(), (V, D)))
-
-    def completion_hidden_states(self, prompts, tokens, mask):
-        last = jnp.broadcast_to(prompts.tokens[:, None, -1:], (*tokens.shape[:2], 1))
-        return self.states[...][jnp.concatenate([last, tokens[..., :-1]], axis=-1)]
-
-    def unembedding(self):
-        return self.output[...]
 
 
 GRAPH, PARAMS = nnx.split(Bigrams(rngs=nnx.Rngs(0)))
@@ -46,8 +32,8 @@ def log_prob_table(params):
 
 def make_batch(reference=True):
     rng = np.random.default_rng(0)
-    prompts = Prompts(rng.integers(0, V, (P, 2)), np.ones((P, 2), bool))
-    tokens = rng.integers(0, V, (P, N, T))
+    prompts = Prompts(rng.integers(0, VOCABULARY, (P, 2)), np.ones((P, 2), bool))
+    tokens = rng.integers(0, VOCABULARY, (P, N, T))
     lengths = rng.integers(1, T + 1, (P, N))
     mask = np.arange(T) < lengths[..., None]
     where = rng.random((P, N)) < 0.7
