@@ -90,7 +90,7 @@ def check_diagnostics(config: ConfigDict, methods: Sequence[Method]) -> None:
         return
     if not any(map(has_variance_ratio, methods)):
         raise ValueError(
-            "diagnostics.gradient_variance: expected 0 where no method has a k above 1, got "
+            "diagnostics.gradient_variance: expected 0 where no method has a number above 1 as k, got "
             f"{every}"
         )
     rl = config.rl

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from maxpo import estimators
+from maxpo.adaptive_k import AdaptiveK
 from maxpo.lm.training.gradient_variance import GroupGradient, pair_variances, ratio_of_means
 from maxpo.lm.training.rollouts import Rollouts
 from maxpo.lm.training.update import Batch
@@ -93,18 +94,21 @@ class VarianceRatio:
 
 
 def has_variance_ratio(method: Method) -> bool:
-    """Whether a method has a k above 1: at k = 1 there is nothing to compare."""
-    return method.k is not None and max(method.k) > 1
+    """Whether a method has one k for all groups, above 1: at 1 there is nothing to compare."""
+    return _fixed_k(method) is not None
+
+
+def _fixed_k(method: Method) -> tuple[float, float] | None:
+    k = method.k
+    return None if k is None or isinstance(k, AdaptiveK) or max(k) <= 1 else k
 
 
 def make_variance_ratio(
     method: Method, steps: int, measurement: Measurement | None = None
 ) -> VarianceRatio | None:
     """That of a method over the steps of its run; None if it has none."""
-    if not has_variance_ratio(method):
-        return None
-    assert method.k is not None
-    return VarianceRatio(k_schedule(*method.k, steps), measurement)
+    k = _fixed_k(method)
+    return None if k is None else VarianceRatio(k_schedule(*k, steps), measurement)
 
 
 # A traced k: one program serves all methods and steps.
