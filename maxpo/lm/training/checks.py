@@ -90,8 +90,8 @@ def check_diagnostics(config: ConfigDict, methods: Sequence[Method]) -> None:
         return
     if not any(map(has_variance_ratio, methods)):
         raise ValueError(
-            "diagnostics.gradient_variance: expected 0 where no method has a number above 1 as k, got "
-            f"{every}"
+            "diagnostics.gradient_variance: expected 0 where no method has a number above 1 "
+            f"as k, got {every}"
         )
     rl = config.rl
     if prompts > rl.prompts:

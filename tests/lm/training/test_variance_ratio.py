@@ -69,9 +69,9 @@ def test_without_advantages_there_is_no_ratio():
     )
 
 
-@pytest.mark.parametrize("spec", ["rloo", "grpo", "maxpo:k=1"])
-def test_a_method_without_a_k_above_1_has_no_ratio(spec):
-    assert make_variance_ratio(parse_method(spec), steps=4) is None
+@pytest.mark.parametrize("spec", ["rloo", "grpo", "maxpo:k=1", "maxpo:k=adaptive"])
+def test_a_method_without_one_k_above_1_has_no_ratio(spec):
+    assert make_variance_ratio(parse_method(spec, adaptive=True), steps=4) is None
 
 
 def make_pairs():
