@@ -100,7 +100,7 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"diagnostics.prompts": 1}, "diagnostics.prompts: expected at least 2, got 1"),
         (
             {"diagnostics.gradient_variance": 5, "methods": ("rloo", "maxpo:k=1")},
-            "diagnostics.gradient_variance: expected 0 where no method has a number above 1 as k, got 5",
+            "gradient_variance: expected 0 where no method has a number above 1 as k, got 5",
         ),
         ({"diagnostics.gradient_variance": 5}, "at most rl.prompts = 4, got 8"),
         (
