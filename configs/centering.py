@@ -31,7 +31,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.probes = 4  # Policies of each training run at which moments are measured,
     config.probe_groups = 512  # each from as many groups.
 
-    # Adam on policies that stand still, in the first cell of the grid that Adam trains.
+    # Adam on policies that stand still, in the cell of `base`.
     config.frozen = ConfigDict()
     config.frozen.b2 = (0.95, 0.99, 0.999)
     config.frozen.seeds = 4

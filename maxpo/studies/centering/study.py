@@ -26,10 +26,8 @@ def make_jobs(config: ConfigDict) -> list[Job]:
     # All cells have the keys of the same seeds: their tasks and random numbers are paired.
     cells = make_cells(config)
     jobs: list[Job] = [partial(_run_cell, config=config, cell=cell) for cell in cells]
-    adaptive = next((cell for cell in cells if cell.optimizer == "adam"), None)
-    if adaptive is not None:
-        jobs.append(partial(frozen.coordinates, config=config, cell=adaptive))
-    return jobs
+    adam = Cell(**config.base)._replace(optimizer="adam")
+    return [*jobs, partial(frozen.coordinates, config=config, cell=adam)]
 
 
 def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
