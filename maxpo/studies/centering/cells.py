@@ -167,8 +167,9 @@ def check_config(config: ConfigDict) -> None:
     ):
         if groups % BLOCK:
             raise ValueError(f"{field}: expected a multiple of {BLOCK}, got {groups}.")
-    if not all(0 < b2 < 1 for b2 in config.frozen.b2):
-        raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {config.frozen.b2}.")
+    b2s = config.frozen.b2
+    if not b2s or not all(0 < b2 < 1 for b2 in b2s):
+        raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {b2s}.")
     if config.frozen.seeds > config.seeds:
         raise ValueError(
             f"frozen.seeds: expected at most seeds = {config.seeds}, got {config.frozen.seeds}."

@@ -108,7 +108,8 @@ def gains(cells: Rows, grid: Mapping[str, Sequence[Any]]) -> Figure:
         axis.set_ylabel("success rate at the start")
     bar = figure.colorbar(image, ax=axes, extend="both")
     bar.set_label(
-        "maxpo ahead (light) or behind, in standard errors\nnumbers: difference times 1000, variance ratio"
+        "maxpo ahead (light) or behind, in standard errors\n"
+        "numbers: difference times 1000, variance ratio"
     )
     return figure
 
