@@ -34,7 +34,7 @@ def prediction(cells: Rows, fits: Mapping[str, Any]) -> Figure:
     """
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    shown = [row for row in cells if np.isfinite(row["samples_ratio"])]
+    shown = [row for row in cells if np.isfinite(row["samples_ratio"]) and row["samples_ratio"]]
     ratios = [row[label] for row in shown for label in ("predicted_ratio", "samples_ratio")]
     ends = min([*ratios, 1.0]) / 1.1, max([*ratios, 1.0]) * 1.1
     groups = sorted({row["groups_per_update"] for row in shown})
@@ -61,7 +61,8 @@ def prediction(cells: Rows, fits: Mapping[str, Any]) -> Figure:
         axis.set_xscale("log")
         axis.set_yscale("log")
         found = fits.get("adam" if title == "adam" else "sgd")
-        text = f": rank correlation {found['rank_correlation']:.2f}" if found else ""
+        rank = found["rank_correlation"] if found else np.nan
+        text = f": rank correlation {rank:.2f}" if np.isfinite(rank) else ""
         tidy(axis, title + text, margin=0.05)
         axis.set_xlabel("predicted from moments of the gradient")
     steps = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)

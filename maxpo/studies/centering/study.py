@@ -138,17 +138,31 @@ def _exact_ratio(cell: Cell) -> float | None:
 
 
 def predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """How well the predicted ratios tell the measured ones, of all cells and by optimizer."""
-    resolved = [row for row in rows if np.isfinite(row["samples_ratio"] + row["samples_ratio_sem"])]
-    found: dict[str, Any] = {**_fit(resolved), "cells": len(resolved)}
-    for optimizer in dict.fromkeys(row["optimizer"] for row in resolved):
-        own = [row for row in resolved if row["optimizer"] == optimizer]
-        if len(own) > 2:
-            found[optimizer] = {**_fit(own), "cells": len(own)}
+    """How well the predicted ratios tell the measured ones, of all cells and by optimizer.
+
+    Cells in which one of the pair does not reach the target with every seed left out count as not
+    measured. Fewer than three cells have no fit.
+    """
+    measured = [row for row in rows if _is_measured(row)]
+    found: dict[str, Any] = {**_fit(measured), "cells": len(measured)}
+    for optimizer in dict.fromkeys(row["optimizer"] for row in measured):
+        own = [row for row in measured if row["optimizer"] == optimizer]
+        found[optimizer] = {**_fit(own), "cells": len(own)}
     return found
 
 
+def _is_measured(row: Mapping[str, Any]) -> bool:
+    figures = [
+        row[name]
+        for label in ("predicted_ratio", "samples_ratio")
+        for name in (label, f"{label}_sem")
+    ]
+    return all(np.isfinite(value) and value > 0 for value in figures)
+
+
 def _fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    if len(rows) < 3:
+        return dict.fromkeys(prediction.Fit._fields, np.nan)
     predicted, measured = (
         [Estimate(row[label], row[f"{label}_sem"]) for row in rows]
         for label in ("predicted_ratio", "samples_ratio")
