@@ -40,6 +40,7 @@ _AT_LEAST = {
     "rl.save_every": 1,
     "rl.kl_coefficient": 0,
     "rl.entropy_coefficient": 0,
+    "rl.b2": 0,
     "rl.weight_decay": 0,
     "rl.eval_k": 1,
     "rl.truncation_penalty": 0,
@@ -50,6 +51,12 @@ _AT_LEAST = {
     "evaluation.temperature": 0,
 }
 _POSITIVE = ("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length")
+
+
+def check_b2(field: str, b2: float) -> None:
+    """Raises ValueError, naming the field, if a decay of second moments never forgets."""
+    if b2 >= 1:
+        raise ValueError(f"{field}: expected less than 1, got {b2}")
 
 
 def check_rl(config: ConfigDict) -> None:
@@ -65,6 +72,7 @@ def check_rl(config: ConfigDict) -> None:
         finite=("rl.clip_low", "rl.clip_high", "rl.clip_dual"),
         or_infinite=("rl.max_gradient_norm", "rl.clip_high"),
     )
+    check_b2("rl.b2", config.rl.b2)
     _check_sizes(config)
     _check_choices(config.rl)
     _check_truncated(config.rl)

@@ -69,6 +69,7 @@ RL_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-5,
     "warmup_steps": 5,
     "max_gradient_norm": 1.0,
+    "b2": 0.95,
     "weight_decay": 0.0,
 }
 """Fields of `rl` that `train` takes by name."""
@@ -318,7 +319,7 @@ def _check_optimizer(
     """Raises ValueError for settings that an optimizer of the caller's own would not read."""
     if optimizer is None:
         return
-    ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "weight_decay")
+    ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
     unread = [name for name in ours if name in given]
     if method.learning_rate is not None:
         unread.append(f"learning_rate of the method {method.label!r}")

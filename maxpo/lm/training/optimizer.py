@@ -18,7 +18,7 @@ def make_optimizer(
     """Clips the norm of the whole gradient, then AdamW; matrices alone decay.
 
     Args:
-      config: With `max_gradient_norm` and `weight_decay`.
+      config: With `max_gradient_norm`, `b2` and `weight_decay`.
       learning_rate: A number that may be traced: it changes without another compilation.
       rules: Those of the model, see `decays`.
     """
@@ -26,7 +26,7 @@ def make_optimizer(
         optax.clip_by_global_norm(config.max_gradient_norm),
         optax.adamw(
             learning_rate,
-            b2=0.95,
+            b2=config.b2,
             weight_decay=config.weight_decay,
             mask=partial(decays, rules=rules),
         ),

@@ -15,7 +15,7 @@ from maxpo.lm.model import pretrained
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
-from maxpo.lm.training.checks import check_diagnostics, check_rl
+from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
@@ -175,6 +175,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "sft.steps": 0,
         "sft.batch_size": 1,
         "sft.warmup_steps": 0,
+        "sft.b2": 0,
         "sft.weight_decay": 0,
         "sft.log_every": 1,
         "sft.save_every": 1,
@@ -192,6 +193,7 @@ def _check_numbers(config: ConfigDict) -> None:
         above=dict.fromkeys(positive, 0),
         or_infinite=("sft.max_gradient_norm",),
     )
+    check_b2("sft.b2", config.sft.b2)
     parallel.check_batch("sft.batch_size", config.sft.batch_size)
     if config.model.export not in EXPORTS:
         raise ValueError(

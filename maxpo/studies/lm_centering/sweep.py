@@ -8,6 +8,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import runs
+from maxpo.lm.training.checks import check_b2
 from maxpo.methods import Method, parse_methods
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.lm_centering.training import make_trainer, model_shape
@@ -31,11 +32,13 @@ def check_config(config: ConfigDict) -> None:
             "puzzle.held_out": 1,
             "sft.batch_size": 1,
             "sft.warmup_steps": 0,
+            "sft.b2": 0,
             "sft.weight_decay": 0,
             "rl.steps": 1,
             "rl.prompts": 1,
             "rl.group_size": 2,
             "rl.warmup_steps": 0,
+            "rl.b2": 0,
             "rl.weight_decay": 0,
         },
         above={
@@ -47,6 +50,8 @@ def check_config(config: ConfigDict) -> None:
             "rl.max_gradient_norm": 0,
         },
     )
+    for field, b2 in (("sft.b2", config.sft.b2), ("rl.b2", config.rl.b2)):
+        check_b2(field, b2)
     _check_evaluation(config)
     read_methods(config)
     for field in ("learning_rates", "fine_tuning"):
