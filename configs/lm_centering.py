@@ -38,6 +38,8 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.samples = 32  # Of each held-out puzzle.
     config.eval_ks = (1, 2, 4, 8)
     config.eval_k = 2  # By which learning rates are chosen and methods compared.
+    # Drawn by each seed at each start, with two groups each, for the variance of gradients.
+    config.variance_prompts = 64
 
     config.puzzle = ConfigDict()
     config.puzzle.digits = 4
@@ -59,5 +61,6 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.learning_rates = (1e-4, 3e-4)
         config.fine_tuning = (50,)
         config.evaluate_every = 20
+        config.variance_prompts = 8
         config.rl.steps = 60
     return config

@@ -1,41 +1,65 @@
 """Does centering pay in language-model training with few prompts a step?
 
 Centered and non-centered advantages train a small model on a puzzle with many right answers, each
-at its own best learning rate, with seeds paired by start, prompts and random numbers; see
-configs/lm_centering.py.
+at its own best learning rate, with seeds paired by start, prompts and random numbers. At each start
+stands the variance of their gradients; see configs/lm_centering.py.
 """
 
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.studies import jobs
-from maxpo.studies.lm_centering import comparison, figures, sweep
+from maxpo.studies.lm_centering import comparison, figures, sweep, variance
 
 __all__ = ["train_and_evaluate"]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Runs the study in `workdir` and returns its summary, rows by start and method."""
+    """Runs the study in `workdir` and returns its summary.
+
+    Returns:
+      Rows by start and method, and `variance`, by start what `variance.summarize` returns.
+    """
     sweep.check_config(config)
     with runs.Run(config, workdir) as run:
         if run.finished:
-            return run.report()
+            return _print_variance(run.report())
         rows = jobs.run_jobs(run, sweep.make_jobs(config), config.seed)
-        by_start = comparison.curves(rows, config.eval_ks.index(config.eval_k))
-        in_format = {row["fine_tuning"]: row["in_format"] for row in rows}
+        trained = sweep.by_section(rows, None)
+        by_start = comparison.curves(trained, config.eval_ks.index(config.eval_k))
+        in_format = {row["fine_tuning"]: row["in_format"] for row in trained}
         every = config.evaluate_every
         run.figure(
             "lm_centering", lambda: figures.figure(by_start, in_format, config.eval_k, every)
         )
-        summary = {
+        table = {
             f"fine-tuning={steps} {method}": {"in_format": in_format[steps], **row}
             for steps, of_start in by_start.items()
             for method, row in comparison.compare(of_start, every).items()
         }
-        return run.finish(summary)
+        labels = [method.label for method in sweep.read_methods(config)]
+        measured = {
+            f"fine-tuning={row['fine_tuning']}": variance.summarize(row, labels)
+            for row in sweep.by_section(rows, "variance")
+        }
+        return _print_variance(run.finish({**table, "variance": measured}, table=table))
+
+
+def _print_variance(summary: dict[str, Any]) -> dict[str, Any]:
+    """Prints the tables that `Run.report` does not know of; returns the summary."""
+    if jax.process_index() == 0:
+        for part in ("methods", "scores"):
+            rows = {
+                f"{start} {name}": row
+                for start, found in summary["variance"].items()
+                for name, row in found[part].items()
+            }
+            print("\n" + runs.format_table(rows))
+    return summary
 
 
 if __name__ == "__main__":

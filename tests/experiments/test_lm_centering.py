@@ -15,7 +15,7 @@ RATE = 1e-2
 @pytest.fixture(scope="module")
 def config():
     config = load_config("configs/lm_centering.py:quick")
-    config.update(samples=4, evaluate_every=2, eval_ks=(1, 2), fine_tuning=(3,))
+    config.update(samples=4, evaluate_every=2, eval_ks=(1, 2), fine_tuning=(3,), variance_prompts=2)
     config.learning_rates = (RATE,)
     config.puzzle.update(digits=2, held_out=4)
     config.model.update(hidden=8, layers=1, mlp=8)
@@ -51,18 +51,31 @@ def run(config, tmp_path_factory):
 def test_a_run_ends_with_a_summary_and_a_figure(run, config):
     folder, summary = run
     assert json.loads((folder / "summary.json").read_text()) == summary
-    assert list(summary) == [
-        "fine-tuning=3 maxpo k=2",
-        "fine-tuning=3 pkpo_loo_minus_one k=2",
-    ]
-    for row in summary.values():
+    labels = ["maxpo k=2", "pkpo_loo_minus_one k=2"]
+    table = summary["table"]
+    assert list(table) == [f"fine-tuning=3 {label}" for label in labels]
+    assert list(summary) == [*table, "variance", "table"]
+    for row in table.values():
         assert row["learning_rate"] == RATE
         assert np.isfinite([value for name, value in row.items() if "updates" not in name]).all()
     assert (folder / "lm_centering.png").stat().st_size > 10_000
     assert lm_centering.train_and_evaluate(config, folder) == summary
 
 
+def test_variances_at_the_start_are_reported(run, config, capsys):
+    folder, summary = run
+    start = summary["variance"]["fine-tuning=3"]
+    assert list(start["methods"]) == ["maxpo k=2", "pkpo_loo_minus_one k=2"]
+    drawn = sum(row["samples"] for row in start["scores"].values())
+    assert drawn == config.seeds * config.variance_prompts * 2 * config.rl.group_size
+    lm_centering.train_and_evaluate(config, folder)
+    printed = capsys.readouterr().out
+    assert "maxpo_ratio" in printed
+    assert "fine-tuning=3 out_of_format" in printed
+
+
 def test_methods_share_their_start(run):
-    maxpo, other = (np.asarray(row["pass_at_k"]) for row in read_metrics(run[0]))
+    rows = sweep.by_section(read_metrics(run[0]), None)
+    maxpo, other = (np.asarray(row["pass_at_k"]) for row in rows)
     assert maxpo.shape == (3, 4, 2)  # Evaluations, seeds, ks.
     np.testing.assert_array_equal(maxpo[0], other[0])

@@ -11,9 +11,10 @@ from maxpo import runs
 from maxpo.lm.training.checks import check_b2
 from maxpo.methods import Method, parse_methods
 from maxpo.studies.jobs import Job, Row
-from maxpo.studies.lm_centering.training import make_trainer, model_shape
+from maxpo.studies.lm_centering.policy import model_shape
+from maxpo.studies.lm_centering.training import make_trainer
 
-__all__ = ["check_config", "make_jobs", "read_methods"]
+__all__ = ["by_section", "check_config", "make_jobs", "read_methods"]
 
 
 def check_config(config: ConfigDict) -> None:
@@ -27,6 +28,7 @@ def check_config(config: ConfigDict) -> None:
             "evaluate_every": 1,
             "samples": 1,
             "eval_ks": 1,
+            "variance_prompts": 1,
             "puzzle.digits": 1,
             "puzzle.least": 10,
             "puzzle.held_out": 1,
@@ -98,12 +100,16 @@ def read_methods(config: ConfigDict) -> list[Method]:
 
 
 def make_jobs(config: ConfigDict) -> list[Job]:
-    """The work in order; each job trains all seeds of one method at one rate from one start."""
+    """The work in order, of all seeds each.
+
+    First one job for each start, rate and method, which trains; then one for each start, which
+    measures the variance of gradients there.
+    """
     trainer = make_trainer(config)
     start = cache(trainer.start)  # Made when the first of its jobs is left to do.
 
-    def measure(_: jax.Array, steps: int, number: int, rate: float) -> list[Row]:
-        # Keys come from the seed and not from the job: all jobs share them, which pairs methods.
+    # Keys come from the seed and not from the job: all jobs share them, which pairs methods.
+    def train(_: jax.Array, steps: int, number: int, rate: float) -> list[Row]:
         params: nnx.State = start(steps)
         return [
             {
@@ -115,10 +121,20 @@ def make_jobs(config: ConfigDict) -> list[Job]:
             }
         ]
 
+    def measure(_: jax.Array, steps: int) -> list[Row]:
+        measured = trainer.measure(start(steps))
+        return [{"section": "variance", "fine_tuning": steps, **measured._asdict()}]
+
     labels: Sequence[str] = [method.label for method in read_methods(config)]
-    return [
-        partial(measure, steps=steps, number=number, rate=rate)
+    trained = [
+        partial(train, steps=steps, number=number, rate=rate)
         for steps in config.fine_tuning
         for rate in config.learning_rates
         for number in range(len(labels))
     ]
+    return [*trained, *(partial(measure, steps=steps) for steps in config.fine_tuning)]
+
+
+def by_section(rows: Sequence[Row], section: str | None) -> list[Row]:
+    """The logged rows of one section: "variance", or None for those of training."""
+    return [row for row in rows if row.get("section") == section]

@@ -15,17 +15,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import pass_at_k, training
-from maxpo.lm.model.config import TransformerConfig, make_config
-from maxpo.lm.model.generation import generate
-from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
-from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training import sft
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
 from maxpo.methods import choose_advantages, parse_methods
+from maxpo.studies.lm_centering import variance
+from maxpo.studies.lm_centering.policy import Draw, loss_settings, make_draw, make_policies
 from maxpo.studies.lm_centering.puzzle import (
-    TOKENIZER,
     Puzzles,
     all_puzzles,
     grade,
@@ -34,25 +31,10 @@ from maxpo.studies.lm_centering.puzzle import (
     split,
 )
 
-__all__ = ["Trainer", "make_trainer", "model_shape"]
+__all__ = ["Trainer", "make_trainer"]
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
-_INIT, _FINE_TUNE, _TRAIN, _EVALUATE = range(4)
-
-# Each batch has one step of the unbiased loss; the clipping is that of diagnostics.
-_ONE_STEP = {
-    "loss": "score_function",
-    "importance_level": "token",
-    "loss_aggregation": "constant",
-    "length": 1.0,
-    "epochs": 1,
-    "minibatches": 1,
-    "micro_batches": 1,
-    "clip_low": 0.2,
-    "clip_high": 0.2,
-    "clip_dual": 0.0,
-    "entropy_coefficient": 0.0,
-}
+_INIT, _FINE_TUNE, _TRAIN, _EVALUATE, _MEASURE = range(5)
 
 
 class Trainer(NamedTuple):
@@ -61,12 +43,14 @@ class Trainer(NamedTuple):
     Attributes:
       start: Updates of the fine-tuning -> every seed's parameters after it, leaves `[S, ...]`.
       format_share: Parameters -> `[S]`, the share of held-out puzzles' samples in format.
+      measure: Parameters -> the variance of a group's gradient, leaves `[S, ...]`.
       train: (parameters, number of the method, learning rate) -> pass@k `[E + 1, S, K]` on
         held-out puzzles, before the first update and after every `evaluate_every` of them.
     """
 
     start: Callable[[int], nnx.State]
     format_share: Callable[[nnx.State], np.ndarray]
+    measure: Callable[[nnx.State], variance.Measured]
     train: Callable[[nnx.State, int, float], np.ndarray]
 
 
@@ -79,9 +63,9 @@ def make_trainer(config: ConfigDict) -> Trainer:
     rl, keys = config.rl, jax.random.split(jax.random.key(config.seed), config.seeds)
     puzzles = all_puzzles(config.puzzle.least, config.puzzle.most)
     learned, judged = split(puzzles, config.puzzle.held_out, config.seed)
-    graph, params = _make_policies(config, keys)
     use = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-    draw = _make_draw(config, graph)
+    graph, params = make_policies(config, use(keys, _INIT))
+    draw = make_draw(config, graph)
 
     def evaluate(key: jax.Array, params: nnx.State) -> jax.Array:
         correct = grade(judged, draw(params, judged.prompts, config.samples, key))
@@ -93,7 +77,10 @@ def make_trainer(config: ConfigDict) -> Trainer:
     advance = _make_advance(config, graph, learned, draw)
     optimizer = make_optimizer(rl, 0.0, rules=RULES)  # Its rate does not matter to a first state.
     initial = jax.jit(jax.vmap(lambda params: training.init_state(params, optimizer)))
-    all_evaluate, all_well_formed = (jax.jit(jax.vmap(part)) for part in (evaluate, well_formed))
+    measure = variance.make_measure(config, graph, learned, draw)
+    all_evaluate, all_well_formed, all_measure = (
+        jax.jit(jax.vmap(part)) for part in (evaluate, well_formed, measure)
+    )
 
     def train(params: nnx.State, method: int, rate: float) -> np.ndarray:
         state = initial(params)
@@ -107,40 +94,20 @@ def make_trainer(config: ConfigDict) -> Trainer:
     return Trainer(
         lambda steps: _fine_tuned(config, steps, graph, params, learned, use(keys, _FINE_TUNE)),
         lambda params: np.asarray(all_well_formed(use(keys, _EVALUATE), params), np.float64),
+        lambda params: all_measure(use(keys, _MEASURE), params),
         train,
     )
 
 
-_Draw = Callable[[nnx.State, Prompts, int, jax.Array], Completions]
-
-
-def _make_draw(config: ConfigDict, graph: nnx.GraphDef) -> _Draw:
-    """(Parameters, P prompts, N, key) to completions `[P, N, digits + 1]`."""
-
-    def draw(params: nnx.State, prompts: Prompts, group_size: int, key: jax.Array) -> Completions:
-        return generate(
-            nnx.merge(graph, params),
-            prompts,
-            group_size=group_size,
-            max_new_tokens=config.puzzle.digits + 1,
-            temperature=config.rl.temperature,
-            eos_id=TOKENIZER.eos_id,
-            pad_id=TOKENIZER.pad_id,
-            key=key,
-        )
-
-    return draw
-
-
 def _make_advance(
-    config: ConfigDict, graph: nnx.GraphDef, puzzles: Puzzles, draw: _Draw
+    config: ConfigDict, graph: nnx.GraphDef, puzzles: Puzzles, draw: Draw
 ) -> jax.stages.Wrapped:
     """(method, learning rate, keys, states) to all seeds' states `evaluate_every` updates later."""
     rl = config.rl
     methods = parse_methods(config.methods, group_size=rl.group_size)
     update = make_update(
         graph,
-        ConfigDict({**rl, **_ONE_STEP}),
+        loss_settings(config),
         choose_advantages(methods, rl.steps),
         optimizer=partial(make_optimizer, rl, rules=RULES),
     )
@@ -169,32 +136,6 @@ def _make_advance(
         return jax.lax.scan(one_update, state, length=config.evaluate_every)[0]
 
     return jax.jit(jax.vmap(advance, in_axes=(None, None, 0, 0)), donate_argnums=3)
-
-
-def model_shape(config: ConfigDict) -> TransformerConfig:
-    """The shape of the policy, whose context is a prompt and an answer.
-
-    Raises:
-      ValueError: As `make_config`.
-    """
-    prompt = all_puzzles(config.puzzle.least, config.puzzle.least).prompts
-    return make_config(
-        "nano",
-        vocab_size=TOKENIZER.vocab_size,
-        context_length=prompt.tokens.shape[1] + config.puzzle.digits + 1,
-        **config.model,
-    )
-
-
-def _make_policies(config: ConfigDict, keys: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
-    """The policy's structure, and the random parameters of every seed."""
-    shape = model_shape(config)
-
-    def init(key: jax.Array) -> Transformer:
-        return Transformer(shape, rngs=nnx.Rngs(jax.random.fold_in(key, _INIT)))
-
-    params = jax.jit(jax.vmap(lambda key: nnx.state(init(key))))(keys)
-    return nnx.graphdef(nnx.eval_shape(init, keys[0])), params
 
 
 def _fine_tuned(
