@@ -39,46 +39,67 @@ def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
     objectives = np.asarray(curves.objectives, np.float64)
     chosen, reported = comparison.halves(config.seeds)
 
-    row: Row = {
-        "section": "cell",
-        "cell": cell.name,
-        **cell._asdict(),
-        "start": float(objectives[0].mean()),
+    best = {
+        name: comparison.best_step(objectives[-1, number][:, chosen])
+        for number, name in enumerate(config.estimators)
     }
-    best = {}
-    row["estimators"] = {}
-    for number, name in enumerate(config.estimators):
-        finals = objectives[-1, number]
-        step = best[name] = comparison.best_step(finals[:, chosen])
-        value, error = mean(finals[step, reported])
-        row["estimators"][name] = {
-            "max_at_k": value,
-            "max_at_k_sem": error,
-            "step_size": sizes[step],
-            "step_size_at_edge": step in (0, len(sizes) - 1),
-        }
     numbers = [config.estimators.index(name) for name in PAIR]
-    finals = [
-        objectives[-1, e, best[name], reported] for e, name in zip(numbers, PAIR, strict=True)
-    ]
-    row["difference"], row["difference_sem"] = mean(finals[1] - finals[0])
-
-    # The shortest steps of the grid, where noise has the least to say.
-    short = [objectives[-1, number, 0, reported] for number in numbers]
-    row["short_step_difference"], row["short_step_difference_sem"] = mean(short[1] - short[0])
-
+    steps = [best[name] for name in PAIR]
     pair = [objectives[:, number] for number in numbers]
-    row |= _samples_ratio(pair, [best[name] for name in PAIR], config)
-
     # Where training passes through: at equal distances from the start, but not at the end.
     points = np.arange(config.probes) * config.evaluations // config.probes
     policies = jnp.concatenate(
         [
-            curves.policies[points, number, best[name], reported]
-            for number, name in zip(numbers, PAIR, strict=True)
+            curves.policies[points, number, step, reported]
+            for number, step in zip(numbers, steps, strict=True)
         ]
     )
-    args = (keys[reported], policies, k, rate)
+    return [
+        {
+            "section": "cell",
+            "cell": cell.name,
+            **cell._asdict(),
+            "start": float(objectives[0].mean()),
+            "estimators": {
+                name: _final(objectives[-1, number], best[name], sizes, reported)
+                for number, name in enumerate(config.estimators)
+            },
+            **_difference("difference", pair, steps, reported),
+            # The shortest steps of the grid, where noise has the least to say.
+            **_difference("short_step_difference", pair, (0, 0), reported),
+            **_samples_ratio(pair, steps, config),
+            **_ratios(config, cell, keys[reported], policies),
+            "start_variance_ratio_exact": _exact_ratio(cell),
+        }
+    ]
+
+
+def _final(finals: np.ndarray, step: int, sizes: Sequence[float], seeds: slice) -> Row:
+    """An estimator's last objective at its best step size, given all `[R, S]`."""
+    value, error = mean(finals[step, seeds])
+    return {
+        "max_at_k": value,
+        "max_at_k_sem": error,
+        "step_size": sizes[step],
+        "step_size_at_edge": step in (0, len(sizes) - 1),
+    }
+
+
+def _difference(
+    label: str, pair: Sequence[np.ndarray], steps: Sequence[int], seeds: slice
+) -> dict[str, float]:
+    """The last objective of MaxPO minus its opponent's, seed by seed."""
+    reference, maxpo = (curves[-1, step, seeds] for curves, step in zip(pair, steps, strict=True))
+    value, error = mean(maxpo - reference)
+    return {label: value, f"{label}_sem": error}
+
+
+def _ratios(
+    config: ConfigDict, cell: Cell, keys: jax.Array, policies: jax.Array
+) -> dict[str, float]:
+    """The ratio of variances at policies `[T, S, A, D]`, and what it predicts for the samples."""
+    shape = shape_of(config, cell)
+    args = (keys, policies, jnp.float32(cell.k), jnp.float32(cell.success_rate))
     moments = measure(shape, PAIR, config.probe_groups, *args)
     if cell.optimizer == "adam":
         squares = squares_of(moments, cell.groups_per_update)
@@ -88,13 +109,13 @@ def _run_cell(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
         predicted = prediction.predicted_ratio_of_adam(moments, directions)
     else:
         predicted = prediction.predicted_ratio(moments, cell.groups_per_update)
-    for label, (value, error) in {
-        "variance_ratio": prediction.variance_ratio(moments),
-        "predicted_ratio": predicted,
-    }.items():
-        row |= {label: float(value), f"{label}_sem": float(error)}
-    row["start_variance_ratio_exact"] = _exact_ratio(cell)
-    return [row]
+    variances = prediction.variance_ratio(moments)
+    return {
+        "variance_ratio": float(variances.value),
+        "variance_ratio_sem": float(variances.error),
+        "predicted_ratio": float(predicted.value),
+        "predicted_ratio_sem": float(predicted.error),
+    }
 
 
 def _samples_ratio(pair: Sequence[np.ndarray], best: Sequence[int], config: ConfigDict) -> Row:
