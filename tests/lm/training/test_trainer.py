@@ -369,7 +369,8 @@ def test_a_run_ends_after_evaluations_without_a_gain(train, tmp_path, monkeypatc
 def test_every_process_ends_at_the_same_step(train, tmp_path, monkeypatch):
     """Also one that sees no line yet of those that the first process logs."""
     scripted(monkeypatch, EARLY)
-    late = types.SimpleNamespace(**vars(runs) | {"read_metrics": lambda folder: []})
+    names = {name: getattr(runs, name) for name in runs.__all__}
+    late = types.SimpleNamespace(**names | {"read_metrics": lambda folder: []})
     monkeypatch.setattr(trainer, "runs", late)
     summary = train(tmp_path, evaluation__every=2, evaluation__patience=1)
     assert (summary["steps"], summary["best"]) == (6, {"step": 4, METRIC: 0.75})
