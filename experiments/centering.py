@@ -28,7 +28,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         summary = study.summarize(rows)
         run.figure("centering", lambda: figures.prediction(summary["cells"], summary["prediction"]))
         run.figure("centering_gains", lambda: figures.gains(summary["cells"], config.grid))
-        frozen = study.by_section(rows, "frozen")
+        frozen = jobs.by_section(rows)["frozen"]
         run.figure("centering_adam", lambda: figures.coordinates(frozen))
         return run.finish(summary, table=study.table(summary["cells"], config.estimators))
 

@@ -25,7 +25,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return _print_unbiasedness(run.report())
         rows = jobs.run_jobs(run, gradient_variance.make_jobs(config), config.seed)
-        sections = gradient_variance.by_section(rows)
+        sections = jobs.by_section(rows)
         run.figure("unbiasedness", lambda: unbiasedness.figure(sections["unbiasedness"]))
         run.figure("sweeps", lambda: variance_figures.sweeps(sections["sweep"]))
         run.figure("regime_map", lambda: variance_figures.regime_map(sections["map"]))

@@ -29,7 +29,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return _print_variance(run.report())
         rows = jobs.run_jobs(run, sweep.make_jobs(config), config.seed)
-        trained = sweep.by_section(rows, None)
+        sections = jobs.by_section(rows)
+        trained = sections[None]
         by_start = comparison.curves(trained, config.eval_ks.index(config.eval_k))
         in_format = {row["fine_tuning"]: row["in_format"] for row in trained}
         every = config.evaluate_every
@@ -44,7 +45,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         labels = [method.label for method in sweep.read_methods(config)]
         measured = {
             f"fine-tuning={row['fine_tuning']}": variance.summarize(row, labels)
-            for row in sweep.by_section(rows, "variance")
+            for row in sections["variance"]
         }
         return _print_variance(run.finish({**table, "variance": measured}, table=table))
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from maxpo import runs
 
-__all__ = ["Job", "Row", "run_jobs"]
+__all__ = ["Job", "Row", "by_section", "run_jobs"]
 
 Row = dict[str, Any]
 Job = Callable[[jax.Array], list[Row]]
@@ -30,3 +30,12 @@ def run_jobs(run: runs.Run, jobs: Sequence[Job], seed: int) -> list[Row]:
             run.log(step, row)
         run.save(step, state)
     return runs.read_metrics(run.folder)
+
+
+def by_section(rows: Sequence[Row]) -> dict[str | None, list[Row]]:
+    """Logged rows by their section, without what only the log needs; None where they have none."""
+    sections: dict[str | None, list[Row]] = {}
+    for row in rows:
+        kept = {name: value for name, value in row.items() if name not in ("step", "section")}
+        sections.setdefault(row.get("section"), []).append(kept)
+    return sections

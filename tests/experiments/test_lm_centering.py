@@ -7,6 +7,7 @@ import pytest
 
 from experiments import lm_centering
 from maxpo.runs import load_config, read_metrics
+from maxpo.studies.jobs import by_section
 from maxpo.studies.lm_centering import sweep
 
 RATE = 1e-2
@@ -75,7 +76,7 @@ def test_variances_at_the_start_are_reported(run, config, capsys):
 
 
 def test_methods_share_their_start(run):
-    rows = sweep.by_section(read_metrics(run[0]), None)
+    rows = by_section(read_metrics(run[0]))[None]
     maxpo, other = (np.asarray(row["pass_at_k"]) for row in rows)
     assert maxpo.shape == (3, 4, 2)  # Evaluations, seeds, ks.
     np.testing.assert_array_equal(maxpo[0], other[0])

@@ -6,7 +6,7 @@ trace of the covariance given that prompt: what differs between prompts cancels.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,19 +15,13 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel
+from maxpo._estimates import Estimate, ratio
 from maxpo.lm.training.update import Batch, accumulated_gradient, loss_and_metrics
 
-__all__ = ["GroupGradient", "Ratio", "make_group_gradient", "pair_variances", "ratio_of_means"]
+__all__ = ["GroupGradient", "make_group_gradient", "pair_variances", "ratio_of_means"]
 
 GroupGradient = Callable[[nnx.State, Batch], nnx.State]
 """Parameters and a batch of one group with its advantages to the gradient of its loss."""
-
-
-class Ratio(NamedTuple):
-    """A ratio of two means, and its standard error."""
-
-    value: float
-    error: float
 
 
 def make_group_gradient(
@@ -76,20 +70,15 @@ def pair_variances(gradient: GroupGradient, params: nnx.State, pairs: Batch) -> 
     return np.array(found)
 
 
-def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray) -> Ratio:
-    """The ratio R of the means of two samples, both `[G]`, with the error of the delta method.
+def ratio_of_means(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
+    """The ratio of the means of two samples, both `[G]`, with the error of the delta method.
 
-    The error is that of the mean of `numerators - R denominators`, over the mean of `denominators`.
-    NaN where that is 0; the error alone where a single denominator is not, which tells of none.
+    NaN where all denominators are 0; the error alone where a single one is not: that tells of none.
     """
-    mean = denominators.mean()
-    if not mean:
-        return Ratio(np.nan, np.nan)
-    value = numerators.mean() / mean
+    found = ratio(numerators, denominators)
     if np.count_nonzero(denominators) == 1:
-        return Ratio(value, np.nan)
-    residuals = numerators - value * denominators
-    return Ratio(value, residuals.std(ddof=1) / len(residuals) ** 0.5 / mean)
+        return found._replace(error=np.nan)
+    return found
 
 
 @jax.jit

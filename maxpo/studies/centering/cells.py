@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.methods import needs_only_k
+from maxpo.studies.variance.gradient_variance import check_estimators
 
-__all__ = ["BLOCK", "OPTIMIZERS", "PAIR", "Cell", "check_config", "make_cells", "step_sizes"]
-
-PAIR = ("pkpo_loo_minus_one", "maxpo")
-"""The two unbiased estimators whose learning is predicted from each other's."""
+__all__ = ["BLOCK", "OPTIMIZERS", "Cell", "check_config", "make_cells", "step_sizes"]
 
 OPTIMIZERS = ("sgd", "momentum", "adam")
 
@@ -135,15 +132,7 @@ def step_sizes(config: ConfigDict, cell: Cell) -> tuple[float, ...]:
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
-    for name in config.estimators:
-        if not needs_only_k(name):
-            raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
-    if not {*PAIR} <= {*config.estimators}:
-        raise ValueError(
-            f"estimators: expected {' and '.join(PAIR)} among them, got {config.estimators}."
-        )
-    if len({*config.estimators}) < len(config.estimators):
-        raise ValueError(f"estimators: expected different names, got {config.estimators}.")
+    check_estimators(config.estimators)
     runs.check_numbers(
         config,
         at_least={

@@ -10,7 +10,15 @@ import numpy as np
 
 from maxpo.studies.variance.moments import Estimate
 
-__all__ = ["best_step", "fastest_step", "halves", "jackknife", "samples_to", "target_of"]
+__all__ = [
+    "best_step",
+    "fastest_step",
+    "halves",
+    "jackknife",
+    "points_to",
+    "samples_to",
+    "target_of",
+]
 
 
 def halves(seeds: int) -> tuple[slice, slice]:
@@ -23,8 +31,28 @@ def best_step(finals: np.ndarray) -> int:
     return int(np.argmax(np.nan_to_num(finals.mean(axis=1), nan=-np.inf)))
 
 
+def points_to(curve: np.ndarray, target: float) -> float:
+    """The place at which a curve first reaches a target, on straight lines between its points.
+
+    Args:
+      curve: `[P + 1]`.
+      target: What it has to reach.
+
+    Returns:
+      From 0 for its first point to P for its last; infinite if it never gets there.
+    """
+    reached = np.flatnonzero(curve >= target)
+    if not len(reached):
+        return np.inf
+    after = reached[0]
+    if after == 0:
+        return 0.0
+    low, high = curve[after - 1], curve[after]
+    return float(after - 1 + (target - low) / (high - low))
+
+
 def samples_to(curve: np.ndarray, target: float, samples: int) -> float:
-    """Samples until a curve first reaches a target, on straight lines between its points.
+    """Samples until a curve first reaches a target, see `points_to`.
 
     Args:
       curve: `[P + 1]`, the objective at the start and after each of P equal parts of training.
@@ -34,15 +62,7 @@ def samples_to(curve: np.ndarray, target: float, samples: int) -> float:
     Returns:
       The number of samples, infinite if the curve never gets there.
     """
-    reached = np.flatnonzero(curve >= target)
-    if not len(reached):
-        return np.inf
-    after = reached[0]
-    if after == 0:
-        return 0.0
-    low, high = curve[after - 1], curve[after]
-    share = (target - low) / (high - low)
-    return float((after - 1 + share) / (len(curve) - 1) * samples)
+    return points_to(curve, target) / (len(curve) - 1) * samples
 
 
 def fastest_step(curves: np.ndarray, target: float) -> int:

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maxpo.plotting import STYLES, legend_below, tidy
-from maxpo.studies.centering.cells import PAIR
+from maxpo.studies.variance.gradient_variance import PAIR
 
 __all__ = ["coordinates", "gains", "prediction"]
 

@@ -14,11 +14,12 @@ import optax
 from ml_collections import ConfigDict
 
 from maxpo.studies.centering import comparison
-from maxpo.studies.centering.cells import PAIR, Cell, step_sizes
+from maxpo.studies.centering.cells import Cell, step_sizes
 from maxpo.studies.centering.moments import ascents, expected_directions, measure
-from maxpo.studies.centering.prediction import B1, own_share, squares_of
-from maxpo.studies.centering.training import Shape, fold_in, make_tasks, shape_of, train
+from maxpo.studies.centering.prediction import own_share, squares_of
+from maxpo.studies.centering.training import B1, Shape, fold_in, make_tasks, shape_of, train
 from maxpo.studies.jobs import Row
+from maxpo.studies.variance.gradient_variance import PAIR
 
 __all__ = ["coordinates", "mean_directions"]
 

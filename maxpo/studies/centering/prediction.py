@@ -36,10 +36,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxpo.studies.centering.moments import Moments
+from maxpo.studies.centering.training import B1
 from maxpo.studies.variance.moments import Estimate, ratio
 
 __all__ = [
-    "B1",
     "Fit",
     "fit",
     "own_share",
@@ -48,9 +48,6 @@ __all__ = [
     "squares_of",
     "variance_ratio",
 ]
-
-B1 = 0.9
-"""Adam's decay of first moments."""
 
 
 def _sums(array: jax.Array) -> np.ndarray:

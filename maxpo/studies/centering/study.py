@@ -10,15 +10,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from maxpo.studies.centering import comparison, frozen, prediction
-from maxpo.studies.centering.cells import BLOCK, PAIR, Cell, make_cells, step_sizes
+from maxpo.studies.centering.cells import BLOCK, Cell, make_cells, step_sizes
 from maxpo.studies.centering.moments import expected_directions, measure
 from maxpo.studies.centering.prediction import own_share, squares_of
 from maxpo.studies.centering.training import shape_of, train
-from maxpo.studies.jobs import Job, Row
-from maxpo.studies.variance.gradient_variance import exact_variance
+from maxpo.studies.jobs import Job, Row, by_section
+from maxpo.studies.variance.gradient_variance import PAIR, exact_variance
 from maxpo.studies.variance.moments import Estimate, mean
 
-__all__ = ["by_section", "make_jobs", "predictions", "summarize", "table"]
+__all__ = ["make_jobs", "predictions", "summarize", "table"]
 
 
 def make_jobs(config: ConfigDict) -> list[Job]:
@@ -191,15 +191,6 @@ def _fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return prediction.fit(predicted, measured)._asdict()
 
 
-def by_section(rows: Sequence[Row], section: str) -> list[Row]:
-    """The logged rows of one section, without what only the log needs."""
-    return [
-        {name: value for name, value in row.items() if name not in ("step", "section")}
-        for row in rows
-        if row["section"] == section
-    ]
-
-
 def summarize(rows: Sequence[Row]) -> Row:
     """The summary.
 
@@ -207,7 +198,8 @@ def summarize(rows: Sequence[Row]) -> Row:
       `cells`; `prediction`, how well measured ratios follow predicted ones; `counts`, how often
       either one of the pair is ahead; `adam`, the mean directions of frozen policies, by b2.
     """
-    cells = by_section(rows, "cell")
+    sections = by_section(rows)
+    cells = sections["cell"]
     adam = [
         {
             "b2": row["b2"],
@@ -215,7 +207,7 @@ def summarize(rows: Sequence[Row]) -> Row:
             "samples_ratio_predicted": row["samples_ratio_predicted"],
             "samples_ratio_measured": row["samples_ratio_measured"],
         }
-        for row in by_section(rows, "frozen")
+        for row in sections.get("frozen", [])
     ]
     return {
         "cells": cells,

@@ -19,6 +19,7 @@ from maxpo.methods import bind_estimator
 from maxpo.studies.centering.cells import Cell
 
 __all__ = [
+    "B1",
     "SEEDS",
     "Curves",
     "Shape",
@@ -33,6 +34,9 @@ __all__ = [
 
 # Uses of one seed's key; training folds in the number of the update, from 0.
 _TASK, _TEST, _TRAIN = range(3)
+
+B1 = 0.9
+"""Adam's decay of first moments."""
 
 SEEDS = HiddenStateBandit(0, None)  # type: ignore[arg-type]
 """Axes of tasks for `jax.vmap`: weights by seed, one threshold."""
@@ -239,5 +243,5 @@ def train(
 
 def _optimizer(name: str, b2: jax.Array) -> optax.GradientTransformation:
     if name == "adam":
-        return optax.scale_by_adam(b2=b2)
+        return optax.scale_by_adam(b1=B1, b2=b2)
     return optax.trace(0.9) if name == "momentum" else optax.identity()

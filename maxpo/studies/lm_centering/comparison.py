@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from maxpo.studies.centering.comparison import points_to
 from maxpo.studies.variance import moments
 
 __all__ = ["Curves", "best", "compare", "curves", "updates_to"]
@@ -54,13 +55,8 @@ def updates_to(target: float, curve: np.ndarray, evaluate_every: int) -> float:
     >>> updates_to(0.5, np.array([0.2, 0.4, 0.6, 0.5]), 100)
     150.0
     """
-    (reached,) = np.nonzero(curve >= target)
-    if not reached.size:
-        return float("nan")
-    if not (after := int(reached[0])):
-        return 0.0
-    before, value = curve[after - 1 : after + 1]
-    return float(evaluate_every * (after - 1 + (target - before) / (value - before)))
+    points = points_to(curve, target)
+    return evaluate_every * points if np.isfinite(points) else float("nan")
 
 
 def compare(of_start: Curves, evaluate_every: int) -> dict[str, dict[str, float]]:

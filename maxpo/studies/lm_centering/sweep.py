@@ -14,7 +14,7 @@ from maxpo.studies.jobs import Job, Row
 from maxpo.studies.lm_centering.policy import model_shape
 from maxpo.studies.lm_centering.training import make_trainer
 
-__all__ = ["by_section", "check_config", "make_jobs", "read_methods"]
+__all__ = ["check_config", "make_jobs", "read_methods"]
 
 
 def check_config(config: ConfigDict) -> None:
@@ -133,8 +133,3 @@ def make_jobs(config: ConfigDict) -> list[Job]:
         for number in range(len(labels))
     ]
     return [*trained, *(partial(measure, steps=steps) for steps in config.fine_tuning)]
-
-
-def by_section(rows: Sequence[Row], section: str | None) -> list[Row]:
-    """The logged rows of one section: "variance", or None for those of training."""
-    return [row for row in rows if row.get("section") == section]

@@ -28,8 +28,8 @@ __all__ = [
     "PAIR",
     "REFERENCE",
     "agreement",
-    "by_section",
     "check_config",
+    "check_estimators",
     "exact_map_row",
     "exact_variance",
     "ks_for",
@@ -47,17 +47,20 @@ PAIR = (REFERENCE, "maxpo")
 _RESOLVED = 0.1
 
 
-def check_config(config: ConfigDict) -> None:
-    """Raises ValueError if a value of the config makes no sense, naming it."""
-    for name in config.estimators:
+def check_estimators(names: Sequence[str]) -> None:
+    """Raises ValueError unless they are different, need only a k, and `PAIR` is among them."""
+    for name in names:
         if not needs_only_k(name):
             raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
-    if not {*PAIR} <= {*config.estimators}:
-        raise ValueError(
-            f"estimators: expected {' and '.join(PAIR)} among them, got {config.estimators}."
-        )
-    if len({*config.estimators}) < len(config.estimators):
-        raise ValueError(f"estimators: expected different names, got {config.estimators}.")
+    if not {*PAIR} <= {*names}:
+        raise ValueError(f"estimators: expected {' and '.join(PAIR)} among them, got {names}.")
+    if len({*names}) < len(names):
+        raise ValueError(f"estimators: expected different names, got {names}.")
+
+
+def check_config(config: ConfigDict) -> None:
+    """Raises ValueError if a value of the config makes no sense, naming it."""
+    check_estimators(config.estimators)
     for field, values in (
         ("map.num_arms", config.map.num_arms),
         ("map.success_rate", config.map.success_rate),
@@ -194,15 +197,6 @@ def exact_map_row(num_arms: int, success_rate: float, *, group_size: int, k: int
         "k": k,
         "exact_log2_ratio": float(np.log2(maxpo / reference)),
     }
-
-
-def by_section(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Logged rows by their section, without what only the log needs."""
-    sections: dict[str, list[Row]] = {}
-    for row in rows:
-        kept = {name: value for name, value in row.items() if name not in ("step", "section")}
-        sections.setdefault(row["section"], []).append(kept)
-    return sections
 
 
 def table(rows: Sequence[Row], config: ConfigDict) -> list[Row]:

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 
+from maxpo._estimates import Estimate, mean, ratio
 from maxpo.methods import bind_estimator
 
 __all__ = [
@@ -65,13 +65,6 @@ class Moments(NamedTuple):
 
     trace: jax.Array
     signal: jax.Array
-
-
-class Estimate(NamedTuple):
-    """A figure and its standard error."""
-
-    value: float
-    error: float
 
 
 def gradient_moments(
@@ -170,25 +163,6 @@ def estimator_moments(
         return jax.vmap(lambda k: jnp.stack([function(rewards, k) for function in bound]))(ks)
 
     return gradient_moments(key, bandits, advantages, group_size=group_size, batches=batches)
-
-
-def mean(samples: ArrayLike) -> Estimate:
-    """Mean of independent samples `[C]`."""
-    samples = np.asarray(samples, np.float64)
-    return Estimate(samples.mean(), samples.std(ddof=1) / len(samples) ** 0.5)
-
-
-def ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:
-    """Ratio of the means of paired samples `[C]`, its error by the delta method.
-
-    NaN where the denominator is 0.
-    """
-    top, bottom = mean(numerators), mean(denominators)
-    if bottom.value == 0:
-        return Estimate(np.nan, np.nan)
-    value = top.value / bottom.value
-    residuals = np.asarray(numerators, np.float64) - value * np.asarray(denominators, np.float64)
-    return Estimate(value, mean(residuals).error / abs(bottom.value))
 
 
 def log2_ratio(numerators: np.ndarray, denominators: np.ndarray) -> Estimate:

@@ -7,7 +7,6 @@ import scipy.stats
 
 from maxpo.studies.centering.moments import Moments
 from maxpo.studies.centering.prediction import (
-    B1,
     fit,
     own_share,
     predicted_ratio,
@@ -15,6 +14,7 @@ from maxpo.studies.centering.prediction import (
     squares_of,
     variance_ratio,
 )
+from maxpo.studies.centering.training import B1
 from maxpo.studies.variance.moments import Estimate
 
 # A gradient that is LARGE with probability RARE, and else a little negative.
