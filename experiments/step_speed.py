@@ -41,7 +41,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             steps[name].append(step)
             run.log(len(steps[name]), {"trainer": name, **step._asdict()})
         medians = step_speed.seconds(steps)
-        ratios = {name: of["step"] / medians["maxpo"]["step"] for name, of in medians.items()}
+        ratios = {name: of["whole"] / medians["maxpo"]["whole"] for name, of in medians.items()}
         summary = {"seconds": medians, "ratios": ratios, "starts": starts}
         return run.finish(summary, table=step_speed.rows(medians, starts))
 

@@ -24,7 +24,7 @@ def test_quick_variant(tmp_path, capsys):
     assert list(summary["seconds"]) == ["maxpo"]
     assert summary["ratios"] == {"maxpo": 1}
     of = summary["seconds"]["maxpo"]
-    assert 0 < of["sampling"] < of["step"]
+    assert 0 < of["sampling"] < of["whole"]
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert "sampling" in capsys.readouterr().out
     assert step_speed.train_and_evaluate(config, tmp_path) == summary
@@ -41,11 +41,11 @@ def test_table():
             "tunix": steps((5.0, 1.0, 7.5)),
         }
     )
-    assert medians["maxpo"] == {"step": 2.0, "sampling": 0.5, "rest": 1.0, "processor": 3.0}
+    assert medians["maxpo"] == {"whole": 2.0, "sampling": 0.5, "rest": 1.0, "processor": 3.0}
     starts = {"cold start": [30.0, 10.0], "warm start": [4.0, 6.0]}
     assert [tuple(row.values()) for row in study.rows(medians, starts)] == [
-        ("step", 2.0, 6.0, 3.0, "trl"),
-        ("step", 2.0, 5.0, 2.5, "tunix"),
+        ("whole", 2.0, 6.0, 3.0, "trl"),
+        ("whole", 2.0, 5.0, 2.5, "tunix"),
         ("sampling", 0.5, 2.0, 4.0, "trl"),
         ("sampling", 0.5, 1.0, 2.0, "tunix"),
         ("rest", 1.0, 4.0, 4.0, "trl"),

@@ -35,19 +35,19 @@ class Step(NamedTuple):
     """What a step took.
 
     Attributes:
-      step: Seconds of the whole step.
+      whole: Seconds of the whole step.
       sampling: Those from prompts to texts.
       processor: Seconds of all cores together.
     """
 
-    step: float
+    whole: float
     sampling: float
     processor: float
 
     @property
     def rest(self) -> float:
         """Seconds of scores, advantages and the update."""
-        return self.step - self.sampling
+        return self.whole - self.sampling
 
 
 def check_config(config: ConfigDict) -> list[str]:
@@ -120,9 +120,8 @@ def timed_steps(
             loop = TRAINERS[name](config, letters, reward, folder / name)
             stack.enter_context(loop)
             calls[name] = partial(_step, name, loop, reward, config.new_tokens)
-        progress = partial(runs.progress, unit="rounds")
-        for name, step, (sampling, processor) in turns(calls, config.repeats, progress=progress):
-            yield name, Step(step, sampling, processor)
+        for name, whole, (sampling, processor) in turns(calls, config.repeats):
+            yield name, Step(whole, sampling, processor)
 
 
 def _step(name: str, loop: HeldLoop, reward: Reward, new_tokens: int) -> tuple[float, float]:
@@ -143,7 +142,7 @@ def seconds(steps: Mapping[str, Sequence[Step]]) -> dict[str, dict[str, float]]:
     return {
         name: {
             what: float(np.median([getattr(step, what) for step in taken]))
-            for what in ("step", "sampling", "rest", "processor")
+            for what in ("whole", "sampling", "rest", "processor")
         }
         for name, taken in steps.items()
     }
