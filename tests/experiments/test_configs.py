@@ -14,7 +14,7 @@ from maxpo.runs._config import flatten
 from maxpo.studies import bandit, maze
 from maxpo.studies.centering import cells as centering
 from maxpo.studies.lm_centering import sweep as lm_centering
-from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed
+from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed, step_speed
 from maxpo.studies.variance import baseline_weight, gradient_variance
 
 
@@ -58,6 +58,7 @@ CHECKS = {
     "maze:full": maze.check_config,
     "maze_speed": check_maze_speed,
     "step_sizes": check_by_beginning(step_sizes),
+    "step_speed:quick": step_speed.check_config,
     "tunix_lm": tunix_lm.check_config,
     "lm:jsonl": check_lm,
 }
