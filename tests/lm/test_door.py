@@ -13,6 +13,7 @@ from maxpo import lm, runs
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import door
 from maxpo.lm.training.handover import export
+from maxpo.lm.training.named_optimizers import DEFAULT_B2
 from maxpo.runs import UsageError, load_config, read_metrics
 
 LETTERS = "abcd"
@@ -252,6 +253,8 @@ def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
         ({"epochs": 2}, "expected clipped_ratio for 2 epochs"),
         ({"learning_rate": 0.1}, "learning_rate: expected none beside an optimizer"),
         ({"method": "rloo:learning_rate=0.1"}, "expected none beside an optimizer"),
+        ({"optimizer": "sgd"}, "optimizer: expected one of adamw, .*, got 'sgd'"),
+        ({"optimizer": "lion", "b2": 0.9}, "b2: expected the default of 0.95 for .*=lion"),
         ({"held_out": []}, "held_out: expected at least one problem or None"),
         ({"reward": 3}, "reward: expected a function or 'module:function', got 3"),
         ({"reward": "nothing"}, "module:function"),
@@ -277,8 +280,32 @@ def test_a_policy_or_tokenizer_that_does_not_fit_is_refused(tmp_path):
         lm.train(make_policy(), TOKENIZER, [], workdir=tmp_path / "run", **SETTINGS)
 
 
+def test_muon_needs_a_policy_that_names_its_matrices(tmp_path):
+    policy = make_policy()
+    policy.rules = None
+    settings = {**SETTINGS, "optimizer": "muon", "workdir": tmp_path / "run"}
+    with pytest.raises(ValueError, match="optimizer: expected a policy for muon"):
+        lm.train(policy, TOKENIZER, PROBLEMS, **settings)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_by_name_trains_and_tells_runs_apart(tmp_path):
+    settings = {**SETTINGS, "steps": 1, "samples": 2, "workdir": tmp_path / "run"}
+    policy = make_policy()
+    result = lm.train(policy, TOKENIZER, PROBLEMS, optimizer="lion", weight_decay=0.1, **settings)
+    # Steps of one size: the rate, warmed up over 5 steps, and the decay of matrices.
+    for old, new in zip(leaves(policy), leaves(result.policy), strict=True):
+        assert np.all(np.abs(new - old) <= 1.001e-5 / 5 * (1 + 0.1 * np.abs(old)) + 1e-7)
+    assert any(np.any(x != y) for x, y in zip(leaves(policy), leaves(result.policy), strict=True))
+    with pytest.raises(UsageError, match=r'rl\.optimizer: "lion" -> "lion:b2=0.98"'):
+        lm.train(
+            policy, TOKENIZER, PROBLEMS, optimizer="lion:b2=0.98", weight_decay=0.1, **settings
+        )
+
+
 def test_defaults_are_those_of_the_config():
     config = load_config("configs/lm.py").rl
+    assert (config.optimizer, config.b2) == ("adamw", DEFAULT_B2)
     differ = {name for name, value in door.RL_DEFAULTS.items() if config[name] != value}
     assert differ == {"sampling_batches", "learning_rate"}
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
 from maxpo.adaptive_k import init_success_estimate
-from maxpo.lm.model.sharding import layout
+from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
 from maxpo.lm.tasks.text import Problem, digest, load_verifier
@@ -32,6 +32,7 @@ from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.handover import save_shape
 from maxpo.lm.training.journal import Journal
+from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
@@ -110,7 +111,7 @@ def train(
     steps: int = 100,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | str = "adamw",
     success: float = 1.0,
     binary: bool = False,
     samples: int = 16,
@@ -148,7 +149,8 @@ def train(
       steps: Updates.
       max_new_tokens: T, the longest completion in tokens.
       temperature: Temperature of sampling, in training and evaluation.
-      optimizer: Any. None: AdamW with the learning rate, warm-up and clipping of `rl`.
+      optimizer: The `rl.optimizer` of configs/lm.py, with the learning rate, warm-up, clipping and
+        weight decay of `rl`: "adamw", "muon:momentum=0.9". Or any of optax.
       success: The reward from which a completion is correct, for pass@k.
       binary: Train on whether the reward is at least `success`, not on the reward.
       samples: n, completions of each held-out problem.
@@ -188,6 +190,8 @@ def train(
             "group_size": group_size,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
+            # One that is given reads nothing of `rl`.
+            "optimizer": optimizer if isinstance(optimizer, str) else "adamw",
             "save_every": save_every,
             "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
         },
@@ -204,7 +208,8 @@ def train(
         check_graded([chosen.estimator], "method", "truncated=penalty")
     if log_every < 0:
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
-    _check_optimizer(optimizer, chosen, rl)
+    rules = getattr(policy, "rules", None)
+    _check_optimizer(optimizer, rules, chosen, rl)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
@@ -215,7 +220,7 @@ def train(
         "seed": seed,
         "success": success,
         "binary": binary,
-        "optimizer": "AdamW" if optimizer is None else "given",
+        "optimizer": optimizer if isinstance(optimizer, str) else "given",
         "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
@@ -224,11 +229,12 @@ def train(
             "policy": _digest(params),
         },
     }
-    rules = getattr(policy, "rules", None)
     place = partial(layout, rules=rules, fully_sharded=False)
 
     def make(rate: jax.Array | float) -> optax.GradientTransformation:
-        return optimizer or make_optimizer(config.rl, rate, rules=rules)
+        if not isinstance(optimizer, str):
+            return optimizer
+        return make_optimizer(config.rl, rate, rules=rules)
 
     grading = Grading(success, binary)
     failures = FailureLog()
@@ -314,10 +320,17 @@ def _config(
 
 
 def _check_optimizer(
-    optimizer: optax.GradientTransformation | None, method: Method, given: Mapping[str, Any]
+    optimizer: optax.GradientTransformation | str,
+    rules: Rules | None,
+    method: Method,
+    given: Mapping[str, Any],
 ) -> None:
-    """Raises ValueError for settings that an optimizer of the caller's own would not read."""
-    if optimizer is None:
+    """Raises ValueError for settings that an optimizer of the caller's own would not read.
+
+    And for a named one that does not fit the policy's rules.
+    """
+    if isinstance(optimizer, str):
+        check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
     ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
     unread = [name for name in ours if name in given]
