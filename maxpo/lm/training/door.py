@@ -3,7 +3,7 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,11 +20,11 @@ from maxpo import parallel, runs, training
 from maxpo.adaptive_k import init_success_estimate
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
-from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
-from maxpo.lm.tasks.text import Problem, digest, load_verifier
+from maxpo.lm.tasks.rewards import GroupReward, Reward
+from maxpo.lm.tasks.text import Problem, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
-from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training.arguments import open_verifier, split_policy
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
@@ -35,7 +35,7 @@ from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
-from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
+from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of
@@ -213,7 +213,7 @@ def train(
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
-    graph, params = _split(policy, tokenizer)
+    graph, params = split_policy(policy, tokenizer)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
@@ -240,7 +240,7 @@ def train(
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.preemptible())
-        verify = stack.enter_context(_verifier(reward, workers, time_limit))
+        verify = stack.enter_context(open_verifier(reward, workers, time_limit))
         draw = partial(
             make_draw, graph, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
         )
@@ -338,39 +338,6 @@ def _check_optimizer(
         unread.append(f"learning_rate of the method {method.label!r}")
     if unread:
         raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
-
-
-def _split(policy: nnx.Module, tokenizer: Tokenizer) -> tuple[nnx.GraphDef, nnx.State]:
-    parts: Any = nnx.split(policy, nnx.Param, ...)
-    graph, params, rest = parts
-    if left := nnx.to_flat_state(rest):
-        path, variable = left[0]
-        raise ValueError(
-            "policy: expected no variables but nnx.Param, got "
-            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
-        )
-    size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
-    if size < tokenizer.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
-        )
-    return graph, params
-
-
-@contextlib.contextmanager
-def _verifier(
-    reward: Reward | GroupReward | str, workers: int, time_limit: float
-) -> Iterator[Verify]:
-    if not callable(reward) and not isinstance(reward, str | GroupReward):
-        raise ValueError(f"reward: expected a function or 'module:function', got {reward!r}")
-    function = load_verifier(reward) if isinstance(reward, str) else reward
-    if not workers:
-        yield RewardFunction(function)
-        return
-    if isinstance(function, GroupReward):
-        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
-    with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
-        yield pool
 
 
 def _scores_before(
