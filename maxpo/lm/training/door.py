@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import parallel, runs, training
-from maxpo.adaptive_k import init_success_estimate
+from maxpo import parallel, runs
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
@@ -31,6 +29,7 @@ from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.handover import save_shape
+from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
@@ -254,12 +253,12 @@ def train(
         journal = Journal(log_every, LOGGED_GROUPS)
         folder = runs.new_folder("lm") if workdir is None else workdir
         run = stack.enter_context(runs.Run(identity, folder, keep=1, loggers=loggers))
-        # Copied, because the update donates its state, and the policy is the caller's.
-        start = jax.tree.map(jnp.copy, params)
-        like = training.init_state(start, make(config.rl.learning_rate))
-        if chosen.adapts:
-            like = like._replace(success=init_success_estimate(len(problems)))
-        like = parallel.shard(like, place(like))
+        like = make_initial_state(
+            params,
+            make(config.rl.learning_rate),
+            layout=place,
+            problems=len(problems) if chosen.adapts else None,
+        )
         before = _scores_before(run, identity, judge, params, failures, journal)
         schedule = Schedule(
             evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
