@@ -19,6 +19,7 @@ from maxpo.lm.tasks import text, tokenizers
 from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
+from maxpo.lm.training.named_optimizers import check_optimizer
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
 from maxpo.lm.training.task_settings import check_task, load_task, without_long_prompts
 from maxpo.methods import Method, check_graded, parse_methods
@@ -206,6 +207,7 @@ def _check_numbers(config: ConfigDict) -> None:
         or_infinite=("sft.max_gradient_norm",),
     )
     check_b2("sft.b2", config.sft.b2)
+    check_optimizer("sft", config.sft)
     parallel.check_batch("sft.batch_size", config.sft.batch_size)
     if config.model.export not in EXPORTS:
         raise ValueError(
