@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -131,11 +130,11 @@ def from_slices(
     Args:
       shape: The array's.
       spec: Where it lies on the mesh. None: whole on the default device.
-      make: A slice, with a start and a stop on each axis, to its numbers. Called once for each that
-        a device of this process has; the host holds one of them at a time.
+      make: A slice, with a start and a stop on each axis, to its numbers, which are left alone from
+        then on. Called once for each slice that a device of this process has, one after another.
     """
     if spec is None:
-        return jnp.asarray(make(tuple(slice(0, size) for size in shape)))
+        return jax.device_put(make(tuple(slice(0, size) for size in shape)))
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
