@@ -1,8 +1,8 @@
 """Checksums of a checkpoint's files, by which damage on the disk is noticed and named.
 
-Orbax notices a byte that has changed in the index of its files, but not in the arrays themselves,
-and a checksum of a whole array is known to no process of a pod. A file is whole or it is not,
-however arrays are spread: each process leaves the sizes and CRC-32 checksums of what it has written.
+Orbax notices a byte that has changed in the index of its files, but not in the arrays, and no
+process of a pod knows the checksum of an array that is spread over several. Files are whole or they
+are not: each process leaves the sizes and CRC-32 checksums of those that it has written.
 """
 
 import json

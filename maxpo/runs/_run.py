@@ -529,8 +529,8 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
         changed = differences(stored, config)
         if changed:
             raise UsageError(
-                f"{folder} holds a run with another config: {'; '.join(changed)}; use its config "
-                "to resume it, or choose another workdir"
+                f"{folder} holds a run with another config, {folder / 'config.json'}: "
+                f"{'; '.join(changed)}; use its config to resume it, or choose another workdir"
             )
         return False
     # A kill before the first config was written leaves these.

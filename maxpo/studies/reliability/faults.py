@@ -1,0 +1,233 @@
+"""Faults that happen to a program, and what is found after each of them.
+
+A row is a start of the program: what happened to it, from which step it went on and which was saved
+by then. Where a start ended the program by itself, its results are compared with those of one that
+nothing happened to.
+"""
+
+import dataclasses
+import itertools
+import math
+import resource
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maxpo.studies.jobs import Row
+from maxpo.studies.reliability.folders import (
+    differences,
+    has_finished,
+    resumed_steps,
+    saved_steps,
+)
+from maxpo.studies.reliability.programs import Ending, Program
+
+__all__ = ["FAULTS", "Subject"]
+
+# A signal may come before the program can catch it, and after its end.
+_CODES = {
+    "": (0,),
+    "kill": (0, -signal.SIGKILL),
+    "term": (0, -signal.SIGTERM, 128 + signal.SIGTERM),
+    "full disk": (0, 1, 2),
+    "damage": (0, 1, 2),
+}
+
+
+@dataclasses.dataclass
+class Subject:
+    """A program under test.
+
+    Attributes:
+      name: One of `programs.PROGRAMS`.
+      home: The folder of the study.
+      seconds: How long the program takes when nothing happens to it, once that is known.
+    """
+
+    name: str
+    home: Path
+    seconds: float = math.nan
+
+    @property
+    def reference(self) -> Path:
+        """The folder of the program that nothing happened to."""
+        return self.home / self.name / "reference"
+
+    def start(self, workdir: Path) -> Program:
+        """Starts the program in a folder."""
+        return Program(self.name, self.home, workdir)
+
+    def new_folder(self, fault: str) -> Path:
+        """A folder that is not there yet."""
+        numbers = itertools.count()
+        folders = (self.home / self.name / f"{fault}-{number}" for number in numbers)
+        return next(folder for folder in folders if not folder.exists())
+
+    def undisturbed(self) -> Row:
+        """Runs the program twice: to compare with, and to see that it does the same again."""
+        folder = self.new_folder("undisturbed")
+        for workdir in (self.reference, folder):
+            with self.start(workdir) as program:
+                ending = program.end()
+            _check_code(ending, "", workdir)
+        self.seconds = ending.seconds  # With programs that are compiled.
+        return {"fault": "", **_compared(self, folder)}
+
+
+def kills(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
+    """SIGKILL, `count` times."""
+    return _interruptions(subject, "kill", lambda child: child.kill(), count, rng)
+
+
+def terms(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
+    """SIGTERM, `count` times."""
+    return _interruptions(subject, "term", lambda child: child.terminate(), count, rng)
+
+
+def full_disks(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
+    """A disk that takes no further byte, `count` times; there is room at the next start."""
+
+    def fill(child: Any) -> None:
+        # No file of the process may grow, whoever writes it. The error is another one than that of
+        # a disk without room, EFBIG for ENOSPC.
+        _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (0, hard))
+
+    return _interruptions(subject, "full disk", fill, count, rng)
+
+
+def damages(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
+    """A file of a stopped run that is cut or has another bit, `count` times."""
+    stopped, run = _stopped(subject)
+    kinds = itertools.cycle(("arrays", "metadata", "metrics.jsonl", "config.json"))
+    for _, kind in zip(range(count), kinds, strict=False):
+        folder = subject.new_folder("damage")
+        shutil.copytree(stopped, folder)
+        path = _file_of(folder / run, kind, rng)
+        what = _damage(path, rng)
+        with subject.start(folder) as program:
+            ending = program.end()
+        _check_code(ending, "damage", folder)
+        yield {
+            "fault": "damage",
+            "damage": f"{path.relative_to(folder)} {what}",
+            "code": ending.code,
+            "unnamed": str(path) not in ending.printed,
+            **_compared(subject, folder),
+        }
+        shutil.rmtree(folder)
+
+
+def _interruptions(
+    subject: Subject,
+    fault: str,
+    happen: Callable[[Any], None],
+    count: int,
+    rng: np.random.Generator,
+) -> Iterator[Row]:
+    """Starts a program again and again, with a fault at a random moment of most starts."""
+    while count:
+        folder, saved = subject.new_folder(fault.replace(" ", "_")), dict[str, int]()
+        while not has_finished(folder):
+            moment = rng.uniform(0, subject.seconds) if count else None
+            with subject.start(folder) as program:
+                happened = moment is not None and program.runs_for(moment)
+                if happened:
+                    happen(program.process)
+                    count -= 1
+                ending = program.end()
+            _check_code(ending, fault if happened else "", folder)
+            yield {
+                "fault": fault if happened else "",
+                "moment": moment,
+                **_found(folder, saved, ending, fault if happened else ""),
+                **_compared(subject, folder),
+            }
+        shutil.rmtree(folder)
+
+
+def _found(folder: Path, saved: dict[str, int], ending: Ending, fault: str) -> Row:
+    """What a start did; updates `saved`, the last steps that were saved before it."""
+    resumed = resumed_steps(ending.printed)
+    lost = sum(max(0, saved.get(run, 0) - step) for run, step in resumed.items())
+    before = {Path(run).name: step for run, step in saved.items()}
+    for run, step in saved_steps(folder, ending.printed).items():
+        saved[run] = max(saved.get(run, 0), step)
+    return {
+        "code": ending.code,
+        "saved before": before,
+        "resumed": {Path(run).name: step for run, step in resumed.items()},
+        "lost": lost,
+        # Frames of a traceback name files of the program, its message those of the run.
+        "unnamed": ending.code > 0 and fault != "term" and str(folder) not in _message(ending),
+    }
+
+
+def _check_code(ending: Ending, fault: str, folder: Path) -> None:
+    """Raises RuntimeError if a program ended as it should not, such as by a crash."""
+    if ending.code not in _CODES[fault]:
+        raise RuntimeError(f"{folder}: exit code {ending.code}: {ending.printed[-2000:]}")
+
+
+def _message(ending: Ending) -> str:
+    return ending.printed.rpartition("Traceback")[2]
+
+
+def _stopped(subject: Subject) -> tuple[Path, Path]:
+    """A program that SIGTERM has stopped in the middle of its last run, and that run's folder."""
+    last, total = list(saved_steps(subject.reference).items())[-1]
+    run = Path(last).relative_to(subject.reference)
+    while True:
+        folder = subject.new_folder("stopped")
+        with subject.start(folder) as program:
+            while saved_steps(folder).get(str(folder / run), 0) < total // 2:
+                if not program.runs_for(0.01):
+                    break
+            program.process.terminate()
+            code = program.end().code
+        if code == 128 + signal.SIGTERM:
+            return folder, run
+
+
+def _file_of(run: Path, kind: str, rng: np.random.Generator) -> Path:
+    """A file of the last checkpoint, the arrays or another one; or a file of the run itself."""
+    if kind not in ("arrays", "metadata"):
+        return run / kind
+    checkpoint = run / "checkpoints" / str(saved_steps(run)[str(run)])
+    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
+    files = sorted((path for path in files if path.stat().st_size), key=_size)
+    return files[-1] if kind == "arrays" else files[rng.integers(len(files) - 1)]
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
+
+
+def _damage(path: Path, rng: np.random.Generator) -> str:
+    """Cuts a file or flips one of its bits, and says which."""
+    content = bytearray(path.read_bytes())
+    place = int(rng.integers(len(content)))
+    if rng.integers(2):
+        bit = int(rng.integers(8))
+        content[place] ^= 1 << bit
+        what = f"bit {bit} of byte {place} flipped"
+    else:
+        del content[place:]
+        what = f"cut to {place} bytes"
+    path.write_bytes(content)
+    return what
+
+
+def _compared(subject: Subject, folder: Path) -> Row:
+    """Which results differ from those of the reference, where the program has come to its end."""
+    if not has_finished(folder):
+        return {}
+    return {"differing": differences(folder, subject.reference)}
+
+
+FAULTS = {"kills": kills, "terms": terms, "full_disks": full_disks, "damages": damages}
+"""By the name of their number in the config; each yields rows."""
