@@ -20,6 +20,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # Of the moments and of what is damaged.
     config.programs = ("bandit", "maze", "lm")
+    config.workers = 3  # Programs that run at a time.
     # Faults, spread over the programs.
     config.kills = 100
     config.terms = 20

@@ -11,7 +11,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies.jobs import run_jobs
 from maxpo.studies.reliability import study
 
 __all__ = ["train_and_evaluate"]
@@ -23,8 +22,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
-        rows = run_jobs(run, study.jobs(config, run.folder), config.seed)
-        return run.finish({}, table=study.table(rows))
+        return run.finish({}, table=study.table(study.run_all(config, run)))
 
 
 if __name__ == "__main__":

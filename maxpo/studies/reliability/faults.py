@@ -5,15 +5,16 @@ by then. Where a start ended the program by itself, its results are compared wit
 nothing happened to.
 """
 
-import dataclasses
+import contextlib
 import itertools
 import math
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from maxpo.studies.reliability.folders import (
 )
 from maxpo.studies.reliability.programs import Ending, Program
 
-__all__ = ["FAULTS", "Subject"]
+__all__ = ["FAULTS", "Subject", "undisturbed"]
 
 # A signal may come before the program can catch it, and after its end.
 _CODES = {
@@ -38,44 +39,48 @@ _CODES = {
 }
 
 
-@dataclasses.dataclass
-class Subject:
+class Subject(NamedTuple):
     """A program under test.
 
     Attributes:
       name: One of `programs.PROGRAMS`.
       home: The folder of the study.
-      seconds: How long the program takes when nothing happens to it, once that is known.
+      reference: The folder of the program that nothing happened to.
+      seconds: How long it takes then.
     """
 
     name: str
     home: Path
-    seconds: float = math.nan
-
-    @property
-    def reference(self) -> Path:
-        """The folder of the program that nothing happened to."""
-        return self.home / self.name / "reference"
+    reference: Path
+    seconds: float
 
     def start(self, workdir: Path) -> Program:
         """Starts the program in a folder."""
         return Program(self.name, self.home, workdir)
 
-    def new_folder(self, fault: str) -> Path:
-        """A folder that is not there yet."""
-        numbers = itertools.count()
-        folders = (self.home / self.name / f"{fault}-{number}" for number in numbers)
-        return next(folder for folder in folders if not folder.exists())
+    @contextlib.contextmanager
+    def new_folder(self, fault: str) -> Iterator[Path]:
+        """A folder for a program, removed at the end of the block."""
+        with tempfile.TemporaryDirectory(prefix=f"{self.name}-{fault}-", dir=self.home) as folder:
+            yield Path(folder, "run")
 
-    def undisturbed(self) -> Row:
-        """Runs the program twice: to compare with, and to see that it does the same again."""
-        folder = self.new_folder("undisturbed")
-        for workdir in (self.reference, folder):
-            with self.start(workdir) as program:
+
+def undisturbed(name: str, home: Path) -> Subject:
+    """Runs a program twice, to compare with it and to time it.
+
+    Raises:
+      RuntimeError: If it does not do the same again.
+    """
+    subject = Subject(name, home, home / name, math.nan)
+    with subject.new_folder("undisturbed") as folder:
+        for workdir in (subject.reference, folder):
+            with subject.start(workdir) as program:
                 ending = program.end()
             _check_code(ending, "", workdir)
-        self.seconds = ending.seconds  # With programs that are compiled.
-        return {"fault": "", **_compared(self, folder)}
+        found = differences(folder, subject.reference)
+    if found:
+        raise RuntimeError(f"{name}: expected the same results twice, got others: {found}")
+    return subject._replace(seconds=ending.seconds)  # With programs that are compiled.
 
 
 def kills(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
@@ -102,24 +107,23 @@ def full_disks(subject: Subject, count: int, rng: np.random.Generator) -> Iterat
 
 def damages(subject: Subject, count: int, rng: np.random.Generator) -> Iterator[Row]:
     """A file of a stopped run that is cut or has another bit, `count` times."""
-    stopped, run = _stopped(subject)
     kinds = itertools.cycle(("arrays", "metadata", "metrics.jsonl", "config.json"))
-    for _, kind in zip(range(count), kinds, strict=False):
-        folder = subject.new_folder("damage")
-        shutil.copytree(stopped, folder)
-        path = _file_of(folder / run, kind, rng)
-        what = _damage(path, rng)
-        with subject.start(folder) as program:
-            ending = program.end()
-        _check_code(ending, "damage", folder)
-        yield {
-            "fault": "damage",
-            "damage": f"{path.relative_to(folder)} {what}",
-            "code": ending.code,
-            "unnamed": str(path) not in ending.printed,
-            **_compared(subject, folder),
-        }
-        shutil.rmtree(folder)
+    with _stopped(subject) as (stopped, run):
+        for _, kind in zip(range(count), kinds, strict=False):
+            with subject.new_folder("damage") as folder:
+                shutil.copytree(stopped, folder)
+                path = _file_of(folder / run, kind, rng)
+                what = _damage(path, rng)
+                with subject.start(folder) as program:
+                    ending = program.end()
+                _check_code(ending, "damage", folder)
+                yield {
+                    "fault": "damage",
+                    "damage": f"{path.relative_to(folder)} {what}",
+                    "code": ending.code,
+                    "unnamed": str(path) not in ending.printed,
+                    **_compared(subject, folder),
+                }
 
 
 def _interruptions(
@@ -131,23 +135,23 @@ def _interruptions(
 ) -> Iterator[Row]:
     """Starts a program again and again, with a fault at a random moment of most starts."""
     while count:
-        folder, saved = subject.new_folder(fault.replace(" ", "_")), dict[str, int]()
-        while not has_finished(folder):
-            moment = rng.uniform(0, subject.seconds) if count else None
-            with subject.start(folder) as program:
-                happened = moment is not None and program.runs_for(moment)
-                if happened:
-                    happen(program.process)
-                    count -= 1
-                ending = program.end()
-            _check_code(ending, fault if happened else "", folder)
-            yield {
-                "fault": fault if happened else "",
-                "moment": moment,
-                **_found(folder, saved, ending, fault if happened else ""),
-                **_compared(subject, folder),
-            }
-        shutil.rmtree(folder)
+        saved: dict[str, int] = {}
+        with subject.new_folder(fault.replace(" ", "-")) as folder:
+            while not has_finished(folder):
+                moment = rng.uniform(0, subject.seconds) if count else None
+                with subject.start(folder) as program:
+                    happened = moment is not None and program.runs_for(moment)
+                    if happened:
+                        happen(program.process)
+                        count -= 1
+                    ending = program.end()
+                _check_code(ending, fault if happened else "", folder)
+                yield {
+                    "fault": fault if happened else "",
+                    "moment": moment,
+                    **_found(folder, saved, ending, fault if happened else ""),
+                    **_compared(subject, folder),
+                }
 
 
 def _found(folder: Path, saved: dict[str, int], ending: Ending, fault: str) -> Row:
@@ -177,20 +181,22 @@ def _message(ending: Ending) -> str:
     return ending.printed.rpartition("Traceback")[2]
 
 
-def _stopped(subject: Subject) -> tuple[Path, Path]:
+@contextlib.contextmanager
+def _stopped(subject: Subject) -> Iterator[tuple[Path, Path]]:
     """A program that SIGTERM has stopped in the middle of its last run, and that run's folder."""
     last, total = list(saved_steps(subject.reference).items())[-1]
     run = Path(last).relative_to(subject.reference)
-    while True:
-        folder = subject.new_folder("stopped")
-        with subject.start(folder) as program:
-            while saved_steps(folder).get(str(folder / run), 0) < total // 2:
-                if not program.runs_for(0.01):
-                    break
-            program.process.terminate()
-            code = program.end().code
-        if code == 128 + signal.SIGTERM:
-            return folder, run
+    code = 0
+    while code != 128 + signal.SIGTERM:
+        with subject.new_folder("stopped") as folder:
+            with subject.start(folder) as program:
+                while saved_steps(folder).get(str(folder / run), 0) < total // 2:
+                    if not program.runs_for(0.01):
+                        break
+                program.process.terminate()
+                code = program.end().code
+            if code == 128 + signal.SIGTERM:
+                yield folder, run
 
 
 def _file_of(run: Path, kind: str, rng: np.random.Generator) -> Path:

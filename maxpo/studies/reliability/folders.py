@@ -48,15 +48,12 @@ def differences(folder: Path, reference: Path) -> list[str]:
 
 
 def _runs(folder: Path) -> list[Path]:
-    """The folders of the program's runs: its own, and those of its stages."""
+    """The folders of the program's runs, its own and those of its stages, as they began."""
     # Nothing below them is looked at: a run that is going on removes checkpoints.
     folders = [folder, *(path for path in folder.glob("*") if path.is_dir())]
-    return sorted(path for path in folders if _is_run(path))
-
-
-def _is_run(folder: Path) -> bool:
-    # A model has a config.json, too.
-    return (folder / ".lock").exists()
+    configs = [path / "config.json" for path in folders]
+    configs = [path for path in configs if path.exists()]
+    return [path.parent for path in sorted(configs, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def _steps(run: Path) -> list[int]:

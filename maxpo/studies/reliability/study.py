@@ -1,40 +1,49 @@
 """Every program under every fault, and the table of what was lost, different or not named."""
 
 import functools
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from maxpo.runs import check_numbers
+from maxpo import runs
 from maxpo.studies.jobs import Job, Row
-from maxpo.studies.reliability.faults import FAULTS, Subject
+from maxpo.studies.reliability.faults import FAULTS, Subject, undisturbed
 from maxpo.studies.reliability.programs import PROGRAMS, make_inputs
 
-__all__ = ["check_config", "jobs", "table"]
+__all__ = ["check_config", "run_all", "table"]
+
+_AT_ONCE = 12  # Faults of a job, between which the study itself is resumed.
 
 
 def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number makes no sense or a program is unknown."""
-    check_numbers(config, at_least={"seed": 0, **dict.fromkeys(FAULTS, 0)})
+    runs.check_numbers(config, at_least={"workers": 1, "seed": 0, **dict.fromkeys(FAULTS, 0)})
     unknown = [name for name in config.programs if name not in PROGRAMS]
     if unknown or not config.programs:
         raise ValueError(f"programs: expected some of {', '.join(PROGRAMS)}; got {config.programs}")
 
 
-def jobs(config: ConfigDict, home: Path) -> list[Job]:
-    """A job for each program, under every fault."""
-    make_inputs(home)
-    programs = config.programs
-    return [
-        functools.partial(
-            _rows,
-            Subject(name, home),
-            {fault: _share(config[fault], number, len(programs)) for fault in FAULTS},
-        )
-        for number, name in enumerate(programs)
-    ]
+def run_all(config: ConfigDict, run: runs.Run) -> list[Row]:
+    """Does what is left of a run, several programs at a time, and returns the rows of all."""
+    make_inputs(run.folder)
+    state, start = run.restore(np.int32(0))
+    key = jax.random.key(config.seed)
+    with ThreadPoolExecutor(config.workers) as pool:
+        try:
+            subjects = list(pool.map(lambda name: undisturbed(name, run.folder), config.programs))
+            jobs = _jobs(config, subjects)
+            numbers = range(start + 1, len(jobs) + 1)
+            found = pool.map(lambda step: jobs[step - 1](jax.random.fold_in(key, step)), numbers)
+            for step in runs.steps(start, len(jobs), unit="jobs"):
+                for row in next(found):
+                    run.log(step, row)
+                run.save(step, state)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return runs.read_metrics(run.folder)
 
 
 def table(rows: list[Row]) -> list[Row]:
@@ -57,14 +66,19 @@ def _kinds(rows: list[Row]) -> list[str]:
     return [kind for kind in dict.fromkeys(row["fault"] for row in rows) if kind]
 
 
-def _share(total: int, number: int, count: int) -> int:
-    """How many of `total` faults the program of this number gets."""
-    return total // count + (number < total % count)
+def _jobs(config: ConfigDict, subjects: Sequence[Subject]) -> list[Job]:
+    """Some faults of one kind each, program by program."""
+    jobs: list[Job] = []
+    for fault in FAULTS:
+        for number, subject in enumerate(subjects):
+            left = config[fault] // len(subjects) + (number < config[fault] % len(subjects))
+            while left:
+                count = min(left, _AT_ONCE)
+                jobs.append(functools.partial(_rows, subject, fault, count))
+                left -= count
+    return jobs
 
 
-def _rows(subject: Subject, counts: dict[str, int], key: jax.Array) -> list[Row]:
+def _rows(subject: Subject, fault: str, count: int, key: jax.Array) -> list[Row]:
     rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
-    rows = [subject.undisturbed()]
-    for fault, count in counts.items():
-        rows += FAULTS[fault](subject, count, rng)
-    return [{"program": subject.name, **row} for row in rows]
+    return [{"program": subject.name, **row} for row in FAULTS[fault](subject, count, rng)]
