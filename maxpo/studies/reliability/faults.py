@@ -204,13 +204,10 @@ def _file_of(run: Path, kind: str, rng: np.random.Generator) -> Path:
     if kind not in ("arrays", "metadata"):
         return run / kind
     checkpoint = run / "checkpoints" / str(saved_steps(run)[str(run)])
-    files = sorted(path for path in checkpoint.rglob("*") if path.is_file())
-    files = sorted((path for path in files if path.stat().st_size), key=_size)
-    return files[-1] if kind == "arrays" else files[rng.integers(len(files) - 1)]
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size
+    sizes = {path: path.stat().st_size for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    arrays = max((checkpoint / "state").rglob("*"), key=lambda path: sizes.get(path, 0))
+    others = [path for path, size in sizes.items() if size and path != arrays]
+    return arrays if kind == "arrays" else others[rng.integers(len(others))]
 
 
 def _damage(path: Path, rng: np.random.Generator) -> str:
