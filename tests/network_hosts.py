@@ -49,10 +49,11 @@ def hosts(count: int) -> Iterator[list[Host]]:
         yield made
     finally:
         for host in made:
-            # With it goes its link.
-            subprocess.run(["ip", "netns", "delete", host.name], check=False, capture_output=True)
+            # A namespace lives on as long as a process in it; its link need not.
+            _try_ip("link", "delete", host.link)
+            _try_ip("netns", "delete", host.name)
             shutil.rmtree(_etc(host), ignore_errors=True)
-        subprocess.run(["ip", "link", "delete", stem], check=False, capture_output=True)
+        _try_ip("link", "delete", stem)
 
 
 def _connect(host: Host, bridge: str) -> None:
@@ -75,3 +76,7 @@ def _etc(host: Host) -> Path:
 
 def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True)
+
+
+def _try_ip(*words: str) -> None:
+    subprocess.run(["ip", *words], check=False, capture_output=True)

@@ -175,7 +175,7 @@ def test_a_slice_that_loses_a_host_goes_on_smaller(alone, cache, tmp_path):
 @pytest.mark.slow
 def test_a_link_that_goes_down(cache, tmp_path):
     """For ten seconds, at which nothing happens; and for good, at which all end and resume."""
-    steps = 40
+    steps = 12
     heartbeat = 20
     flags = (
         *flags_of(tmp_path),
@@ -190,12 +190,10 @@ def test_a_link_that_goes_down(cache, tmp_path):
             stopped = len(read_metrics(tmp_path / "run" / METHOD))
         wait_for_line(children, tmp_path, stopped + 2)
         with hosts[1].link_down():
-            began = time.monotonic()
-            codes = [child.wait(timeout=10 * heartbeat) for child in children]
-            print(f"ended after {time.monotonic() - began:.0f} s with {codes}")
+            codes = [child.wait(timeout=6 * heartbeat) for child in children]
         assert all(codes), (codes, logs(tmp_path))
         saved = last_saved(tmp_path)
-        assert stopped + 2 <= saved < steps
+        assert stopped + 1 <= saved < steps
         finish(start(tmp_path, 2, cache, *flags, hosts=hosts), tmp_path)
     assert resumed_from(tmp_path) == saved
     assert_logged_once(tmp_path, steps)
