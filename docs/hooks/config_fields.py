@@ -100,7 +100,9 @@ class _Source:
             yield Field(name, "", self._comment(at, value))
         for key, held in zip(inner.keys, inner.values, strict=True):
             assert isinstance(key, ast.Constant)
-            yield from self._of_value(f"{name}.{key.value}".lstrip("."), held, key)
+            for field in self._of_value(f"{name}.{key.value}".lstrip("."), held, key):
+                # A comment on a line that has the whole dict is that of the section.
+                yield field._replace(comment="") if key.lineno == at.lineno else field
 
     def _expression(self, value: ast.expr) -> str:
         """As it is written, or on one line without its comments."""

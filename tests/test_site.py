@@ -1,0 +1,122 @@
+"""The site of mkdocs.yml: every page, config and module is in it, and configs are read right."""
+
+import ast
+import importlib.util
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from maxpo.runs import load_config
+
+ROOT = Path(__file__).parent.parent
+NAV = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"))
+
+
+def hook(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / "hooks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+config_fields = hook("config_fields")
+
+
+def named(folder):
+    """The pages of the nav in a folder."""
+    return set(re.findall(rf"- {folder}([\w.-]+)\.md$", NAV, re.M))
+
+
+def test_every_page_has_a_place():
+    assert named("") == {page.stem for page in (ROOT / "docs").glob("*.md")}
+
+
+def test_every_config_has_a_place():
+    assert named("config/") == {path.stem for path in CONFIGS}
+
+
+def public_modules():
+    for path in (ROOT / "maxpo").rglob("*.py"):
+        parts = path.relative_to(ROOT / "maxpo").with_suffix("").parts
+        if "studies" in parts or any(re.match(r"_(?!_init__)", part) for part in parts):
+            continue
+        exported = re.search(
+            r"^__all__[^=]*= \[(.*?)\]", path.read_text(), re.DOTALL | re.MULTILINE
+        )
+        if exported[1] and len(parts) > (parts[-1] == "__init__"):
+            yield ".".join(part for part in parts if part != "__init__")
+
+
+def test_every_public_module_has_a_place():
+    assert named("api/") == set(public_modules())
+
+
+def write(folder, text):
+    path = folder / "mine.py"
+    path.write_text(textwrap.dedent(text))
+    return path
+
+
+SOURCE = '''
+    """A study."""
+
+    SHARED = ConfigDict(
+        {
+            "chat": None,  # Whether they are chats.
+        }
+    )
+
+    def get_config(variant="default"):
+        config = ConfigDict()
+        config.seed = 0
+        config.steps = 20  # Updates.
+        # Decided by these two,
+        # together.
+        config.methods = (
+            "rloo",  # For the mean.
+            "maxpo:k=4",
+        )
+        # Of the policy.
+        config.model = ConfigDict({"size": "nano"})
+        config.model.rate = 1e-4
+        config.task = ConfigDict()
+        config.task.update(SHARED)
+        if variant == "other":
+            config.steps = 10
+            config.extra = 1.5  # Of this variant alone.
+        return config
+'''
+
+
+def test_a_field_has_its_default_and_its_comment(tmp_path):
+    path = write(tmp_path, SOURCE)
+    assert config_fields.docstring(path) == "A study."
+    assert config_fields.fields(path) == [
+        ("seed", "0", ""),
+        ("steps", "20", "Updates."),
+        ("methods", "('rloo', 'maxpo:k=4')", "Decided by these two, together."),
+        ("model", "", "Of the policy."),
+        ("model.size", '"nano"', ""),
+        ("model.rate", "1e-4", ""),
+        ("task", "", ""),
+        ("task.chat", "None", "Whether they are chats."),
+    ]
+    assert config_fields.fields_of_variants(path) == [("extra", "1.5", "Of this variant alone.")]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_defaults_are_those_of_the_config(path):
+    config, found = load_config(str(path)), config_fields.fields(path)
+    assert {name.partition(".")[0] for name, _, _ in found} == set(config)
+    for name, default, _ in found:
+        value = config
+        for part in name.split("."):
+            value = value[part]
+        try:
+            expected = ast.literal_eval(default)
+        except (SyntaxError, ValueError):  # A section, or an expression.
+            continue
+        assert hasattr(value, "items") or value == expected, name
