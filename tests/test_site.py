@@ -27,7 +27,7 @@ config_fields = hook("config_fields")
 
 def named(folder):
     """The pages of the nav in a folder."""
-    return set(re.findall(rf"- {folder}([\w.-]+)\.md$", NAV, re.M))
+    return set(re.findall(rf"- (?:[\w ]+: )?{folder}([\w.-]+)\.md$", NAV, re.M))
 
 
 def test_every_page_has_a_place():
