@@ -27,7 +27,10 @@ def page(path: Path) -> str:
     parts = [f"# `configs/{path.name}`", f"```text\n{config_fields.docstring(path)}\n```"]
     sections: dict[str, list[config_fields.Field]] = {"": []}
     notes = {}
-    for field in config_fields.fields(path):
+    found = config_fields.fields(path)
+    for field in found:
+        if "." in field.name and not any(f.name.startswith(f"{field.name}.") for f in found):
+            field = field._replace(default=field.default or "{}")
         if field.default:
             sections.setdefault(_section(field.name), []).append(field)
         else:
@@ -47,14 +50,14 @@ def _section(name: str) -> str:
     return name.partition(".")[0] if "." in name else ""
 
 
-def _table(fields: list[config_fields.Field], names: dict[str, list[str]]) -> str:
+def _table(fields: list[config_fields.Field], names: dict[str, str]) -> str:
     if not fields:
         return "Empty by default."
-    header = ["field", "default", "meaning", *(("TRL", "verl", "Tunix") if names else ())]
+    header = ["field", "default", "meaning", *(["elsewhere"] if names else [])]
     rows = [header, ["---"] * len(header)]
     for field in fields:
-        others = names.get(field.name, ["", "", ""]) if names else []
-        rows.append([f"`{field.name}`", _code(field.default), _cell(field.comment), *others])
+        elsewhere = [names.get(field.name, "")] if names else []
+        rows.append([f"`{field.name}`", _code(field.default), _cell(field.comment), *elsewhere])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -68,11 +71,13 @@ def _cell(text: str) -> str:
     return re.sub(r"([|<>*_\[\]])", r"\\\1", text)
 
 
-def _names_elsewhere() -> dict[str, list[str]]:
-    """Each field of docs/names.md and its names in TRL, verl and Tunix."""
+def _names_elsewhere() -> dict[str, str]:
+    """The names in TRL, verl and Tunix of each field of docs/names.md, one a line."""
     found = {}
     for part in (ROOT / "docs/names.md").read_text(encoding="utf-8").split("\n## "):
         prefix = "rl." if "| `rl.` |" in part else ""
         for name, *others in _ROW.findall(part):
-            found[prefix + name] = [other.strip() for other in others]
+            pairs = zip(("TRL", "verl", "Tunix"), map(str.strip, others), strict=True)
+            lines = [f"{trainer}: {other}" for trainer, other in pairs if other != "-"]
+            found[prefix + name] = "<br>".join(lines)
     return found
