@@ -1,31 +1,38 @@
 """The pages `api/MODULE.md` of the site: what a module's docstrings say.
 
-The nav of mkdocs.yml says which modules have one. Docstrings are read from the source; nothing of
-the library is imported, so the site is built without JAX.
+Docstrings are read from the source. Nothing of the library is imported, so the site is built
+without JAX. In the nav `api/` stands for all of them.
 """
 
-from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
+from public_modules import public_modules
+
+_MODULES = public_modules(Path(__file__).parents[2] / "maxpo")
+
+
+def on_config(config: Any) -> Any:
+    """Puts the pages into the nav, by packages."""
+    for part in config.nav:
+        for title, inner in part.items():
+            if inner == "api/":
+                part[title] = [
+                    {_full(package): [f"api/{module}.md" for module in modules]}
+                    for package, modules in _MODULES.items()
+                ]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds a page for each `api/MODULE.md` of the nav."""
-    for page in _pages(config.nav):
-        if page.startswith("api/"):
-            module = f"maxpo.{page.removeprefix('api/').removesuffix('.md')}"
-            content = f"# `{module}`\n\n::: {module}\n"
-            files.append(File.generated(config, page, content=content))
+    """Adds a page for each module."""
+    for modules in _MODULES.values():
+        for module in modules:
+            content = f"# `{_full(module)}`\n\n::: {_full(module)}\n"
+            files.append(File.generated(config, f"api/{module}.md", content=content))
     return files
 
 
-def _pages(nav: Any) -> Iterator[str]:
-    if isinstance(nav, str):
-        yield nav
-    elif isinstance(nav, dict):
-        for inner in nav.values():
-            yield from _pages(inner)
-    else:
-        for inner in nav:
-            yield from _pages(inner)
+def _full(module: str) -> str:
+    return f"maxpo.{module}".rstrip(".")

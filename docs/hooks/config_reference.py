@@ -1,6 +1,7 @@
 """The pages `config/NAME.md` of the site: every field of `configs/NAME.py`.
 
-Made at each build from the comments in the configs, so that there is nothing to keep up to date.
+Made at each build from the comments in the configs, so that there is nothing to keep up to date. In
+the nav `config/` stands for all of them.
 """
 
 import re
@@ -12,11 +13,21 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 _ROW = re.compile(r"^\| `([\w.]+)` \|([^|]*)\|([^|]*)\|([^|]*)\|", re.M)
+_CONFIGS = sorted((ROOT / "configs").glob("[a-z]*.py"))
+
+
+def on_config(config: Any) -> Any:
+    """Puts the pages into the nav."""
+    for part in config.nav:
+        for title, inner in part.items():
+            if inner == "config/":
+                part[title] = [f"config/{path.stem}.md" for path in _CONFIGS]
+    return config
 
 
 def on_files(files: Files, config: Any) -> Files:
     """Adds a page for each config."""
-    for path in sorted((ROOT / "configs").glob("[a-z]*.py")):
+    for path in _CONFIGS:
         files.append(File.generated(config, f"config/{path.stem}.md", content=page(path)))
     return files
 
