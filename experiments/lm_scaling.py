@@ -1,7 +1,8 @@
 """Compiles a language model's update for meshes of simulated devices and tells what it takes.
 
 Weak scaling: operations and memory traffic of each device as devices are added at the same work for
-each. Large models: what a device holds, beside the formulas of docs/scaling.md.
+each. Large models: what a device holds, beside the formulas of docs/scaling.md. Optimizers: the
+bytes of weights and moments.
 """
 
 from pathlib import Path
@@ -11,10 +12,19 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.lm.model.config import TransformerConfig, make_config
+from maxpo.lm.training.named_optimizers import parse_optimizer
 from maxpo.studies.speed import lm_scaling
 from maxpo.studies.speed.lm_scaling import Case
 
-__all__ = ["MESH", "check_config", "large_cases", "row", "train_and_evaluate", "weak_cases"]
+__all__ = [
+    "MESH",
+    "check_config",
+    "large_cases",
+    "optimizer_cases",
+    "row",
+    "train_and_evaluate",
+    "weak_cases",
+]
 
 MESH = ("data", "model")
 
@@ -22,9 +32,11 @@ MESH = ("data", "model")
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)
-    cases = {**weak_cases(config), **large_cases(config)}
+    cases = {**weak_cases(config), **large_cases(config), **optimizer_cases(config)}
     if not cases:
-        raise ValueError("weak.devices, large.models: expected some to compile for, got none")
+        raise ValueError(
+            "weak.devices, large.models, optimizers.names: expected some to compile for, got none"
+        )
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
@@ -39,9 +51,11 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number of the config makes no sense, naming it."""
     work = ("prompts", "group_size", "prompt_length", "new_tokens")
     meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
-    names = [f"{part}.{name}" for part in ("weak", "large") for name in work]
-    names += ["weak.devices", "weak.model", *meshes]
+    names = [f"{part}.{name}" for part in ("weak", "large", "optimizers") for name in work]
+    names += ["weak.devices", "weak.model", "optimizers.devices", *meshes]
     runs.check_numbers(config, at_least=dict.fromkeys(names, 1))
+    for spec in config.optimizers.names:
+        parse_optimizer("optimizers.names", spec)
 
 
 def weak_cases(config: ConfigDict) -> dict[str, Case]:
@@ -78,14 +92,28 @@ def large_cases(config: ConfigDict) -> dict[str, Case]:
     return cases
 
 
+def optimizer_cases(config: ConfigDict) -> dict[str, Case]:
+    """One model by optimizer and devices; on several it is fully sharded."""
+    part, cases = config.optimizers, {}
+    length = part.prompt_length + part.new_tokens
+    shape = TransformerConfig(**part.shape, context_length=length)
+    for devices in part.devices:
+        for spec in part.names:
+            case = _case(config, part, shape, devices, 1, devices > 1)
+            cases[f"{spec}, {devices} devices"] = case._replace(rl={**case.rl, "optimizer": spec})
+    return cases
+
+
 def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     """A row of the table; all of one device."""
     sent = lm_scaling.communicated_bytes(case)
+    parameters = lm_scaling.parameter_count(TransformerConfig(**case.shape))
     return {
         "compiled GFLOP": found["flops"] / 1e9,
         "compiled traffic, MB": found["bytes"] / 1e6,
         "state, GB": lm_scaling.state_bytes(case) / 1e9,
         "compiled arguments, GB": found["arguments"] / 1e9,
+        "compiled arguments, bytes for a parameter": found["arguments"] / parameters,
         "compiled temporaries, GB": found["temporaries"] / 1e9,
         "TFLOP": lm_scaling.flops_of_device(case) / 1e12,
         "sent, GB": sum(sent.values()) / 1e9,

@@ -12,7 +12,16 @@ import jax
 
 from maxpo.lm.model.prompts import Prompts
 
-__all__ = ["LanguageModel", "Scored", "WithHiddenStates", "WithLogits"]
+__all__ = [
+    "NO_LENGTH",
+    "LanguageModel",
+    "Scored",
+    "WithGrowingCache",
+    "WithHiddenStates",
+    "WithLogits",
+]
+
+NO_LENGTH = -1
 
 
 class LanguageModel(Protocol):
@@ -53,6 +62,22 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[..., V]`, float32, of states `[..., D]`."""
+
+
+@runtime_checkable
+class WithGrowingCache(LanguageModel, Protocol):
+    """A policy whose caches may be cut and grown while it samples.
+
+    The arrays of a prompt's cache have the leading axis P, those of the samples' own P and N, and
+    no sample depends on another one. `decode` asks for no more room than `step + 1` tokens, and
+    entries that it has not written mean nothing.
+    """
+
+    def cache_length_axes(self) -> Any:
+        """The axis of tokens of each array that `empty_cache` returns, in a tree of its structure.
+
+        `NO_LENGTH` where there is none, such as for a recurrent state.
+        """
 
 
 class WithHiddenStates(Protocol):

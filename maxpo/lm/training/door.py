@@ -3,38 +3,38 @@
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import parallel, runs, training
-from maxpo.adaptive_k import init_success_estimate
-from maxpo.lm.model.sharding import layout
+from maxpo import parallel, runs
+from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
-from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
-from maxpo.lm.tasks.text import Problem, digest, load_verifier
+from maxpo.lm.tasks.rewards import GroupReward, Reward
+from maxpo.lm.tasks.text import Problem, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
-from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training.arguments import open_verifier, split_policy
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.handover import save_shape
+from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
+from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
-from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
+from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of
@@ -110,7 +110,7 @@ def train(
     steps: int = 100,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | str = "adamw",
     success: float = 1.0,
     binary: bool = False,
     samples: int = 16,
@@ -148,7 +148,8 @@ def train(
       steps: Updates.
       max_new_tokens: T, the longest completion in tokens.
       temperature: Temperature of sampling, in training and evaluation.
-      optimizer: Any. None: AdamW with the learning rate, warm-up and clipping of `rl`.
+      optimizer: The `rl.optimizer` of configs/lm.py, with the learning rate, warm-up, clipping and
+        weight decay of `rl`: "adamw", "muon:momentum=0.9". Or any of optax.
       success: The reward from which a completion is correct, for pass@k.
       binary: Train on whether the reward is at least `success`, not on the reward.
       samples: n, completions of each held-out problem.
@@ -188,6 +189,8 @@ def train(
             "group_size": group_size,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
+            # One that is given reads nothing of `rl`.
+            "optimizer": optimizer if isinstance(optimizer, str) else "adamw",
             "save_every": save_every,
             "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
         },
@@ -204,18 +207,19 @@ def train(
         check_graded([chosen.estimator], "method", "truncated=penalty")
     if log_every < 0:
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
-    _check_optimizer(optimizer, chosen, rl)
+    rules = getattr(policy, "rules", None)
+    _check_optimizer(optimizer, rules, chosen, rl)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
-    graph, params = _split(policy, tokenizer)
+    graph, params = split_policy(policy, tokenizer)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
         "seed": seed,
         "success": success,
         "binary": binary,
-        "optimizer": "AdamW" if optimizer is None else "given",
+        "optimizer": optimizer if isinstance(optimizer, str) else "given",
         "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
@@ -224,17 +228,18 @@ def train(
             "policy": _digest(params),
         },
     }
-    rules = getattr(policy, "rules", None)
     place = partial(layout, rules=rules, fully_sharded=False)
 
     def make(rate: jax.Array | float) -> optax.GradientTransformation:
-        return optimizer or make_optimizer(config.rl, rate, rules=rules)
+        if not isinstance(optimizer, str):
+            return optimizer
+        return make_optimizer(config.rl, rate, rules=rules)
 
     grading = Grading(success, binary)
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.preemptible())
-        verify = stack.enter_context(_verifier(reward, workers, time_limit))
+        verify = stack.enter_context(open_verifier(reward, workers, time_limit))
         draw = partial(
             make_draw, graph, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
         )
@@ -248,12 +253,12 @@ def train(
         journal = Journal(log_every, LOGGED_GROUPS)
         folder = runs.new_folder("lm") if workdir is None else workdir
         run = stack.enter_context(runs.Run(identity, folder, keep=1, loggers=loggers))
-        # Copied, because the update donates its state, and the policy is the caller's.
-        start = jax.tree.map(jnp.copy, params)
-        like = training.init_state(start, make(config.rl.learning_rate))
-        if chosen.adapts:
-            like = like._replace(success=init_success_estimate(len(problems)))
-        like = parallel.shard(like, place(like))
+        like = make_initial_state(
+            params,
+            make(config.rl.learning_rate),
+            layout=place,
+            problems=len(problems) if chosen.adapts else None,
+        )
         before = _scores_before(run, identity, judge, params, failures, journal)
         schedule = Schedule(
             evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
@@ -261,7 +266,7 @@ def train(
         if isinstance(policy, Transformer) and not run.finished:
             save_shape(policy.config, tokenizer, run.folder)
         if run.finished:
-            state, _ = run.last_state(like)
+            state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
         else:
             trainer = Trainer(
@@ -314,10 +319,17 @@ def _config(
 
 
 def _check_optimizer(
-    optimizer: optax.GradientTransformation | None, method: Method, given: Mapping[str, Any]
+    optimizer: optax.GradientTransformation | str,
+    rules: Rules | None,
+    method: Method,
+    given: Mapping[str, Any],
 ) -> None:
-    """Raises ValueError for settings that an optimizer of the caller's own would not read."""
-    if optimizer is None:
+    """Raises ValueError for settings that an optimizer of the caller's own would not read.
+
+    And for a named one that does not fit the policy's rules.
+    """
+    if isinstance(optimizer, str):
+        check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
     ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
     unread = [name for name in ours if name in given]
@@ -325,39 +337,6 @@ def _check_optimizer(
         unread.append(f"learning_rate of the method {method.label!r}")
     if unread:
         raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
-
-
-def _split(policy: nnx.Module, tokenizer: Tokenizer) -> tuple[nnx.GraphDef, nnx.State]:
-    parts: Any = nnx.split(policy, nnx.Param, ...)
-    graph, params, rest = parts
-    if left := nnx.to_flat_state(rest):
-        path, variable = left[0]
-        raise ValueError(
-            "policy: expected no variables but nnx.Param, got "
-            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
-        )
-    size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
-    if size < tokenizer.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
-        )
-    return graph, params
-
-
-@contextlib.contextmanager
-def _verifier(
-    reward: Reward | GroupReward | str, workers: int, time_limit: float
-) -> Iterator[Verify]:
-    if not callable(reward) and not isinstance(reward, str | GroupReward):
-        raise ValueError(f"reward: expected a function or 'module:function', got {reward!r}")
-    function = load_verifier(reward) if isinstance(reward, str) else reward
-    if not workers:
-        yield RewardFunction(function)
-        return
-    if isinstance(function, GroupReward):
-        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
-    with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
-        yield pool
 
 
 def _scores_before(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maxpo import parallel, runs
+from maxpo import runs
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.pretrained import load_config, save_config, save_pretrained
 from maxpo.lm.model.transformer import Transformer
@@ -55,7 +55,7 @@ def hand_over(
 ) -> None:
     """Writes a trained model, its tokenizer and all that belongs to them.
 
-    On a pod all processes call it; the first one writes.
+    On a pod all processes call it; the first one writes. See `save_pretrained`.
 
     Args:
       config: Shape of the model.
@@ -68,13 +68,11 @@ def hand_over(
     Raises:
       OSError: If a file cannot be written, naming it.
     """
-    params = parallel.fetch(params)
-    if jax.process_index():
-        return
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_tokenizer(tokenizer, folder)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_tokenizer(tokenizer, folder)
     # Last, with config.json as its end: what a kill leaves is no checkpoint.
     save_pretrained(
         nnx.merge(graph, params),
@@ -140,8 +138,7 @@ def export(
     if best and step is not None:
         raise runs.UsageError(f"step: expected none with best, got {step}")
     config = load_config(shape)
-    shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     if best:
         params, found = runs.read_checkpoint(run, params, best=True)
     else:

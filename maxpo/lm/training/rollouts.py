@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import max_at_k, parallel, pass_at_k
-from maxpo.lm.model.generation import generate
+from maxpo.lm.model.generation import generate, is_one_block, start
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
@@ -35,8 +35,8 @@ __all__ = [
     "make_draw",
 ]
 
-Draw = Callable[[nnx.State, Prompts, jax.Array], Completions]
-"""Parameters, P prompts and a key to P groups of completions."""
+Draw = Callable[[nnx.State, Prompts, jax.Array], Callable[[], Completions]]
+"""Parameters, P prompts and a key to what finishes P groups of completions, which are started."""
 
 
 class Verify(Protocol):
@@ -114,20 +114,24 @@ def make_draw(
     max_new_tokens: int,
     temperature: float,
 ) -> Draw:
-    """The compiled function that draws `group_size` completions of each prompt."""
+    """The function that draws `group_size` completions of each prompt."""
+    settings: dict[str, Any] = {
+        "group_size": group_size,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "eos_id": end_ids(tokenizer),
+        "pad_id": tokenizer.pad_id,
+    }
 
     @jax.jit
-    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
-        return generate(
-            nnx.merge(graph, params),
-            prompts,
-            group_size=group_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_id=end_ids(tokenizer),
-            pad_id=tokenizer.pad_id,
-            key=key,
-        )
+    def whole(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
+        return generate(nnx.merge(graph, params), prompts, key=key, **settings)
+
+    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Callable[[], Completions]:
+        if is_one_block(max_new_tokens):  # Then this costs the least on the host.
+            found = whole(params, prompts, key)
+            return lambda: found
+        return start(nnx.merge(graph, params), prompts, key=key, **settings)
 
     return draw
 
@@ -173,16 +177,17 @@ class Sampler:
         parts = [problems.take(part) for part in numbers]
         pending, completions = [], []
 
-        def dispatch(batch: int) -> Completions:
+        def dispatch(batch: int) -> Callable[[], Completions]:
             prompts = parallel.shard_batch(parts[batch].prompts)
             return self.draw(params, prompts, jax.random.fold_in(key, batch))
 
         with timer("sampling"):
             running = dispatch(0)
             for batch, part in enumerate(parts):
-                current = running
+                current = running()
                 if batch + 1 < batches:
-                    # In the device's queue before the host waits: it goes on while this is scored.
+                    # Its first block, which may be all, is in the device's queue before the host
+                    # reads this batch: the device goes on while this is scored.
                     running = dispatch(batch + 1)
                 current = parallel.fetch(current)
                 completions.append(current)

@@ -6,14 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
-from maxpo.adaptive_k import init_success_estimate
-from maxpo.lm.model import sharding
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Curve, Judge, curve
@@ -23,18 +20,19 @@ from maxpo.lm.training.folders import HF
 from maxpo.lm.training.gradient_variance import make_group_gradient
 from maxpo.lm.training.grading import read_summary, summarized
 from maxpo.lm.training.handover import context_of, hand_over, save_shape
+from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
-from maxpo.lm.training.settings import Settings, make_model
+from maxpo.lm.training.settings import Settings, layout, make_model
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of
 from maxpo.lm.training.variance_ratio import Measurement, VarianceRatio, make_variance_ratio
 from maxpo.methods import Method, choose_advantages
 
-__all__ = ["SFT", "Programs", "Stages", "layout"]
+__all__ = ["SFT", "Programs", "Stages"]
 
 SFT = "sft"
 
@@ -43,7 +41,8 @@ class Programs:
     """The policy and everything that is compiled at its first call, once for all stages.
 
     Attributes:
-      params: The policy's parameters before any training.
+      params: What all methods start from: the policy's parameters before any training or, when
+        that is done, after the fine-tuning.
       learn: An update of the fine-tuning.
       draw: Draws the groups of a batch of prompts to train on.
       draw_held_out: Draws the groups of a batch of held-out prompts.
@@ -54,9 +53,8 @@ class Programs:
 
     def __init__(self, settings: Settings):
         config, rl = settings.config, settings.config.rl
-        graph, params = make_model(settings, key_of(config.seed, INIT))
+        graph, self.params = make_model(settings, key_of(config.seed, INIT))
         place = partial(layout, config)
-        self.params = parallel.shard(params, place(params))
         self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place)
         self.draw = make_draw(
             graph,
@@ -104,15 +102,22 @@ class Stages:
         Returns:
           The parameters, and the run's summary as of `post_train`.
         """
+        params, summary = self._fine_tuned(folder)
+        # In the place of those before, which nothing needs: a model may fill the memory.
+        self.programs.params = params
+        return params, summary
+
+    def _fine_tuned(self, folder: Path) -> tuple[nnx.State, dict[str, Any]]:
         settings, config = self.settings, self.settings.config.sft
         with self._open(_config_of_sft(settings.config), folder) as run:
+            if not config.steps:
+                return self._judge_start(run)
             state = self._initial_state(self.programs.params, config)
             if run.finished:
-                if config.steps:
-                    state, _ = run.last_state(state)
+                state, _ = run.last_state(state, donate=True)
                 return state.params, dict(run.summary or {})
             self._save_shape(run)
-            state, start = run.restore(state)
+            state, start = run.restore(state, donate=True)
             timer = Timer()
             for step in runs.steps(start, config.steps, unit="warm-up updates"):
                 numbers = batch_of_step(
@@ -142,6 +147,16 @@ class Stages:
             return state.params, self._finish(
                 run, judge, state.params, config.steps, self._journal()
             )
+
+    def _judge_start(self, run: runs.Run) -> tuple[nnx.State, dict[str, Any]]:
+        """Judges the policy as it came, where nothing is fine-tuned; returns as `fine_tune`."""
+        params = self.programs.params
+        if run.finished:
+            return params, dict(run.summary or {})
+        self._save_shape(run)
+        run.restore(())
+        judge = self._judge(self.settings.config.seed)
+        return params, self._finish(run, judge, params, 0, self._journal())
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Judges the policy before any training.
@@ -301,14 +316,12 @@ class Stages:
         self, params: nnx.State, section: ConfigDict, *, counts: bool = False
     ) -> training.TrainState:
         """Before any training; with how often each problem is solved if it `counts`."""
-        # Copied, because the update donates its state.
-        params = jax.tree.map(jnp.copy, params)
-        optimizer = make_optimizer(section, section.learning_rate, rules=RULES)
-        state = training.init_state(params, optimizer)
-        if counts:
-            success = init_success_estimate(len(self.settings.train.problems))
-            state = state._replace(success=success)
-        return parallel.shard(state, layout(self.settings.config, state))
+        return make_initial_state(
+            params,
+            make_optimizer(section, section.learning_rate, rules=RULES),
+            layout=partial(layout, self.settings.config),
+            problems=len(self.settings.train.problems) if counts else None,
+        )
 
 
 def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
@@ -320,11 +333,6 @@ def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
             row |= of.at(k, f"{name}@k")
         rows.append(row)
     return rows
-
-
-def layout(config: ConfigDict, tree: Any) -> Any:
-    """Where parameters or a training state lie on the mesh of a config."""
-    return sharding.layout(tree, RULES, fully_sharded=config.mesh.fully_sharded)
 
 
 def _config_of_sft(config: ConfigDict) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
+from maxpo.studies.speed.moments import moment_bytes
 from maxpo.studies.speed.work import parameter_count, update_flops
 
 __all__ = [
@@ -137,12 +138,15 @@ def compile_elsewhere(case: Case) -> dict[str, Any]:
 
 
 def state_bytes(case: Case) -> float:
-    """Parameters and Adam's two moments, float32, that one device holds.
+    """Parameters and the optimizer's moments that one device holds.
 
-    `12 n / (model * data)` with fully sharded parameters, `12 n / model` without, for n parameters.
+    `(4 n + cut) / devices + whole` for n parameters and `moment_bytes`, where devices are `model`
+    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`.
     """
+    shape = TransformerConfig(**case.shape)
     devices = case.model * (case.data if case.fully_sharded else 1)
-    return 12 * parameter_count(TransformerConfig(**case.shape)) / devices
+    moments = moment_bytes(shape, case.rl["optimizer"])
+    return (4 * parameter_count(shape) + moments.cut) / devices + moments.whole
 
 
 def flops_of_device(case: Case) -> float:
