@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from maxpo import max_at_k, parallel, pass_at_k
 from maxpo.lm.model.generation import generate
+from maxpo.lm.model.policy import NOTHING_FROZEN
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
@@ -113,13 +114,17 @@ def make_draw(
     group_size: int,
     max_new_tokens: int,
     temperature: float,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> Draw:
-    """The compiled function that draws `group_size` completions of each prompt."""
+    """The compiled function that draws `group_size` completions of each prompt.
+
+    It takes trained parameters; `frozen` is what the policy has beside them.
+    """
 
     @jax.jit
-    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
+    def draw(frozen: nnx.State, params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
         return generate(
-            nnx.merge(graph, params),
+            nnx.merge(graph, params, frozen),
             prompts,
             group_size=group_size,
             max_new_tokens=max_new_tokens,
@@ -129,7 +134,7 @@ def make_draw(
             key=key,
         )
 
-    return draw
+    return partial(draw, frozen)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
 from maxpo.adaptive_k import init_success_estimate
-from maxpo.lm.model import sharding
+from maxpo.lm.model import lora, sharding
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Curve, Judge, curve
@@ -30,7 +31,7 @@ from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, 
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import Settings, make_model
 from maxpo.lm.training.summaries import summary_of
-from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of
+from maxpo.lm.training.trainer import ADAPT, EVALUATE, INIT, Trainer, key_of
 from maxpo.lm.training.variance_ratio import Measurement, VarianceRatio, make_variance_ratio
 from maxpo.methods import Method, choose_advantages
 
@@ -43,7 +44,8 @@ class Programs:
     """The policy and everything that is compiled at its first call, once for all stages.
 
     Attributes:
-      params: The policy's parameters before any training.
+      params: What is trained of the policy, before any training.
+      frozen: What is not: of a policy with adapters the rest.
       learn: An update of the fine-tuning.
       draw: Draws the groups of a batch of prompts to train on.
       draw_held_out: Draws the groups of a batch of held-out prompts.
@@ -54,16 +56,22 @@ class Programs:
 
     def __init__(self, settings: Settings):
         config, rl = settings.config, settings.config.rl
-        graph, params = make_model(settings, key_of(config.seed, INIT))
+        model = nnx.merge(*make_model(settings, key_of(config.seed, INIT)))
+        if settings.lora is not None:
+            model = lora.adapt(model, settings.lora, key_of(config.seed, ADAPT))
+        graph, params, frozen = trainable(model)
         place = partial(layout, config)
+        self._graph = graph
         self.params = parallel.shard(params, place(params))
-        self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place)
+        self.frozen = frozen = parallel.shard(frozen, place(frozen))
+        self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place, frozen=frozen)
         self.draw = make_draw(
             graph,
             settings.tokenizer,
             group_size=rl.group_size,
             max_new_tokens=rl.max_new_tokens,
             temperature=rl.temperature,
+            frozen=frozen,
         )
         self.draw_held_out = make_draw(
             graph,
@@ -71,12 +79,19 @@ class Programs:
             group_size=config.evaluation.samples,
             max_new_tokens=rl.max_new_tokens,
             temperature=config.evaluation.temperature,
+            frozen=frozen,
         )
-        self.reference = update.make_reference(graph, rl)
+        self.reference = update.make_reference(graph, rl, frozen=frozen)
         advantages = choose_advantages(settings.methods, rl.steps)
         optimizer = partial(make_optimizer, rl, rules=RULES)
-        self.update = update.make_update(graph, rl, advantages, optimizer=optimizer, layout=place)
-        self.group_gradient = make_group_gradient(graph, rl, layout=place)
+        self.update = update.make_update(
+            graph, rl, advantages, optimizer=optimizer, layout=place, frozen=frozen
+        )
+        self.group_gradient = make_group_gradient(graph, rl, layout=place, frozen=frozen)
+
+    def whole(self, params: nnx.State) -> nnx.State:
+        """The parameters of the plain transformer that the policy is with these trained ones."""
+        return lora.merged(nnx.merge(self._graph, params, self.frozen))
 
 
 class Stages:
@@ -224,7 +239,12 @@ class Stages:
     def _save_shape(self, run: runs.Run) -> None:
         settings = self.settings
         save_shape(
-            settings.model, settings.tokenizer, run.folder, extra=context_of(settings.checkpoint)
+            settings.model,
+            settings.tokenizer,
+            run.folder,
+            extra=context_of(settings.checkpoint),
+            lora=settings.lora,
+            base=settings.checkpoint,
         )
 
     def _hand_over(self, run: runs.Run, params: nnx.State) -> None:
@@ -234,7 +254,7 @@ class Stages:
             return
         hand_over(
             settings.model,
-            params,
+            self.programs.whole(params),
             settings.tokenizer,
             run.folder / HF,
             dtype=dtype,
