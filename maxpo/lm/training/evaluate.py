@@ -1,0 +1,103 @@
+"""Evaluation from Python: a policy, problems and a reward in, its pass@k and what it wrote out."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from flax import nnx
+
+from maxpo.lm.tasks.rewards import GroupReward, Reward
+from maxpo.lm.tasks.text import Problem
+from maxpo.lm.tasks.tokenizers import Tokenizer
+from maxpo.lm.training.arguments import open_verifier, split_policy
+from maxpo.lm.training.evaluation import Curve, Judge, curve
+from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.grading import Grading, deciding, marked
+from maxpo.lm.training.problems import encode
+from maxpo.lm.training.rollouts import Sampler, make_draw
+from maxpo.lm.training.trainer import EVALUATE, key_of
+
+__all__ = ["Evaluation", "evaluate"]
+
+
+class Evaluation(NamedTuple):
+    """What came of an evaluation.
+
+    Attributes:
+      curve: pass@k for k = 1, 2, 4, .. up to the number of samples: `k`, `value`, `error` (standard
+        errors over problems).
+      max_curve: The same of max@k, the mean best reward of k samples.
+      texts: P lists of n completions, as the reward saw them.
+      rewards: `[P, n]`, NaN where the reward failed.
+    """
+
+    curve: Curve
+    max_curve: Curve
+    texts: list[list[str]]
+    rewards: np.ndarray
+
+
+def evaluate(
+    policy: nnx.Module,
+    tokenizer: Tokenizer,
+    problems: Sequence[Problem],
+    *,
+    reward: Reward | GroupReward | str,
+    samples: int = 16,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    success: float = 1.0,
+    prompts: int = 8,
+    seed: int = 0,
+    workers: int = 0,
+    time_limit: float = 10.0,
+) -> Evaluation:
+    """Judges a policy by the best of k of its samples, without training it.
+
+    The same samples are drawn as `maxpo.lm.train` judges by, given the same arguments.
+
+    Args:
+      policy: A language model, see `maxpo.lm.model.policy`.
+      tokenizer: Between text and its tokens.
+      problems: P problems.
+      reward: As of `maxpo.lm.train`.
+      samples: n, completions of each problem; pass@k is known for k up to n.
+      max_new_tokens: T, the longest completion in tokens.
+      temperature: Temperature of sampling.
+      success: The reward from which a completion is correct, for pass@k.
+      prompts: How many problems are sampled from at a time.
+      seed: Decides all samples.
+      workers: As of `maxpo.lm.train`.
+      time_limit: Seconds for a completion, with `workers`.
+
+    Raises:
+      ValueError: If an argument makes no sense, before any work.
+    """
+    if not problems:
+        raise ValueError("problems: expected at least one, got none")
+    for name, value in (("samples", samples), ("prompts", prompts)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}")
+    graph, params = split_policy(policy, tokenizer)
+    _, encoded = encode(problems, problems, tokenizer, batch=prompts)
+    draw = make_draw(
+        graph,
+        tokenizer,
+        group_size=samples,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+    )
+    grading = Grading(success, binary=False)
+    with open_verifier(reward, workers, time_limit) as verify:
+        sampler = Sampler(draw, tokenizer, verify)
+        judge = Judge(sampler, encoded, key_of(seed, EVALUATE), prompts, grading)
+        judged = judge(params, 0)
+    FailureLog().note("evaluation", judged.scores)
+    texts = [
+        [sampler.text(tokens, mask) for tokens, mask in zip(*group, strict=True)]
+        for group in zip(judged.completions.tokens, judged.completions.mask, strict=True)
+    ]
+    correct, rewards = grading.correct(deciding(judged.scores)), marked(judged.scores)
+    return Evaluation(
+        curve(correct[None], binary=True), curve(rewards[None], binary=False), texts, rewards
+    )
