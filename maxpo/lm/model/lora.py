@@ -86,11 +86,11 @@ class Adapters(nnx.Module):
         }
 
 
-def adapt(model: Transformer, lora: LoRA, key: jax.Array) -> Transformer:
+def adapt(model: nnx.Module, lora: LoRA, key: jax.Array) -> Transformer:
     """A model with new adapters, which computes what the given one does.
 
     Args:
-      model: Is not changed; the result shares its arrays.
+      model: A `Transformer`. It is not changed; the result shares its arrays.
       lora: Which adapters.
       key: PRNG key of the random A.
 

@@ -216,7 +216,7 @@ def train(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
     if lora is not None:
-        policy = adapt(policy, lora, key_of(seed, ADAPT))  # type: ignore[arg-type]
+        policy = adapt(policy, lora, key_of(seed, ADAPT))
     adapters = adapters_of(policy)
     _, everything = split_policy(policy, tokenizer)
     graph, params, frozen = trainable(policy)
