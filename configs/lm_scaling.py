@@ -75,7 +75,16 @@ def get_config(variant: str = "default") -> ConfigDict:
             "model": 8,
         }
     )
+    # A model on one device, trained by adapters and as a whole.
+    config.lora = ConfigDict()
+    config.lora.ranks = (32, 0)  # 0: no adapters.
+    config.lora.shape = ConfigDict({"size": "1b", "vocab_size": 128_256})
+    config.lora.prompts = 8
+    config.lora.group_size = 16
+    config.lora.prompt_length = 256
+    config.lora.new_tokens = 512
     if variant == "quick":
         config.weak.update(devices=(1, 8), model=(1, 2))
         config.large.models = ConfigDict()
+        config.lora.shape.size = "nano"
     return config

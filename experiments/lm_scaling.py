@@ -1,7 +1,8 @@
 """Compiles a language model's update for meshes of simulated devices and tells what it takes.
 
 Weak scaling: operations and memory traffic of each device as devices are added at the same work for
-each. Large models: what a device holds, beside the formulas of docs/scaling.md.
+each. Large models: what a device holds, beside the formulas of docs/scaling.md. Adapters: what one
+device holds that trains them, and without them.
 """
 
 from pathlib import Path
@@ -14,7 +15,15 @@ from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.studies.speed import lm_scaling
 from maxpo.studies.speed.lm_scaling import Case
 
-__all__ = ["MESH", "check_config", "large_cases", "row", "train_and_evaluate", "weak_cases"]
+__all__ = [
+    "MESH",
+    "check_config",
+    "large_cases",
+    "lora_cases",
+    "row",
+    "train_and_evaluate",
+    "weak_cases",
+]
 
 MESH = ("data", "model")
 
@@ -22,9 +31,9 @@ MESH = ("data", "model")
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)
-    cases = {**weak_cases(config), **large_cases(config)}
+    cases = {**weak_cases(config), **large_cases(config), **lora_cases(config)}
     if not cases:
-        raise ValueError("weak.devices, large.models: expected some to compile for, got none")
+        raise ValueError("weak.devices, large.models, lora.ranks: expected some, got none")
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
@@ -39,9 +48,9 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number of the config makes no sense, naming it."""
     work = ("prompts", "group_size", "prompt_length", "new_tokens")
     meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
-    names = [f"{part}.{name}" for part in ("weak", "large") for name in work]
+    names = [f"{part}.{name}" for part in ("weak", "large", "lora") for name in work]
     names += ["weak.devices", "weak.model", *meshes]
-    runs.check_numbers(config, at_least=dict.fromkeys(names, 1))
+    runs.check_numbers(config, at_least={**dict.fromkeys(names, 1), "lora.ranks": 0})
 
 
 def weak_cases(config: ConfigDict) -> dict[str, Case]:
@@ -75,6 +84,23 @@ def large_cases(config: ConfigDict) -> dict[str, Case]:
         cases[f"{name}, {entry.data} x {entry.model}"] = _case(
             config, large, shape, entry.data, entry.model, True
         )
+    return cases
+
+
+def lora_cases(config: ConfigDict) -> dict[str, Case]:
+    """One model on one device by the rank of its adapters, one prompt in memory at a time."""
+    lora, cases = config.lora, {}
+    fields = dict(lora.shape)
+    size, length = fields.pop("size"), lora.prompt_length + lora.new_tokens
+    for rank in lora.ranks:
+        # What is trained is float32 in any case.
+        frozen = {"param_dtype": "bfloat16"} if rank else {}
+        shape = make_config(
+            size, context_length=length, dtype="bfloat16", remat=True, **frozen, **fields
+        )
+        case = _case(config, lora, shape, 1, 1, False)._replace(lora_rank=rank)
+        case.rl["micro_batches"] = lora.prompts
+        cases[f"LoRA of rank {rank}" if rank else "all parameters"] = case
     return cases
 
 

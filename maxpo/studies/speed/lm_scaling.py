@@ -25,13 +25,15 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.lora import LoRA, adapt
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
-from maxpo.studies.speed.work import parameter_count, update_flops
+from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
 __all__ = [
     "COLLECTIVES",
@@ -59,6 +61,7 @@ class Case(NamedTuple):
       prompt_length: S.
       new_tokens: T.
       rl: The `rl` of a config, for the update.
+      lora_rank: Rank of the adapters that alone are trained. 0: everything is.
     """
 
     shape: dict[str, Any]
@@ -70,6 +73,7 @@ class Case(NamedTuple):
     prompt_length: int
     new_tokens: int
     rl: dict[str, Any]
+    lora_rank: int = 0
 
 
 def compile_update(case: Case) -> dict[str, Any]:
@@ -85,30 +89,32 @@ def compile_update(case: Case) -> dict[str, Any]:
 
     optimizer = functools.partial(make_optimizer, settings, rules=RULES)
 
-    def init() -> training.TrainState:
-        params = nnx.state(Transformer(shape, rngs=nnx.Rngs(0)))
-        return training.init_state(params, optimizer(1e-4))
+    def make() -> Transformer:
+        model = Transformer(shape, rngs=nnx.Rngs(0))
+        return adapt(model, LoRA(case.lora_rank), jax.random.key(0)) if case.lora_rank else model
 
     with parallel.use(parallel.make_mesh(case.data, case.model)):
         layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, rngs=nnx.Rngs(0))))
-        state = jax.eval_shape(init)
-        specs = layout(state)
+        graph, params, frozen = trainable(nnx.eval_shape(make))
+        state = jax.eval_shape(lambda x: training.init_state(x, optimizer(1e-4)), params)
         over_data = None
-        if specs is not None:
-            mesh = jax.sharding.get_mesh()
+        if (mesh := jax.sharding.get_mesh()).size > 1:
             over_data = NamedSharding(mesh, PartitionSpec(parallel.DATA))
-            state = jax.tree.map(
-                lambda x, spec: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
-                ),
-                state,
-                specs,
-            )
-        batch = _batch(case, over_data)
-        update: Any = make_update(graph, settings, _advantages, optimizer=optimizer, layout=layout)
-        lowered = update.lower(
-            state, batch, jax.random.key(0), step=0, learning_rate=jnp.float32(1e-4)
+        update: Any = make_update(
+            graph,
+            settings,
+            _advantages,
+            optimizer=optimizer,
+            layout=layout,
+            frozen=_placed(frozen, layout(frozen)),
+        )
+        lowered = update.func.lower(
+            *update.args,
+            _placed(state, layout(state)),
+            _batch(case, over_data),
+            jax.random.key(0),
+            step=0,
+            learning_rate=jnp.float32(1e-4),
         )
         program = lowered.compile()
     cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
@@ -140,9 +146,16 @@ def state_bytes(case: Case) -> float:
     """Parameters and Adam's two moments, float32, that one device holds.
 
     `12 n / (model * data)` with fully sharded parameters, `12 n / model` without, for n parameters.
+    With adapters of m parameters it is `12 m` and the frozen ones in their dtype; each matrix of a
+    to b has `rank * (a + b)` of them.
     """
     devices = case.model * (case.data if case.fully_sharded else 1)
-    return 12 * parameter_count(TransformerConfig(**case.shape)) / devices
+    shape = TransformerConfig(**case.shape)
+    count = parameter_count(shape)
+    if not case.lora_rank:
+        return 12 * count / devices
+    frozen = jnp.dtype(shape.param_dtype).itemsize * count
+    return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
 
 
 def flops_of_device(case: Case) -> float:
@@ -179,6 +192,18 @@ def communicated_bytes(case: Case) -> dict[str, float]:
         "parameters": 2 * once if case.fully_sharded else 0.0,
         "activations": 4 * shape.layers * 2 * (m - 1) / m * tokens * shape.hidden * width,
     }
+
+
+def _placed(shapes: Any, specs: Any) -> Any:
+    """Shapes that lie on the mesh where their specs say, if they say anything."""
+    if specs is None:
+        return shapes
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        shapes,
+        specs,
+    )
 
 
 def _advantages(
