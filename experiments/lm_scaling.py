@@ -94,7 +94,7 @@ def lora_cases(config: ConfigDict) -> dict[str, Case]:
     size, length = fields.pop("size"), lora.prompt_length + lora.new_tokens
     for rank in lora.ranks:
         # What is trained is float32 in any case.
-        frozen = {"param_dtype": "bfloat16"} if rank else {}
+        frozen: dict[str, Any] = {"param_dtype": "bfloat16"} if rank else {}
         shape = make_config(
             size, context_length=length, dtype="bfloat16", remat=True, **frozen, **fields
         )
