@@ -15,8 +15,9 @@ __all__ = ["VARIANTS", "get_config"]
 VARIANTS = ("default", "quick")
 
 # What is taken of configs/lm.py.
-_SFT = ("learning_rate", "final_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
-_RL = ("temperature", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
+_OPTIMIZER = ("optimizer", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
+_SFT = ("learning_rate", "final_rate", *_OPTIMIZER)
+_RL = ("temperature", *_OPTIMIZER)
 
 
 def get_config(variant: str = "default") -> ConfigDict:

@@ -83,8 +83,26 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.lora.group_size = 16
     config.lora.prompt_length = 256
     config.lora.new_tokens = 512
+    # Weights and moments of a model of 0.6B parameters, by optimizer and devices, fully sharded.
+    config.optimizers = ConfigDict()
+    config.optimizers.names = (
+        "adamw",
+        "adamw:moments=bfloat16",
+        "lion",
+        "lion:moments=bfloat16",
+        "muon",
+        "muon:moments=bfloat16",
+        "adafactor",
+    )
+    config.optimizers.devices = (1, 8)
+    config.optimizers.prompts = 1
+    config.optimizers.group_size = 4
+    config.optimizers.prompt_length = 8
+    config.optimizers.new_tokens = 8
+    config.optimizers.shape = config.large.models["600M"].shape.copy_and_resolve_references()
     if variant == "quick":
         config.weak.update(devices=(1, 8), model=(1, 2))
         config.large.models = ConfigDict()
+        config.optimizers.names = ()
         config.lora.shape.size = "nano"
     return config

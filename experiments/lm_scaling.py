@@ -1,8 +1,8 @@
 """Compiles a language model's update for meshes of simulated devices and tells what it takes.
 
 Weak scaling: operations and memory traffic of each device as devices are added at the same work for
-each. Large models: what a device holds, beside the formulas of docs/scaling.md. Adapters: what one
-device holds that trains them, and without them.
+each. Large models: what a device holds, beside the formulas of docs/scaling.md. Optimizers: the
+bytes of weights and moments. Adapters: what one device holds that trains them, and without them.
 """
 
 from pathlib import Path
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.lm.model.config import TransformerConfig, make_config
+from maxpo.lm.training.named_optimizers import parse_optimizer
 from maxpo.studies.speed import lm_scaling
 from maxpo.studies.speed.lm_scaling import Case
 
@@ -20,6 +21,7 @@ __all__ = [
     "check_config",
     "large_cases",
     "lora_cases",
+    "optimizer_cases",
     "row",
     "train_and_evaluate",
     "weak_cases",
@@ -31,9 +33,17 @@ MESH = ("data", "model")
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)
-    cases = {**weak_cases(config), **large_cases(config), **lora_cases(config)}
+    cases = {
+        **weak_cases(config),
+        **large_cases(config),
+        **optimizer_cases(config),
+        **lora_cases(config),
+    }
     if not cases:
-        raise ValueError("weak.devices, large.models, lora.ranks: expected some, got none")
+        raise ValueError(
+            "weak.devices, large.models, optimizers.names, lora.ranks: expected some to compile "
+            "for, got none"
+        )
     with runs.Run(config, workdir) as run:
         if run.finished:
             return run.report()
@@ -48,9 +58,11 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number of the config makes no sense, naming it."""
     work = ("prompts", "group_size", "prompt_length", "new_tokens")
     meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
-    names = [f"{part}.{name}" for part in ("weak", "large", "lora") for name in work]
-    names += ["weak.devices", "weak.model", *meshes]
+    names = [f"{part}.{name}" for part in ("weak", "large", "optimizers", "lora") for name in work]
+    names += ["weak.devices", "weak.model", "optimizers.devices", *meshes]
     runs.check_numbers(config, at_least={**dict.fromkeys(names, 1), "lora.ranks": 0})
+    for spec in config.optimizers.names:
+        parse_optimizer("optimizers.names", spec)
 
 
 def weak_cases(config: ConfigDict) -> dict[str, Case]:
@@ -87,6 +99,18 @@ def large_cases(config: ConfigDict) -> dict[str, Case]:
     return cases
 
 
+def optimizer_cases(config: ConfigDict) -> dict[str, Case]:
+    """One model by optimizer and devices; on several it is fully sharded."""
+    part, cases = config.optimizers, {}
+    length = part.prompt_length + part.new_tokens
+    shape = TransformerConfig(**part.shape, context_length=length)
+    for devices in part.devices:
+        for spec in part.names:
+            case = _case(config, part, shape, devices, 1, devices > 1)
+            cases[f"{spec}, {devices} devices"] = case._replace(rl={**case.rl, "optimizer": spec})
+    return cases
+
+
 def lora_cases(config: ConfigDict) -> dict[str, Case]:
     """One model on one device by the rank of its adapters, one prompt in memory at a time."""
     lora, cases = config.lora, {}
@@ -107,11 +131,13 @@ def lora_cases(config: ConfigDict) -> dict[str, Case]:
 def row(case: Case, found: dict[str, Any]) -> dict[str, Any]:
     """A row of the table; all of one device."""
     sent = lm_scaling.communicated_bytes(case)
+    parameters = lm_scaling.parameter_count(TransformerConfig(**case.shape))
     return {
         "compiled GFLOP": found["flops"] / 1e9,
         "compiled traffic, MB": found["bytes"] / 1e6,
         "state, GB": lm_scaling.state_bytes(case) / 1e9,
         "compiled arguments, GB": found["arguments"] / 1e9,
+        "compiled arguments, bytes for a parameter": found["arguments"] / parameters,
         "compiled temporaries, GB": found["temporaries"] / 1e9,
         "TFLOP": lm_scaling.flops_of_device(case) / 1e12,
         "sent, GB": sum(sent.values()) / 1e9,

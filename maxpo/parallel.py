@@ -16,10 +16,11 @@ Scalable Parallelization for ML Computation Graphs" (https://arxiv.org/abs/2105.
 import contextlib
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -36,6 +37,7 @@ __all__ = [
     "fetch",
     "first_text",
     "from_first_process",
+    "from_slices",
     "initialize",
     "is_same_everywhere",
     "make_mesh",
@@ -117,6 +119,34 @@ def shard(tree: T, specs: Any) -> T:
         return tree
     mesh = jax.sharding.get_mesh()
     return jax.tree.map(lambda x, spec: _put(x, NamedSharding(mesh, spec)), tree, specs)
+
+
+def from_slices(
+    shape: tuple[int, ...],
+    spec: PartitionSpec | None,
+    make: Callable[[tuple[slice, ...]], np.ndarray],
+) -> jax.Array:
+    """An array that no one need hold whole, made slice by slice.
+
+    Args:
+      shape: The array's.
+      spec: Where it lies on the mesh. None: whole on the default device.
+      make: A slice, with a start and a stop on each axis, to its numbers. Called once for each that
+        a device of this process has; the host holds one of them at a time.
+    """
+    if spec is None:
+        return jnp.asarray(make(tuple(slice(0, size) for size in shape)))
+    sharding = NamedSharding(jax.sharding.get_mesh(), spec)
+    devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None  # It is of this process.
+        bounds = tuple(at.indices(size)[:2] for at, size in zip(index, shape, strict=True))
+        devices.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, holders in devices.items():
+        part = make(tuple(slice(*pair) for pair in bounds))
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in holders])
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def shard_batch(tree: T) -> T:

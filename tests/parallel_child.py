@@ -20,7 +20,7 @@ from maxpo import parallel, runs, training
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.training import stages, update
 from maxpo.lm.training.optimizer import make_optimizer
-from maxpo.lm.training.settings import make_settings
+from maxpo.lm.training.settings import layout, make_settings
 from maxpo.runs import load_config
 
 MESHES = {
@@ -70,7 +70,7 @@ def last_state(config, folder, name=METHOD):
     with parallel.use(parallel.make_mesh(config.mesh.data, config.mesh.model)):
         params = stages.Programs(make_settings(config)).params
         state = training.init_state(params, make_optimizer(config.rl, 1.0, rules=stages.RULES))
-        like = parallel.shard(state, stages.layout(config, state))
+        like = parallel.shard(state, layout(config, state))
         stored = json.loads((folder / name / "config.json").read_text())
         with runs.Run(stored, folder / name) as run:
             found, step = run.last_state(like)

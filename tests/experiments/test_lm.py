@@ -239,8 +239,9 @@ lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])
 
 def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_path, monkeypatch):
     def broken(params, prompts, key):
-        found = draw(params, prompts, key)
-        return found._replace(log_probs=found.log_probs.at[1, 2, 0].set(float("nan")))
+        found = draw(params, prompts, key)()
+        log_probs = found.log_probs.at[1, 2, 0].set(float("nan"))
+        return lambda: found._replace(log_probs=log_probs)
 
     draw = programs.draw
     monkeypatch.setattr(programs, "draw", broken)

@@ -13,6 +13,7 @@ from maxpo import lm, runs
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import door
 from maxpo.lm.training.handover import export
+from maxpo.lm.training.named_optimizers import DEFAULT_B2
 from maxpo.runs import UsageError, load_config, read_metrics
 
 LETTERS = "abcd"
@@ -201,16 +202,20 @@ def test_a_reward_that_raises_is_no_reward_and_stops_where_it_always_does(tmp_pa
         )
 
 
-def test_a_named_reward_is_scored_by_workers(tmp_path):
-    result = lm.train(
-        make_policy(),
-        TOKENIZER,
-        [lm.Problem("a=", "5")],
-        workdir=tmp_path / "run",
-        **{**SETTINGS, "steps": 1, "reward": "lm_verifier:unreliable", "workers": 1},
-    )
+def test_a_reward_and_an_optimizer_by_name(tmp_path):
+    policy, problems = make_policy(), [lm.Problem("a=", "5")]
+    settings = {**SETTINGS, "steps": 1, "reward": "lm_verifier:is_even", "workers": 1}
+    settings |= {"optimizer": "lion", "learning_rate": 0.05, "workdir": tmp_path / "run"}
+    result = lm.train(policy, TOKENIZER, problems, **settings)
     assert lm_verifier.__name__ == "lm_verifier"
     assert len(result.history) == 1
+    # Lion's steps have one length: the first of five that the rate grows over.
+    steps = [
+        np.abs(new - old) for old, new in zip(leaves(policy), leaves(result.policy), strict=True)
+    ]
+    assert max(step.max() for step in steps) == pytest.approx(0.01, rel=1e-3)
+    with pytest.raises(UsageError, match=r'optimizer: "lion" -> "lion:b2=0.98"'):
+        lm.train(policy, TOKENIZER, problems, **settings | {"optimizer": "lion:b2=0.98"})
 
 
 def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
@@ -252,6 +257,8 @@ def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
         ({"epochs": 2}, "expected clipped_ratio for 2 epochs"),
         ({"learning_rate": 0.1}, "learning_rate: expected none beside an optimizer"),
         ({"method": "rloo:learning_rate=0.1"}, "expected none beside an optimizer"),
+        ({"optimizer": "sgd"}, "optimizer: expected one of adamw, .*, got 'sgd'"),
+        ({"optimizer": "lion", "b2": 0.9}, "b2: expected the default of 0.95 for .*=lion"),
         ({"held_out": []}, "held_out: expected at least one problem or None"),
         ({"reward": 3}, "reward: expected a function or 'module:function', got 3"),
         ({"reward": "nothing"}, "module:function"),
@@ -277,8 +284,18 @@ def test_a_policy_or_tokenizer_that_does_not_fit_is_refused(tmp_path):
         lm.train(make_policy(), TOKENIZER, [], workdir=tmp_path / "run", **SETTINGS)
 
 
+def test_muon_needs_a_policy_that_names_its_matrices(tmp_path):
+    policy = make_policy()
+    policy.rules = None
+    settings = {**SETTINGS, "optimizer": "muon", "workdir": tmp_path / "run"}
+    with pytest.raises(ValueError, match="optimizer: expected a policy for muon"):
+        lm.train(policy, TOKENIZER, PROBLEMS, **settings)
+    assert not (tmp_path / "run").exists()
+
+
 def test_defaults_are_those_of_the_config():
     config = load_config("configs/lm.py").rl
+    assert (config.optimizer, config.b2) == ("adamw", DEFAULT_B2)
     differ = {name for name, value in door.RL_DEFAULTS.items() if config[name] != value}
     assert differ == {"sampling_batches", "learning_rate"}
 

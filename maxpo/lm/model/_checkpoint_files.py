@@ -1,21 +1,23 @@
 """The files of a checkpoint: opened to be read, and replaced so that no half of one is read."""
 
-import contextlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from maxpo import runs
 from maxpo._extras import missing_extra
 from maxpo.lm.model._checkpoint_config import CONFIG
+from maxpo.lm.model._safetensors import StoredTensor, header, list_tensors
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _WEIGHTS = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json")
@@ -47,19 +49,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return fields
 
 
-@contextlib.contextmanager
-def open_tensors(folder: Path, safetensors: ModuleType) -> Iterator[dict[str, Any]]:
-    """The open file of each tensor."""
-    with contextlib.ExitStack() as stack:
-        tensors: dict[str, Any] = {}
-        for name in _weight_files(folder):
-            try:
-                file = safetensors.safe_open(folder / name, framework="numpy")
-            except safetensors.SafetensorError as error:
-                raise ValueError(f"{folder / name} is no whole safetensors file: {error}") from None
-            file = stack.enter_context(file)
-            tensors.update(dict.fromkeys(file.keys(), file))
-        yield tensors
+def find_tensors(folder: Path, safetensors: ModuleType) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint by name."""
+    found: dict[str, StoredTensor] = {}
+    for name in _weight_files(folder):
+        found |= list_tensors(folder / name, safetensors)
+    return found
 
 
 def _weight_files(folder: Path) -> list[str]:
@@ -95,11 +90,11 @@ def listed(problems: Mapping[str, Sequence[str]]) -> str:
 def replace_checkpoint(
     folder: Path,
     fields: Mapping[str, Any],
-    sizes: Mapping[str, int],
+    shapes: Mapping[str, tuple[int, ...]],
     arrays: Iterable[tuple[str, np.ndarray]],
     *,
+    dtype: str,
     max_shard_bytes: int,
-    safetensors: ModuleType,
 ) -> None:
     """Writes a checkpoint, in the place of an older one.
 
@@ -109,10 +104,10 @@ def replace_checkpoint(
     Args:
       folder: Where to; created if need be.
       fields: What `config.json` holds.
-      sizes: Bytes of each tensor.
-      arrays: The tensors, in the order of `sizes`. Those of one file are held at a time, twice.
+      shapes: The tensors' by name.
+      arrays: The tensors, in the order of `shapes`. One is held at a time.
+      dtype: Theirs, "float32" or "bfloat16".
       max_shard_bytes: Most bytes of tensors in a file, unless one alone has more.
-      safetensors: The package.
 
     Raises:
       OSError: If a file cannot be written, naming it; an older checkpoint is still there.
@@ -122,12 +117,16 @@ def replace_checkpoint(
         shutil.rmtree(unfinished)
     unfinished.mkdir(parents=True)
     try:
+        bytes_each = jnp.dtype(dtype).itemsize
+        sizes = {name: bytes_each * math.prod(shape) for name, shape in shapes.items()}
         shards = _shards(sizes, max_shard_bytes)
         remaining = iter(arrays)
         for name, tensors in shards.items():
-            held = dict(itertools.islice(remaining, len(tensors)))
-            # "format" is what transformers asks for.
-            _write(unfinished / name, safetensors.numpy.save(held, metadata={"format": "pt"}))
+            first = header({tensor: shapes[tensor] for tensor in tensors}, dtype)
+            numbers = (
+                array.view(np.uint8).data for _, array in itertools.islice(remaining, len(tensors))
+            )
+            _write(unfinished / name, itertools.chain([first], numbers))
         names = [*shards]
         if len(shards) > 1:
             files = {tensor: name for name, tensors in shards.items() for tensor in tensors}
@@ -168,14 +167,15 @@ def _shards(sizes: Mapping[str, int], max_bytes: int) -> dict[str, list[str]]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    _write(path, (json.dumps(value, indent=2) + "\n").encode())
+    _write(path, [(json.dumps(value, indent=2) + "\n").encode()])
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, parts: Iterable[bytes | memoryview]) -> None:
     """Writes a file to the disk. A full one is found out here, not when the file is renamed."""
     try:
         with path.open("wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -1,9 +1,7 @@
 """A model's tensors: from a GGUF file to one of safetensors with Hugging Face's names."""
 
-import json
-import math
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,11 +10,11 @@ from maxpo import runs
 from maxpo.lm.model._checkpoint_files import listed
 from maxpo.lm.model._gguf_config import EMBEDDING, OUTPUT, ROPE_FACTORS
 from maxpo.lm.model._gguf_file import GGUFFile
+from maxpo.lm.model._safetensors import header
 from maxpo.lm.model.config import TransformerConfig
 
 __all__ = ["Weight", "list_weights", "write_weights"]
 
-_CODES = {"float32": "F32", "bfloat16": "BF16"}  # As safetensors names them.
 _ROWS = 4096  # How many become numbers at a time: a large embedding need not fit twice.
 
 
@@ -71,18 +69,7 @@ def write_weights(output: BinaryIO, file: GGUFFile, weights: Sequence[Weight], d
       dtype: What to store them as, "float32" or "bfloat16".
     """
     stored = jnp.dtype(dtype)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # What transformers asks for.
-    end = 0
-    for weight in weights:
-        start, end = end, end + math.prod(weight.shape) * stored.itemsize
-        header[weight.target] = {
-            "dtype": _CODES[dtype],
-            "shape": weight.shape,
-            "data_offsets": (start, end),
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # Numbers begin where processors like them to.
-    output.write(len(text).to_bytes(8, "little") + text)
+    output.write(header({weight.target: weight.shape for weight in weights}, dtype))
     for weight in runs.progress(weights, unit="tensors"):
         for start in range(0, weight.shape[0], _ROWS):
             rows = file.rows(weight.source, weight.order[start : start + _ROWS])

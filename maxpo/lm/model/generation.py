@@ -1,10 +1,9 @@
 """Sampling groups of completions from a language model."""
 
-import functools
 import math
-import operator
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +11,14 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike
 
-from maxpo.lm.model.policy import LanguageModel
+from maxpo.lm.model import _decoding, _graphs
+from maxpo.lm.model._blocks import Blocks, rooms
+from maxpo.lm.model._decoding import Chances, Settings
+from maxpo.lm.model._token_draw import sample, truncate
+from maxpo.lm.model.policy import LanguageModel, WithGrowingCache
 from maxpo.lm.model.prompts import Completions, Prompts, check_prompts
 
-__all__ = ["generate", "sample", "truncate"]
+__all__ = ["generate", "is_one_block", "sample", "start", "truncate"]
 
 
 def generate(
@@ -33,15 +36,21 @@ def generate(
 ) -> Completions:
     """Samples `group_size` completions of each prompt.
 
-    The prompts run once and their groups share the cache. One compiled loop then draws a token of
-    every sample a time, until all have drawn `eos_id` or `max_new_tokens` tokens. Tokens are drawn
+    The prompts run once and their groups share the cache. Compiled loops then draw a token of every
+    sample at a time, until all have drawn `eos_id` or `max_new_tokens` tokens. Tokens are drawn
     from the softmax of `logits / temperature`, truncated by `top_k` first and by `top_p` then.
 
+    Long completions are sampled in blocks where the model is `WithGrowingCache`: between them the
+    host makes the cache longer and moves the samples together that go on, so that a step pays for
+    the tokens that there are. Tokens are those of a single loop, to rounding. A short completion is
+    one block (`is_one_block`), and so is any inside `jax.jit`, where no host can decide.
+
     The function compiles again for other shapes, `eos_id`, `pad_id`, `top_k`, and for whether it is
-    greedy or has a `top_p`; not for other parameters, temperatures, values of `top_p` or keys. It
-    may be called inside `jax.jit`; there a model that is merged from its graph definition and state
-    costs less on the host for each call than one that passes through `nnx.jit`. A module that holds
-    something unhashable compiles at every call outside of `jax.jit`.
+    greedy or has a `top_p`; not for other parameters, temperatures, values of `top_p` or keys. A
+    block is compiled for how many samples go on, which is made one of few numbers. Inside `jax.jit`
+    a model that is merged from its graph definition and state costs less on the host for each call
+    than one that passes through `nnx.jit`. A module that holds something unhashable compiles at
+    every call outside of `jax.jit`.
 
     See "The Curious Case of Neural Text Degeneration" (https://arxiv.org/abs/1904.09751) for top_p.
 
@@ -68,6 +77,38 @@ def generate(
       TypeError: If the prompts' tokens are not integers or their mask is not boolean.
       ValueError: If a setting is out of range, a prompt is empty, or prompts and completions
         exceed the model's context together.
+    """
+    return start(
+        model,
+        prompts,
+        group_size=group_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        eos_id=eos_id,
+        key=key,
+        pad_id=pad_id,
+    )()
+
+
+def start(
+    model: LanguageModel,
+    prompts: Prompts,
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: ArrayLike = 1.0,
+    top_k: int | None = None,
+    top_p: ArrayLike | None = None,
+    eos_id: int | Sequence[int],
+    key: jax.Array,
+    pad_id: int = 0,
+) -> Callable[[], Completions]:
+    """Starts `generate`, whose arguments it has, and returns what finishes it.
+
+    The first block is in the device's queue when this returns. To finish takes the host as long as
+    the other blocks take the device; where there are none, nothing.
     """
     check_prompts(prompts)
     _check_integer("group_size", group_size, least=1)
@@ -99,14 +140,7 @@ def generate(
     if greedy or (not isinstance(top_p, jax.core.Tracer) and top_p == 1):
         top_p = None
 
-    graph, state = nnx.split(model)
-    return _generate(
-        _hashable(graph),
-        state,
-        prompts,
-        key,
-        jnp.float32(temperature),
-        None if top_p is None else jnp.float32(top_p),
+    settings = Settings(
         group_size=group_size,
         max_new_tokens=max_new_tokens,
         greedy=greedy,
@@ -114,134 +148,44 @@ def generate(
         ends=tuple(int(token) for token in ends),
         pad_id=pad_id,
     )
+    as_float = partial(jnp.asarray, dtype=jnp.float32)
+    chances = Chances(key, as_float(temperature), None if top_p is None else as_float(top_p))
+    graph, state = nnx.split(model)
+    graph = _graphs.hashable(graph)
+    traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves((state, prompts, chances)))
+    if traced or is_one_block(max_new_tokens) or not isinstance(model, WithGrowingCache):
+        found = _generate(graph, state, prompts, chances, settings)
+        return lambda: found
+    return Blocks(graph, state, model.cache_length_axes(), prompts, chances, settings).finish
 
 
-class _ById:
-    """A graph definition that cannot be hashed, because its module holds something that cannot."""
-
-    def __init__(self, graph: Any):
-        self.graph = graph
+def is_one_block(max_new_tokens: int) -> bool:
+    """Whether completions of so many tokens are sampled by a single loop in any case."""
+    return len(rooms(max_new_tokens)) == 1
 
 
-def _hashable(graph: Any) -> Any:
-    try:
-        hash(graph)
-    except TypeError:
-        return _ById(graph)
-    return graph
-
-
-class _Loop(NamedTuple):
-    """What one turn of the loop hands to the next. The arrays of samples are `[P, N, ...]`."""
-
-    step: jax.Array
-    cache: Any
-    done: jax.Array
-    last: jax.Array
-    tokens: jax.Array
-    log_probs: jax.Array
-
-
-@functools.partial(
-    jax.jit,
-    static_argnums=0,
-    static_argnames=("group_size", "max_new_tokens", "greedy", "top_k", "ends", "pad_id"),
-)
+@partial(jax.jit, static_argnames=("graph", "settings"))
 def _generate(
-    graph: Any,
-    state: Any,
-    prompts: Prompts,
-    key: jax.Array,
-    temperature: jax.Array,
-    top_p: jax.Array | None,
-    *,
-    group_size: int,
-    max_new_tokens: int,
-    greedy: bool,
-    top_k: int | None,
-    ends: tuple[int, ...],
-    pad_id: int,
+    graph: Any, state: Any, prompts: Prompts, chances: Chances, settings: Settings
 ) -> Completions:
-    model = nnx.merge(graph.graph if isinstance(graph, _ById) else graph, state)
-    P, N, T = prompts.tokens.shape[0], group_size, max_new_tokens
-    prompt, hidden = model.prefill(prompts)
-    weights = model.decoding_weights()
-
-    def draw(logits: jax.Array, step: ArrayLike) -> tuple[jax.Array, jax.Array]:
-        """Tokens `[P, N]` and their log-probabilities, from logits `[P, N, V]`."""
-        if greedy:
-            token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
-        else:
-            logits = truncate(logits / temperature, top_k=top_k, top_p=top_p)
-            drawn = jax.random.uniform(jax.random.fold_in(key, step), (P, N), jnp.float32)
-            token = sample(logits, drawn)
-        chosen = jnp.take_along_axis(logits, token[..., None], axis=-1)[..., 0]
-        return token, chosen - jax.nn.logsumexp(logits, axis=-1)
-
-    def is_end(token: jax.Array) -> jax.Array:
-        return functools.reduce(operator.or_, [token == end for end in ends])
-
-    def turn(loop: _Loop) -> _Loop:
-        hidden, cache = model.decode(weights, loop.last, loop.step - 1, prompt, loop.cache)
-        token, log_prob = draw(model.logits(hidden), loop.step)
-        token = jnp.where(loop.done, pad_id, token)
-        first = jnp.int32(0)
-        place = (first, first, loop.step)  # All of one type, also in x64 mode.
-        return _Loop(
-            loop.step + 1,
-            cache,
-            loop.done | is_end(token),
-            token,
-            jax.lax.dynamic_update_slice(loop.tokens, token[..., None], place),
-            jax.lax.dynamic_update_slice(
-                loop.log_probs, jnp.where(loop.done, 0, log_prob)[..., None], place
-            ),
-        )
-
-    logits = model.logits(hidden)
-    token, log_prob = draw(jnp.broadcast_to(logits[:, None], (P, N, logits.shape[-1])), 0)
-    loop = _Loop(
-        jnp.int32(1),
-        model.empty_cache(P, N, max(T - 1, 1)),
-        is_end(token),
-        token,
-        jnp.full((P, N, T), pad_id, jnp.int32).at[..., 0].set(token),
-        jnp.zeros((P, N, T), jnp.float32).at[..., 0].set(log_prob),
+    """Samples by a single loop."""
+    model = _graphs.merged(graph, state)
+    (room,) = rooms(settings.max_new_tokens)[-1:]
+    prompt, samples = _decoding.begin(model, prompts, chances, settings, room=room)
+    samples, _ = _decoding.advance(
+        model,
+        model.decoding_weights(),
+        prompt,
+        samples,
+        chances,
+        settings,
+        prompts=prompts.tokens.shape[0],
+        places=None,
+        step=jnp.int32(1),
+        stop=settings.max_new_tokens,
+        enough=0,
     )
-    loop = jax.lax.while_loop(lambda loop: (loop.step < T) & ~jnp.all(loop.done), turn, loop)
-    ended = is_end(loop.tokens).astype(jnp.int32)
-    # Up to the first end, and nothing of what was never drawn.
-    mask = (jnp.cumsum(ended, axis=-1) == ended) & (jnp.arange(T, dtype=jnp.int32) < loop.step)[
-        None, None
-    ]
-    return Completions(loop.tokens, loop.log_probs, mask)
-
-
-def truncate(logits: jax.Array, *, top_k: int | None, top_p: ArrayLike | None) -> jax.Array:
-    """Sets the logits `[..., V]` of unlikely tokens to -inf: below `top_k`, then beyond `top_p`."""
-    if top_k is not None:
-        least = jax.lax.top_k(logits, top_k)[0][..., -1:]
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    if top_p is not None:
-        descending = -jnp.sort(-logits, axis=-1)
-        probabilities = jax.nn.softmax(descending, axis=-1)
-        before = jnp.cumsum(probabilities, axis=-1) - probabilities
-        # The likeliest token stays even where rounding leaves nothing before it to compare.
-        kept = (before < top_p).at[..., 0].set(True)
-        least = jnp.min(jnp.where(kept, descending, jnp.inf), axis=-1, keepdims=True)
-        logits = jnp.where(logits < least, -jnp.inf, logits)
-    return logits
-
-
-def sample(logits: jax.Array, uniform: jax.Array) -> jax.Array:
-    """Tokens `[...]`, int32, by inverting the distribution function at `uniform` in [0, 1)."""
-    weights = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-    # Parallel sums are not monotone to the last bit: without the mask an impossible token could
-    # seem to have a chance of one rounding, and be drawn once in a million.
-    reached = jnp.where(weights > 0, jnp.cumsum(weights, axis=-1), 0)
-    beyond = reached > uniform[..., None] * jnp.max(reached, axis=-1, keepdims=True)
-    indices = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    return jnp.min(jnp.where(beyond, indices, logits.shape[-1]), axis=-1)
+    return _decoding.completions(samples.tokens, samples.log_probs, settings)
 
 
 def _check_integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:

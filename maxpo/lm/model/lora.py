@@ -13,10 +13,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from maxpo import parallel
 from maxpo.lm.model._layer import Adapter
 from maxpo.lm.model.sharding import ADAPTED
 from maxpo.lm.model.transformer import Transformer
@@ -118,16 +116,22 @@ def merged(model: Transformer) -> nnx.State:
     """The parameters of the model without adapters that computes the same.
 
     `W + alpha / rank A B` in float32, whatever the dtype of W, because the change may be less than
-    bfloat16 has room for; on the host. Without adapters these are the model's own parameters.
+    bfloat16 has room for. Without adapters these are the model's own parameters.
     """
     adapters = adapters_of(model)
     if adapters is None:
         return nnx.state(model)
     plain = nnx.merge(*nnx.split(model))
     plain.layers.adapters = nnx.static(None)
-    state: Any = parallel.fetch(nnx.state(plain))
-    for name, adapter in parallel.fetch(adapters.weights()).items():
-        kernel = np.asarray(state["layers"][name][...], np.float32)
-        change = adapter.a @ adapter.b.reshape(*adapter.b.shape[:2], -1)
-        state["layers"][name].set_value(kernel + change.reshape(kernel.shape))
+    state: Any = nnx.state(plain)
+    for name, adapter in adapters.weights().items():
+        kernel = state["layers"][name][...]
+        # Where the matrix lies there its sum lies, too.
+        add = jax.jit(_add, out_shardings=kernel.sharding)
+        state["layers"][name] = nnx.Param(add(kernel, adapter))
     return state
+
+
+def _add(kernel: jax.Array, adapter: Adapter) -> jax.Array:
+    change = jnp.einsum("lir,lr...->li...", *adapter, precision="highest")
+    return kernel.astype(jnp.float32) + change

@@ -15,13 +15,16 @@ from maxpo.lm.model.prompts import Prompts
 
 __all__ = [
     "NOTHING_FROZEN",
+    "NO_LENGTH",
     "LanguageModel",
     "Scored",
+    "WithGrowingCache",
     "WithHiddenStates",
     "WithLogits",
     "trainable",
 ]
 
+NO_LENGTH = -1
 NOTHING_FROZEN: nnx.State = nnx.State({})
 """What a policy that is trained whole has beside trained parameters."""
 
@@ -64,6 +67,22 @@ class LanguageModel(Protocol):
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Logits `[..., V]`, float32, of states `[..., D]`."""
+
+
+@runtime_checkable
+class WithGrowingCache(LanguageModel, Protocol):
+    """A policy whose caches may be cut and grown while it samples.
+
+    The arrays of a prompt's cache have the leading axis P, those of the samples' own P and N, and
+    no sample depends on another one. `decode` asks for no more room than `step + 1` tokens, and
+    entries that it has not written mean nothing.
+    """
+
+    def cache_length_axes(self) -> Any:
+        """The axis of tokens of each array that `empty_cache` returns, in a tree of its structure.
+
+        `NO_LENGTH` where there is none, such as for a recurrent state.
+        """
 
 
 class WithHiddenStates(Protocol):

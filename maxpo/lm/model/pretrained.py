@@ -4,33 +4,38 @@ A checkpoint is a folder with `config.json` and either `model.safetensors` or se
 with their `model.safetensors.index.json`. The folder is all that is read; nothing is downloaded.
 """
 
-import math
+import itertools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maxpo import parallel
 from maxpo.lm.model._checkpoint_config import CONFIG, from_fields, to_fields, with_extra
+from maxpo.lm.model._checkpoint_entries import EMBEDDING, Entry, entries, shapes
 from maxpo.lm.model._checkpoint_files import (
+    find_tensors,
     import_safetensors,
     listed,
-    open_tensors,
     read_json,
     replace_checkpoint,
     write_json,
 )
+from maxpo.lm.model._safetensors import FLOATS, Index, StoredTensor, copy
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.sharding import RULES, layout
 from maxpo.lm.model.transformer import Transformer
 
 __all__ = ["check_pretrained", "load_config", "load_pretrained", "save_config", "save_pretrained"]
 
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_EMBEDDING = "model.embed_tokens.weight"
+Tensors = Mapping[str, StoredTensor]
+
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 def load_config(
@@ -75,11 +80,13 @@ def load_pretrained(
     dtype: str = "float32",
     param_dtype: str = "float32",
     remat: bool = False,
+    fully_sharded: bool = False,
 ) -> Transformer:
     """The model of a checkpoint. Needs `pip install 'maxpo[hf]'`, of which only safetensors.
 
-    Everything is checked before the first tensor is read. Tensors are read one at a time, so the
-    host holds no more than the stacked layers of one kind of matrix beside the model.
+    Everything is checked before the first tensor is read. On a mesh each device gets its slices,
+    and each process reads those of its own devices: beside them its host holds one device's part of
+    the stacked layers of one kind of matrix.
 
     Args:
       folder: The checkpoint.
@@ -87,28 +94,26 @@ def load_pretrained(
       dtype: Dtype of the computation.
       param_dtype: Dtype of the parameters; the checkpoint's own are cast.
       remat: As in `TransformerConfig`.
+      fully_sharded: As in `maxpo.lm.model.sharding.layout`.
 
     Returns:
-      The model, on the default device.
+      The model, laid out on the mesh by `RULES`; without one on the default device.
 
     Raises:
       MissingExtraError: If the package `safetensors` is missing.
-      ValueError: As `load_config` and `check_pretrained`.
+      ValueError: As `load_config`, `check_pretrained` and `layout`.
     """
     safetensors = import_safetensors("load_pretrained")
     config = load_config(
         folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
-    with open_tensors(Path(folder), safetensors) as tensors:
-        _check_tensors(folder, config, tensors)
-        for entry in _entries(config):
-            param = _param(model, entry.path)
-            stacked = np.empty(param.shape, jnp.dtype(param_dtype))
-            for number, layer in enumerate(_layers(entry, stacked)):
-                names = [source.name(number) for source in entry.sources]
-                layer[...] = entry.pack(*(tensors[name].get_tensor(name) for name in names))
-            param.set_value(jnp.asarray(stacked))
+    tensors = find_tensors(Path(folder), safetensors)
+    _check_tensors(folder, config, tensors)
+    for entry in entries(config):
+        param = _param(model, entry.path)
+        like = jax.ShapeDtypeStruct(param.shape, param.dtype)
+        param.set_value(_load(entry, tensors, like, fully_sharded=fully_sharded))
     return model
 
 
@@ -125,8 +130,8 @@ def check_pretrained(folder: str | os.PathLike[str], config: TransformerConfig) 
         shape or not floating-point numbers, or a tied model has an unembedding of its own, naming
         them.
     """
-    with open_tensors(Path(folder), import_safetensors("model.pretrained")) as tensors:
-        _check_tensors(folder, config, tensors)
+    tensors = find_tensors(Path(folder), import_safetensors("model.pretrained"))
+    _check_tensors(folder, config, tensors)
 
 
 def save_pretrained(
@@ -142,6 +147,9 @@ def save_pretrained(
     Needs `pip install 'maxpo[hf]'`, of which only safetensors. It becomes a Qwen3 with
     `qk_norm`, a Qwen2 with `attention_bias`, and else a Llama. Tokenizer and generation settings
     are not the model's: copy those files of the original beside it.
+
+    Tensors are gathered and written one at a time, beside which the host holds one layer of a kind
+    of matrix. On a pod all processes call it; the first one writes.
 
     An older checkpoint in the folder is replaced when the new one is on the disk, which has to have
     room for both. Whenever this is killed, the folder holds the older one, or no `config.json` and
@@ -164,7 +172,7 @@ def save_pretrained(
         model.
       OSError: If a file cannot be written, naming it. An older checkpoint is still there.
     """
-    safetensors = import_safetensors("save_pretrained")
+    import_safetensors("save_pretrained")
     config = model.config
     stored = config.param_dtype if dtype is None else dtype
     if stored not in ("float32", "bfloat16"):
@@ -172,14 +180,18 @@ def save_pretrained(
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes: expected at least 1, got {max_shard_bytes}")
     fields = with_extra(to_fields(config, stored), extra or {}, config)
-    bytes_each = jnp.dtype(stored).itemsize
+    arrays = _arrays(model, stored)
+    if jax.process_index():
+        for _ in arrays:  # Process 0 needs their parts.
+            pass
+        return
     replace_checkpoint(
         Path(folder),
         fields,
-        {name: bytes_each * math.prod(shape) for name, shape in _shapes(config).items()},
-        _arrays(model, stored),
+        shapes(config),
+        arrays,
+        dtype=stored,
         max_shard_bytes=max_shard_bytes,
-        safetensors=safetensors,
     )
 
 
@@ -206,78 +218,6 @@ def save_config(
     write_json(path / CONFIG, with_extra(to_fields(config, dtype), extra or {}, config))
 
 
-class _Source(NamedTuple):
-    """A tensor of the checkpoint; `{}` in the pattern is the number of the layer."""
-
-    pattern: str
-    shape: tuple[int, ...]
-
-    def name(self, layer: int) -> str:
-        return self.pattern.format(layer)
-
-
-class _Entry(NamedTuple):
-    """A parameter of ours, or a layer of a stacked one, and the tensors that it is made of."""
-
-    path: tuple[str, ...]
-    sources: tuple[_Source, ...]
-    pack: Callable[..., np.ndarray]
-    unpack: Callable[[np.ndarray], tuple[np.ndarray, ...]]
-
-
-def _entries(config: TransformerConfig) -> list[_Entry]:
-    """Which tensors make up which parameter. Torch keeps matrices as `[outputs, inputs]`."""
-    c, width = config, config.head_width
-
-    def same(path: tuple[str, ...], pattern: str, *shape: int) -> _Entry:
-        return _Entry(path, (_Source(pattern, shape),), lambda x: x, lambda x: (x,))
-
-    def layer(name: str, pattern: str, *shape: int) -> _Entry:
-        """A vector, or a matrix to be transposed."""
-        source = _Source(f"model.layers.{{}}.{pattern}", shape)
-        return _Entry(("layers", name), (source,), lambda x: x.T, lambda x: (x.T,))
-
-    def heads(name: str, kind: str, *inputs: int) -> _Entry:
-        """Queries of all heads, keys and values, side by side for each head of keys."""
-        counts = (c.heads, c.kv_heads, c.kv_heads)
-        sources = tuple(
-            _Source(f"model.layers.{{}}.self_attn.{part}_proj.{kind}", (count * width, *inputs))
-            for part, count in zip("qkv", counts, strict=True)
-        )
-
-        def pack(*parts: np.ndarray) -> np.ndarray:
-            return np.concatenate(
-                [x.T.reshape(*inputs, c.kv_heads, -1, width) for x in parts], axis=-2
-            )
-
-        def unpack(value: np.ndarray) -> tuple[np.ndarray, ...]:
-            group = c.heads // c.kv_heads
-            parts = np.split(value, [group, group + 1], axis=-2)
-            return tuple(x.reshape(*inputs, -1).T for x in parts)
-
-        return _Entry(("layers", name), sources, pack, unpack)
-
-    entries = [
-        same(("embedding",), _EMBEDDING, c.vocab_size, c.hidden),
-        same(("final_norm",), "model.norm.weight", c.hidden),
-        layer("attention_norm", "input_layernorm.weight", c.hidden),
-        heads("qkv", "weight", c.hidden),
-        layer("attention_out", "self_attn.o_proj.weight", c.hidden, c.heads * width),
-        layer("mlp_norm", "post_attention_layernorm.weight", c.hidden),
-        layer("gate", "mlp.gate_proj.weight", c.mlp, c.hidden),
-        layer("up", "mlp.up_proj.weight", c.mlp, c.hidden),
-        layer("down", "mlp.down_proj.weight", c.hidden, c.mlp),
-    ]
-    if not c.tied_embeddings:
-        entries.append(same(("output",), "lm_head.weight", c.vocab_size, c.hidden))
-    if c.attention_bias:
-        entries.append(heads("qkv_bias", "bias"))
-    if c.qk_norm:
-        entries.append(layer("query_norm", "self_attn.q_norm.weight", width))
-        entries.append(layer("key_norm", "self_attn.k_norm.weight", width))
-    return entries
-
-
 def _param(model: Transformer, path: tuple[str, ...]) -> Any:
     owner: Any = model
     for name in path:
@@ -285,37 +225,66 @@ def _param(model: Transformer, path: tuple[str, ...]) -> Any:
     return owner
 
 
-def _layers(entry: _Entry, value: np.ndarray) -> Iterator[np.ndarray]:
+def _layers(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
     """Views of the layers of a stacked parameter; the whole of one that is not."""
-    return iter(value if entry.path[0] == "layers" else value[None])
+    return iter(value if entry.is_stacked else value[None])
 
 
-def _shapes(config: TransformerConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor."""
-    return {
-        source.name(number): source.shape
-        for entry in _entries(config)
-        for number in range(config.layers if entry.path[0] == "layers" else 1)
-        for source in entry.sources
-    }
+def _load(
+    entry: Entry, tensors: Tensors, like: jax.ShapeDtypeStruct, *, fully_sharded: bool
+) -> jax.Array:
+    """A parameter, of which each device gets its slice."""
+    specs = layout({entry.path[-1]: like}, RULES, fully_sharded=fully_sharded)
+    spec = None if specs is None else specs[entry.path[-1]]
+    return parallel.from_slices(
+        like.shape, spec, lambda index: _read(entry, tensors, like.dtype, index)
+    )
+
+
+def _read(entry: Entry, tensors: Tensors, dtype: Any, index: Index) -> np.ndarray:
+    """A slice of a parameter; of the files nothing else is read."""
+    part = np.empty([at.stop - at.start for at in index], dtype)
+    of_layer = index[1:] if entry.is_stacked else index
+    first = index[0].start if entry.is_stacked else 0
+    indices = entry.indices(of_layer)
+
+    def read_layer(number: int, layer: np.ndarray) -> None:
+        for source, view, at in zip(entry.sources, entry.views(layer), indices, strict=True):
+            copy(view, tensors[source.name(number)].read(at).reshape(view.shape))
+
+    # Copies let go of the interpreter.
+    with ThreadPoolExecutor(_THREADS) as pool:
+        list(pool.map(read_layer, itertools.count(first), _layers(entry, part)))
+    return part
 
 
 def _arrays(model: Transformer, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
-    """The tensors in the order of `_shapes`; one kind of matrix is on the host at a time."""
-    for entry in _entries(model.config):
-        value = np.asarray(jax.device_get(_param(model, entry.path)[...]))
-        for number, layer in enumerate(_layers(entry, value)):
-            for source, array in zip(entry.sources, entry.unpack(layer), strict=True):
-                yield source.name(number), np.ascontiguousarray(array, jnp.dtype(dtype))
+    """The tensors in the order of `shapes`; one layer of a kind of matrix is on the host at a time.
+
+    On a pod all processes must go through them.
+    """
+    for entry in entries(model.config):
+        param = _param(model, entry.path)[...]
+        for number in range(len(param) if entry.is_stacked else 1):
+            layer = parallel.fetch(_layer(param, number) if entry.is_stacked else param)
+            for source, view in zip(entry.sources, entry.views(np.asarray(layer)), strict=True):
+                array = np.empty(view.shape, dtype)
+                copy(array, view)
+                yield source.name(number), array.reshape(source.shape)
+
+
+@jax.jit
+def _layer(stacked: jax.Array, number: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(stacked, number, keepdims=False)
 
 
 def _check_tensors(
     folder: str | os.PathLike[str],
     config: TransformerConfig,
-    tensors: Mapping[str, Any],
+    tensors: Tensors,
 ) -> None:
     """Raises ValueError unless the checkpoint holds just the tensors that the model is made of."""
-    expected = _shapes(config)
+    expected = shapes(config)
     # A tied model's file may hold its one matrix twice.
     again = {"lm_head.weight": (config.vocab_size, config.hidden)} if config.tied_embeddings else {}
     extra = [
@@ -328,11 +297,11 @@ def _check_tensors(
     for name, shape in {**expected, **again}.items():
         if name not in tensors:
             continue
-        view = tensors[name].get_slice(name)
-        if tuple(view.get_shape()) != shape:
-            misshapen.append(f"{name} {view.get_shape()} instead of {list(shape)}")
-        if view.get_dtype() not in _FLOATS:
-            other.append(f"{name} {view.get_dtype()}")
+        found = tensors[name]
+        if found.shape != shape:
+            misshapen.append(f"{name} {list(found.shape)} instead of {list(shape)}")
+        if found.dtype not in FLOATS:
+            other.append(f"{name} {found.dtype}")
     problems = {
         "missing": sorted(name for name in expected if name not in tensors),
         "not expected": sorted(extra),
@@ -344,19 +313,18 @@ def _check_tensors(
             f"the tensors in {folder} are not those of its {CONFIG}; {listed(problems)}"
         )
     for name in again.keys() & tensors.keys():
-        if not _are_equal(tensors, name, _EMBEDDING, config.vocab_size):
+        if not _are_equal(tensors[name], tensors[EMBEDDING]):
             raise ValueError(
-                f"{name} in {folder} differs from {_EMBEDDING}, which it would be by "
+                f"{name} in {folder} differs from {EMBEDDING}, which it would be by "
                 f"tie_word_embeddings=true: expected equal matrices, or false in {CONFIG}"
             )
 
 
-def _are_equal(tensors: Mapping[str, Any], one: str, other: str, rows: int) -> bool:
-    """Whether two matrices hold the same numbers; read in parts, as they may be large."""
-    views = [tensors[name].get_slice(name) for name in (one, other)]
-    for start in range(0, rows, 4096):
-        end = min(start + 4096, rows)
-        first, second = (np.asarray(view[start:end], np.float32) for view in views)
+def _are_equal(one: StoredTensor, other: StoredTensor) -> bool:
+    """Whether two matrices hold the same numbers; compared in parts, as they may be large."""
+    for start in range(0, one.shape[0], 4096):
+        rows = (slice(start, start + 4096),)
+        first, second = (tensor.read(rows).astype(np.float32) for tensor in (one, other))
         if not np.array_equal(first, second):
             return False
     return True

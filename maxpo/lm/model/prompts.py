@@ -70,15 +70,19 @@ def check_tokens(name: str, tokens: jax.Array, mask: jax.Array, axes: str) -> No
 def check_prompts(prompts: Prompts) -> None:
     """Checks prompts as `check_tokens` does, and that none of them is empty.
 
-    Emptiness is a matter of values, so it is only seen where they are known: not inside `jax.jit`.
+    Emptiness is a matter of values, so it is only seen where they are known: not inside `jax.jit`,
+    nor where other processes have some of them.
 
     Raises:
       TypeError: If `tokens` are not integers or `mask` is not boolean.
       ValueError: If ranks or shapes are wrong, or a prompt has no token.
     """
     check_tokens("prompts", *prompts, axes="PT")
-    if isinstance(prompts.mask, jax.core.Tracer):
+    mask = prompts.mask
+    if isinstance(mask, jax.core.Tracer):
         return
-    (empty,) = np.nonzero(~np.asarray(prompts.mask).any(axis=1))
+    if isinstance(mask, jax.Array) and not mask.is_fully_addressable:
+        return
+    (empty,) = np.nonzero(~np.asarray(mask).any(axis=1))
     if empty.size:
         raise ValueError(f"expected at least one token in every prompt, got none in {empty[0]}")

@@ -1,6 +1,6 @@
-"""Where each array of a model lies on a mesh, and which of them decay: one table for both."""
+"""Where each array of a model lies on a mesh, which decay and which are matrices: one table."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -11,9 +11,32 @@ from jax.sharding import PartitionSpec
 from maxpo import parallel
 from maxpo.parallel import DATA, MODEL
 
-__all__ = ["ADAPTED", "PROMPT_CACHE", "RULES", "SAMPLE_CACHE", "Rule", "Rules", "decays", "layout"]
+__all__ = [
+    "ADAPTED",
+    "PROMPT_CACHE",
+    "RULES",
+    "SAMPLE_CACHE",
+    "Matrix",
+    "Rule",
+    "Rules",
+    "decays",
+    "layout",
+    "map_matrices",
+]
 
 FULLY = "data, where fully sharded"
+
+
+class Matrix(NamedTuple):
+    """Which axes of an array are those of a matrix; the others count its matrices.
+
+    Attributes:
+      inputs: Those of what it is multiplied with.
+      outputs: Those of the product.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
 
 class Rule(NamedTuple):
@@ -23,13 +46,18 @@ class Rule(NamedTuple):
       axes: The axis of the mesh over which each axis of the array is cut; None: over none. `FULLY`
         is `data` where parameters are fully sharded.
       decays: Whether weight decay makes it smaller: matrices do, scales and biases do not.
+      matrix: What an optimizer of matrices makes orthogonal. None: nothing, as of embeddings, whose
+        rows are vectors of their own.
     """
 
     axes: tuple[str | None, ...]
     decays: bool
+    matrix: Matrix | None = None
 
 
 Rules = Mapping[str, Rule]
+
+_STACKED = Matrix((1,), (2,))  # A matrix for each layer.
 
 # The transformer's arrays, whose layers are stacked. Heads and the width of the MLP are cut over
 # `model`, so that a layer communicates twice: after `attention_out` and after `down`.
@@ -38,16 +66,17 @@ RULES: dict[str, Rule] = {
     "output": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
     "final_norm": Rule((None,), decays=False),  # hidden
     "attention_norm": Rule((None, None), decays=False),  # layer, hidden
-    # layer, hidden, kv head, query, head_dim
-    "qkv": Rule((None, FULLY, MODEL, None, None), decays=True),
+    # layer, hidden, kv head, query, head_dim. Queries, keys and values are matrices of their own.
+    "qkv": Rule((None, FULLY, MODEL, None, None), decays=True, matrix=Matrix((1,), (2, 4))),
     "qkv_bias": Rule((None, MODEL, None, None), decays=False),
     "query_norm": Rule((None, None), decays=False),  # layer, head_dim
     "key_norm": Rule((None, None), decays=False),  # layer, head_dim
-    "attention_out": Rule((None, MODEL, FULLY), decays=True),  # layer, head * head_dim, hidden
+    # layer, head * head_dim, hidden
+    "attention_out": Rule((None, MODEL, FULLY), decays=True, matrix=_STACKED),
     "mlp_norm": Rule((None, None), decays=False),  # layer, hidden
-    "gate": Rule((None, FULLY, MODEL), decays=True),  # layer, hidden, mlp
-    "up": Rule((None, FULLY, MODEL), decays=True),
-    "down": Rule((None, MODEL, FULLY), decays=True),  # layer, mlp, hidden
+    "gate": Rule((None, FULLY, MODEL), decays=True, matrix=_STACKED),  # layer, hidden, mlp
+    "up": Rule((None, FULLY, MODEL), decays=True, matrix=_STACKED),
+    "down": Rule((None, MODEL, FULLY), decays=True, matrix=_STACKED),  # layer, mlp, hidden
 }
 
 ADAPTED = ("qkv", "attention_out", "gate", "up", "down")
@@ -55,9 +84,9 @@ ADAPTED = ("qkv", "attention_out", "gate", "up", "down")
 
 # A `[layer, in, rank]` lies as its matrix's input does, B `[layer, rank, out ...]` as the output.
 for _name in ADAPTED:
-    _layer, _input, *_outputs = RULES[_name].axes
-    RULES[f"{_name}_a"] = Rule((_layer, _input, None), decays=True)
-    RULES[f"{_name}_b"] = Rule((_layer, None, *_outputs), decays=True)
+    (_layer, _input, *_outputs), _, _matrix = RULES[_name]
+    RULES[f"{_name}_a"] = Rule((_layer, _input, None), decays=True, matrix=_STACKED)
+    RULES[f"{_name}_b"] = Rule((_layer, None, *_outputs), decays=True, matrix=_matrix)
 
 # Keys and values of prompts `[P, kv heads, ...]` and of samples `[P, N, kv heads, ...]`.
 PROMPT_CACHE = (DATA, MODEL)
@@ -122,6 +151,28 @@ def decays(params: nnx.State, rules: Rules | None) -> nnx.State:
             return np.ndim(leaf) >= 2
         rule = _rule(path, leaf, rules)
         return rule is not None and rule.decays
+
+    return jax.tree_util.tree_map_with_path(of_leaf, params)
+
+
+def map_matrices(
+    function: Callable[[Matrix], Any], params: Any, rules: Rules, *, otherwise: Any
+) -> Any:
+    """A function of the `matrix` of each parameter, and a value for those that are none.
+
+    Args:
+      function: Of the axes of a matrix.
+      params: Parameters of a model, or a part of them.
+      rules: By name, as for `layout`.
+      otherwise: The value.
+
+    Raises:
+      ValueError: If there is no rule for an array of two axes or more.
+    """
+
+    def of_leaf(path: tuple[Any, ...], leaf: Any) -> Any:
+        rule = _rule(path, leaf, rules)
+        return otherwise if rule is None or rule.matrix is None else function(rule.matrix)
 
     return jax.tree_util.tree_map_with_path(of_leaf, params)
 

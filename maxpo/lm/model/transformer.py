@@ -241,6 +241,10 @@ class Transformer(nnx.Module):
         )
         return parallel.constrain(cache, *SAMPLE_CACHE)
 
+    def cache_length_axes(self) -> tuple[KeysAndValues, ...]:
+        """The axes of tokens in `empty_cache`."""
+        return (KeysAndValues._make((4, 3)),) * self.config.layers
+
     def decoding_weights(self) -> tuple[LayerWeights, ...]:
         """The arrays of each layer by themselves, in the dtype of the computation.
 

@@ -79,6 +79,10 @@ class Uncached(nnx.Module):
         """Room for the tokens of every sample."""
         return jnp.zeros((prompts, group_size, length), jnp.int32)
 
+    def cache_length_axes(self) -> int:
+        """The axis of tokens in `empty_cache`."""
+        return 2
+
     def decoding_weights(self) -> None:
         """Nothing: the module has its own."""
 

@@ -6,6 +6,7 @@ from typing import get_args
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, runs
+from maxpo.lm.training.named_optimizers import check_optimizer
 from maxpo.lm.training.variance_ratio import has_variance_ratio
 from maxpo.methods import Method
 from maxpo.order_statistics import powers_up_to
@@ -73,6 +74,7 @@ def check_rl(config: ConfigDict) -> None:
         or_infinite=("rl.max_gradient_norm", "rl.clip_high"),
     )
     check_b2("rl.b2", config.rl.b2)
+    check_optimizer("rl", config.rl)
     _check_sizes(config)
     _check_choices(config.rl)
     _check_truncated(config.rl)

@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo import parallel, runs, training
-from maxpo.adaptive_k import init_success_estimate
+from maxpo import parallel, runs
 from maxpo.lm.model.lora import LoRA, adapt, adapters_of
 from maxpo.lm.model.policy import trainable
-from maxpo.lm.model.sharding import layout
+from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
 from maxpo.lm.tasks.text import Problem, digest
@@ -34,7 +32,9 @@ from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.handover import save_shape
+from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
+from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
@@ -114,7 +114,7 @@ def train(
     steps: int = 100,
     max_new_tokens: int = 64,
     temperature: float = 1.0,
-    optimizer: optax.GradientTransformation | None = None,
+    optimizer: optax.GradientTransformation | str = "adamw",
     lora: LoRA | None = None,
     success: float = 1.0,
     binary: bool = False,
@@ -153,7 +153,8 @@ def train(
       steps: Updates.
       max_new_tokens: T, the longest completion in tokens.
       temperature: Temperature of sampling, in training and evaluation.
-      optimizer: Any. None: AdamW with the learning rate, warm-up and clipping of `rl`.
+      optimizer: The `rl.optimizer` of configs/lm.py, with the learning rate, warm-up, clipping and
+        weight decay of `rl`: "adamw", "muon:momentum=0.9". Or any of optax.
       lora: Adapters of a `Transformer`, which are then all that is trained and stored. None: all is
         trained, or where the policy has variables of the type `nnx.LoRAParam` those alone.
       success: The reward from which a completion is correct, for pass@k.
@@ -195,6 +196,8 @@ def train(
             "group_size": group_size,
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
+            # One that is given reads nothing of `rl`.
+            "optimizer": optimizer if isinstance(optimizer, str) else "adamw",
             "save_every": save_every,
             "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
         },
@@ -211,7 +214,8 @@ def train(
         check_graded([chosen.estimator], "method", "truncated=penalty")
     if log_every < 0:
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
-    _check_optimizer(optimizer, chosen, rl)
+    rules = getattr(policy, "rules", None)
+    _check_optimizer(optimizer, rules, chosen, rl)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
@@ -226,7 +230,7 @@ def train(
         "seed": seed,
         "success": success,
         "binary": binary,
-        "optimizer": "AdamW" if optimizer is None else "given",
+        "optimizer": optimizer if isinstance(optimizer, str) else "given",
         "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
@@ -236,12 +240,13 @@ def train(
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
-    rules = getattr(policy, "rules", None)
     place = partial(layout, rules=rules, fully_sharded=False)
     frozen = parallel.shard(frozen, place(frozen))
 
     def make(rate: jax.Array | float) -> optax.GradientTransformation:
-        return optimizer or make_optimizer(config.rl, rate, rules=rules)
+        if not isinstance(optimizer, str):
+            return optimizer
+        return make_optimizer(config.rl, rate, rules=rules)
 
     grading = Grading(success, binary)
     failures = FailureLog()
@@ -266,12 +271,12 @@ def train(
         journal = Journal(log_every, LOGGED_GROUPS)
         folder = runs.new_folder("lm") if workdir is None else workdir
         run = stack.enter_context(runs.Run(identity, folder, keep=1, loggers=loggers))
-        # Copied, because the update donates its state, and the policy is the caller's.
-        start = jax.tree.map(jnp.copy, params)
-        like = training.init_state(start, make(config.rl.learning_rate))
-        if chosen.adapts:
-            like = like._replace(success=init_success_estimate(len(problems)))
-        like = parallel.shard(like, place(like))
+        like = make_initial_state(
+            params,
+            make(config.rl.learning_rate),
+            layout=place,
+            problems=len(problems) if chosen.adapts else None,
+        )
         before = _scores_before(run, identity, judge, params, failures, journal)
         schedule = Schedule(
             evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
@@ -335,10 +340,17 @@ def _config(
 
 
 def _check_optimizer(
-    optimizer: optax.GradientTransformation | None, method: Method, given: Mapping[str, Any]
+    optimizer: optax.GradientTransformation | str,
+    rules: Rules | None,
+    method: Method,
+    given: Mapping[str, Any],
 ) -> None:
-    """Raises ValueError for settings that an optimizer of the caller's own would not read."""
-    if optimizer is None:
+    """Raises ValueError for settings that an optimizer of the caller's own would not read.
+
+    And for a named one that does not fit the policy's rules.
+    """
+    if isinstance(optimizer, str):
+        check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
     ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
     unread = [name for name in ours if name in given]

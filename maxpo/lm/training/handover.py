@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from maxpo import parallel, runs
+from maxpo import runs
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.lora import LoRA, adapt, merged
 from maxpo.lm.model.policy import trainable
@@ -58,7 +58,7 @@ def hand_over(
 ) -> None:
     """Writes a trained model, its tokenizer and all that belongs to them.
 
-    On a pod all processes call it; the first one writes.
+    On a pod all processes call it; the first one writes. See `save_pretrained`.
 
     Args:
       config: Shape of the model.
@@ -71,13 +71,11 @@ def hand_over(
     Raises:
       OSError: If a file cannot be written, naming it.
     """
-    params = parallel.fetch(params)
-    if jax.process_index():
-        return
     graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _save_tokenizer(tokenizer, folder)
+    if jax.process_index() == 0:
+        folder.mkdir(parents=True, exist_ok=True)
+        _save_tokenizer(tokenizer, folder)
     # Last, with config.json as its end: what a kill leaves is no checkpoint.
     save_pretrained(
         nnx.merge(graph, params),

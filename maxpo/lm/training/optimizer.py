@@ -1,4 +1,4 @@
-"""AdamW with a warm-up and a bound on the gradient."""
+"""The optimizer of a config, with a warm-up and a bound on the gradient."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ import optax
 from ml_collections import ConfigDict
 
 from maxpo.lm.model.sharding import Rules, decays
+from maxpo.lm.training.named_optimizers import direction, parse_optimizer
 
 __all__ = ["make_optimizer", "sft_rate", "warmed_up"]
 
@@ -15,20 +16,21 @@ __all__ = ["make_optimizer", "sft_rate", "warmed_up"]
 def make_optimizer(
     config: ConfigDict, learning_rate: jax.Array | float, *, rules: Rules | None
 ) -> optax.GradientTransformation:
-    """Clips the norm of the whole gradient, then AdamW; matrices alone decay.
+    """Clips the norm of the whole gradient, then what is named; matrices alone decay.
 
     Args:
-      config: With `max_gradient_norm`, `b2` and `weight_decay`.
+      config: With `optimizer`, `max_gradient_norm`, `b2` and `weight_decay`.
       learning_rate: A number that may be traced: it changes without another compilation.
       rules: Those of the model, see `decays`.
     """
+    named = parse_optimizer("optimizer", config.optimizer)
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
-        optax.adamw(
-            learning_rate,
-            b2=config.b2,
-            weight_decay=config.weight_decay,
-            mask=partial(decays, rules=rules),
+        # A chain of its own, as `optax.adamw` is, whose states older checkpoints hold.
+        optax.chain(
+            direction(named, config.b2, rules),
+            optax.add_decayed_weights(config.weight_decay, mask=partial(decays, rules=rules)),
+            optax.scale_by_learning_rate(learning_rate),
         ),
     )
 

@@ -14,7 +14,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import max_at_k, parallel, pass_at_k
-from maxpo.lm.model.generation import generate
+from maxpo.lm.model.generation import generate, is_one_block, start
 from maxpo.lm.model.policy import NOTHING_FROZEN
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
@@ -36,8 +36,8 @@ __all__ = [
     "make_draw",
 ]
 
-Draw = Callable[[nnx.State, Prompts, jax.Array], Completions]
-"""Parameters, P prompts and a key to P groups of completions."""
+Draw = Callable[[nnx.State, Prompts, jax.Array], Callable[[], Completions]]
+"""Parameters, P prompts and a key to what finishes P groups of completions, which are started."""
 
 
 class Verify(Protocol):
@@ -116,25 +116,31 @@ def make_draw(
     temperature: float,
     frozen: nnx.State = NOTHING_FROZEN,
 ) -> Draw:
-    """The compiled function that draws `group_size` completions of each prompt.
+    """The function that draws `group_size` completions of each prompt.
 
     It takes trained parameters; `frozen` is what the policy has beside them.
     """
+    settings: dict[str, Any] = {
+        "group_size": group_size,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "eos_id": end_ids(tokenizer),
+        "pad_id": tokenizer.pad_id,
+    }
 
     @jax.jit
-    def draw(frozen: nnx.State, params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
-        return generate(
-            nnx.merge(graph, params, frozen),
-            prompts,
-            group_size=group_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            eos_id=end_ids(tokenizer),
-            pad_id=tokenizer.pad_id,
-            key=key,
-        )
+    def whole(
+        frozen: nnx.State, params: nnx.State, prompts: Prompts, key: jax.Array
+    ) -> Completions:
+        return generate(nnx.merge(graph, params, frozen), prompts, key=key, **settings)
 
-    return partial(draw, frozen)
+    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Callable[[], Completions]:
+        if is_one_block(max_new_tokens):  # Then this costs the least on the host.
+            found = whole(frozen, params, prompts, key)
+            return lambda: found
+        return start(nnx.merge(graph, params, frozen), prompts, key=key, **settings)
+
+    return draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,16 +184,17 @@ class Sampler:
         parts = [problems.take(part) for part in numbers]
         pending, completions = [], []
 
-        def dispatch(batch: int) -> Completions:
+        def dispatch(batch: int) -> Callable[[], Completions]:
             prompts = parallel.shard_batch(parts[batch].prompts)
             return self.draw(params, prompts, jax.random.fold_in(key, batch))
 
         with timer("sampling"):
             running = dispatch(0)
             for batch, part in enumerate(parts):
-                current = running
+                current = running()
                 if batch + 1 < batches:
-                    # In the device's queue before the host waits: it goes on while this is scored.
+                    # Its first block, which may be all, is in the device's queue before the host
+                    # reads this batch: the device goes on while this is scored.
                     running = dispatch(batch + 1)
                 current = parallel.fetch(current)
                 completions.append(current)

@@ -10,20 +10,22 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
-from maxpo.lm.model import pretrained
+from maxpo.lm.model import pretrained, sharding
 from maxpo.lm.model.config import TransformerConfig, make_config
 from maxpo.lm.model.lora import LoRA
+from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
 from maxpo.lm.training._checkpoint_digest import checkpoint_digest
 from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
+from maxpo.lm.training.named_optimizers import check_optimizer
 from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
 from maxpo.lm.training.task_settings import check_task, load_task, without_long_prompts
 from maxpo.methods import Method, check_graded, parse_methods
 
-__all__ = ["Settings", "digests", "make_model", "make_settings"]
+__all__ = ["Settings", "digests", "layout", "make_model", "make_settings"]
 
 EXPORTS = ("", "float32", "bfloat16")
 
@@ -128,7 +130,7 @@ def digests(settings: Settings) -> dict[str, str]:
 
 
 def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
-    """The policy before any training: its structure and its parameters.
+    """The policy before any training: its structure and its parameters, laid out on the mesh.
 
     Args:
       settings: Name a checkpoint or a size.
@@ -139,6 +141,7 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
         model = pretrained.load_pretrained(
             folder,
             context_length=settings.model.context_length,
+            fully_sharded=settings.config.mesh.fully_sharded,
             **_model_options(settings.config),
         )
         return nnx.split(model)
@@ -146,7 +149,17 @@ def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.St
     def init(key: jax.Array) -> Transformer:
         return Transformer(settings.model, rngs=nnx.Rngs(key))
 
-    return nnx.graphdef(nnx.eval_shape(init, key)), jax.jit(lambda key: nnx.state(init(key)))(key)
+    @jax.jit
+    def params(key: jax.Array) -> nnx.State:
+        state = nnx.state(init(key))
+        return parallel.constrain_to(state, layout(settings.config, state))
+
+    return nnx.graphdef(nnx.eval_shape(init, key)), params(key)
+
+
+def layout(config: ConfigDict, tree: Any) -> Any:
+    """Where parameters or a training state lie on the mesh of a config."""
+    return sharding.layout(tree, RULES, fully_sharded=config.mesh.fully_sharded)
 
 
 def _largest_batch(config: ConfigDict) -> int:
@@ -186,6 +199,7 @@ def _check_numbers(config: ConfigDict) -> None:
         or_infinite=("sft.max_gradient_norm",),
     )
     check_b2("sft.b2", config.sft.b2)
+    check_optimizer("sft", config.sft)
     parallel.check_batch("sft.batch_size", config.sft.batch_size)
     if config.model.export not in EXPORTS:
         raise ValueError(

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
-from maxpo.adaptive_k import init_success_estimate
-from maxpo.lm.model import lora, sharding
+from maxpo.lm.model import lora
 from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
@@ -24,18 +22,19 @@ from maxpo.lm.training.folders import HF
 from maxpo.lm.training.gradient_variance import make_group_gradient
 from maxpo.lm.training.grading import read_summary, summarized
 from maxpo.lm.training.handover import context_of, hand_over, save_shape
+from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import batch_of_step
 from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
-from maxpo.lm.training.settings import Settings, make_model
+from maxpo.lm.training.settings import Settings, layout, make_model
 from maxpo.lm.training.summaries import summary_of
 from maxpo.lm.training.trainer import ADAPT, EVALUATE, INIT, Trainer, key_of
 from maxpo.lm.training.variance_ratio import Measurement, VarianceRatio, make_variance_ratio
 from maxpo.methods import Method, choose_advantages
 
-__all__ = ["SFT", "Programs", "Stages", "layout"]
+__all__ = ["SFT", "Programs", "Stages"]
 
 SFT = "sft"
 
@@ -59,11 +58,10 @@ class Programs:
         model = nnx.merge(*make_model(settings, key_of(config.seed, INIT)))
         if settings.lora is not None:
             model = lora.adapt(model, settings.lora, key_of(config.seed, ADAPT))
-        graph, params, frozen = trainable(model)
+        self._graph, params, self.frozen = trainable(model)
+        graph, frozen = self._graph, self.frozen
         place = partial(layout, config)
-        self._graph = graph
         self.params = parallel.shard(params, place(params))
-        self.frozen = frozen = parallel.shard(frozen, place(frozen))
         self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place, frozen=frozen)
         self.draw = make_draw(
             graph,
@@ -121,10 +119,11 @@ class Stages:
         """
         settings, config = self.settings, self.settings.config.sft
         with self._open(_config_of_sft(settings.config), folder) as run:
+            if not config.steps:
+                return self._judge_start(run)
             state = self._initial_state(self.programs.params, config)
             if run.finished:
-                if config.steps:
-                    state, _ = run.last_state(state)
+                state, _ = run.last_state(state)
                 return state.params, dict(run.summary or {})
             self._save_shape(run)
             state, start = run.restore(state)
@@ -157,6 +156,16 @@ class Stages:
             return state.params, self._finish(
                 run, judge, state.params, config.steps, self._journal()
             )
+
+    def _judge_start(self, run: runs.Run) -> tuple[nnx.State, dict[str, Any]]:
+        """Judges the policy as it came, where nothing is fine-tuned; returns as `fine_tune`."""
+        params = self.programs.params
+        if run.finished:
+            return params, dict(run.summary or {})
+        self._save_shape(run)
+        run.restore(())
+        judge = self._judge(self.settings.config.seed)
+        return params, self._finish(run, judge, params, 0, self._journal())
 
     def evaluate(self, folder: Path) -> dict[str, Any]:
         """Judges the policy before any training.
@@ -321,14 +330,12 @@ class Stages:
         self, params: nnx.State, section: ConfigDict, *, counts: bool = False
     ) -> training.TrainState:
         """Before any training; with how often each problem is solved if it `counts`."""
-        # Copied, because the update donates its state.
-        params = jax.tree.map(jnp.copy, params)
-        optimizer = make_optimizer(section, section.learning_rate, rules=RULES)
-        state = training.init_state(params, optimizer)
-        if counts:
-            success = init_success_estimate(len(self.settings.train.problems))
-            state = state._replace(success=success)
-        return parallel.shard(state, layout(self.settings.config, state))
+        return make_initial_state(
+            params,
+            make_optimizer(section, section.learning_rate, rules=RULES),
+            layout=partial(layout, self.settings.config),
+            problems=len(self.settings.train.problems) if counts else None,
+        )
 
 
 def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
@@ -340,11 +347,6 @@ def _rows(curves: Mapping[str, Curve]) -> list[dict[str, Any]]:
             row |= of.at(k, f"{name}@k")
         rows.append(row)
     return rows
-
-
-def layout(config: ConfigDict, tree: Any) -> Any:
-    """Where parameters or a training state lie on the mesh of a config."""
-    return sharding.layout(tree, RULES, fully_sharded=config.mesh.fully_sharded)
 
 
 def _config_of_sft(config: ConfigDict) -> dict[str, Any]:

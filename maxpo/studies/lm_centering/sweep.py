@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo.lm.training.checks import check_b2
+from maxpo.lm.training.named_optimizers import check_optimizer
 from maxpo.methods import Method, parse_methods
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.lm_centering.policy import model_shape
@@ -52,8 +53,9 @@ def check_config(config: ConfigDict) -> None:
             "rl.max_gradient_norm": 0,
         },
     )
-    for field, b2 in (("sft.b2", config.sft.b2), ("rl.b2", config.rl.b2)):
-        check_b2(field, b2)
+    for part in ("sft", "rl"):
+        check_b2(f"{part}.b2", config[part].b2)
+        check_optimizer(part, config[part])
     _check_evaluation(config)
     read_methods(config)
     for field in ("learning_rates", "fine_tuning"):

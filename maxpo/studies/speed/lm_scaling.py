@@ -33,6 +33,7 @@ from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
+from maxpo.studies.speed.moments import moment_bytes
 from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
 __all__ = [
@@ -143,19 +144,19 @@ def compile_elsewhere(case: Case) -> dict[str, Any]:
 
 
 def state_bytes(case: Case) -> float:
-    """Parameters and Adam's two moments, float32, that one device holds.
+    """Parameters and the optimizer's moments that one device holds.
 
-    `12 n / (model * data)` with fully sharded parameters, `12 n / model` without, for n parameters.
-    With adapters of m parameters it is `12 m` and the frozen ones in their dtype; each matrix of a
-    to b has `rank * (a + b)` of them.
+    `(4 n + cut) / devices + whole` for n parameters and `moment_bytes`, where devices are `model`
+    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`. With
+    adapters, of m parameters, it is `12 m` by AdamW and the frozen ones in their dtype.
     """
-    devices = case.model * (case.data if case.fully_sharded else 1)
     shape = TransformerConfig(**case.shape)
-    count = parameter_count(shape)
-    if not case.lora_rank:
-        return 12 * count / devices
-    frozen = jnp.dtype(shape.param_dtype).itemsize * count
-    return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
+    devices = case.model * (case.data if case.fully_sharded else 1)
+    if case.lora_rank:
+        frozen = jnp.dtype(shape.param_dtype).itemsize * parameter_count(shape)
+        return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
+    moments = moment_bytes(shape, case.rl["optimizer"])
+    return (4 * parameter_count(shape) + moments.cut) / devices + moments.whole
 
 
 def flops_of_device(case: Case) -> float:

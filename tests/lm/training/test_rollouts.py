@@ -53,7 +53,7 @@ class Answers(NamedTuple):
             tokens[p, :, : len(digits)] = digits
             tokens[p, :, len(digits)] = self.tokenizer.eos_id
             mask[p, :, : len(digits) + 1] = True
-        return Completions(tokens, np.zeros(tokens.shape, np.float32), mask)
+        return lambda: Completions(tokens, np.zeros(tokens.shape, np.float32), mask)
 
     def submit(self, problems, completions):
         assert [[int(text) for text in group] for group in completions] == [
@@ -327,12 +327,12 @@ def truncated_groups(tmp_path, monkeypatch):
     original = Answers.draw
 
     def draw(answers, params, prompts, key):
-        found = original(answers, params, prompts, key)
+        found = original(answers, params, prompts, key)()
         tokens = np.where(
             found.tokens == answers.tokenizer.eos_id, answers.tokenizer.pad_id, found.tokens
         )
         ended = np.array(is_end)[:, None]
-        return found._replace(
+        return lambda: found._replace(
             tokens=np.where(ended, found.tokens, tokens),
             mask=found.mask & (ended | (tokens != answers.tokenizer.pad_id)),
         )

@@ -121,6 +121,8 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"task.success": 1.5}, r"expected at most 1, the largest score of .*=numeric, got 1\.5"),
         ({"sft.log_every": 0}, "sft.log_every: expected at least 1, got 0"),
         ({"sft.b2": 1.0}, "sft.b2: expected less than 1, got 1.0"),
+        ({"sft.optimizer": "sgd"}, "sft.optimizer: expected one of adamw, .*, got 'sgd'"),
+        ({"rl.optimizer": "lion", "rl.b2": 0.9}, "rl.b2: expected the default of 0.95 for .*=lion"),
         ({"rl.b2": 1.5}, "rl.b2: expected less than 1, got 1.5"),
         ({"sft.weight_decay": -0.1}, "sft.weight_decay: expected at least 0"),
         ({"rl.learning_rate": float("inf")}, "rl.learning_rate: expected more than 0, got inf"),

@@ -152,6 +152,7 @@ def make_settings(**changes):
             "temperature": TEMPERATURE,
             "warmup_steps": 4,
             "max_gradient_norm": 0.5,
+            "optimizer": "adamw",
             "b2": 0.95,
             "weight_decay": 0.1,
         }

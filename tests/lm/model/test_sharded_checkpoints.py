@@ -1,0 +1,120 @@
+"""Checkpoints on meshes: each device reads its slices, and what they write is what was read."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import checkpoint_child
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from maxpo.lm.model._safetensors import copy
+from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.pretrained import save_pretrained
+from maxpo.lm.model.transformer import Transformer
+
+pytest.importorskip("safetensors.numpy")
+
+CHILD = Path(checkpoint_child.__file__)
+LLAMA = TransformerConfig(
+    vocab_size=256,
+    context_length=16,
+    hidden=64,
+    layers=2,
+    heads=4,
+    kv_heads=2,
+    mlp=96,
+    tied_embeddings=False,
+)
+CONFIGS = {
+    "llama": LLAMA,
+    "qwen2": dataclasses.replace(LLAMA, attention_bias=True, tied_embeddings=True),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True, head_dim=24, param_dtype="bfloat16"),
+}
+
+
+def distinct(config):
+    """A model none of whose numbers comes twice in a parameter, so that a slice is that slice."""
+    graph, state = nnx.split(Transformer(config, rngs=nnx.Rngs(0)))
+    leaves, tree = jax.tree.flatten(state)
+    rng = np.random.default_rng(0)
+    numbers = [jnp.asarray(rng.permutation(x.size).reshape(x.shape), x.dtype) for x in leaves]
+    return nnx.merge(graph, jax.tree.unflatten(tree, numbers))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Checkpoints of all architectures."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    for name, config in CONFIGS.items():
+        save_pretrained(distinct(config), folder / name)
+    return folder
+
+
+def run(folder, *, devices, processes=1):
+    """What each process prints."""
+    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    children = [
+        subprocess.Popen(
+            [
+                *(sys.executable, str(CHILD), str(folder)),
+                *([address, str(processes), str(number)] if processes > 1 else []),
+            ],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(processes)
+    ]
+    outputs = [child.communicate(timeout=300) for child in children]
+    for child, (_, errors) in zip(children, outputs, strict=True):
+        assert child.returncode == 0, errors[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+@pytest.mark.slow
+def test_eight_devices_read_their_slices(folder):
+    """The child compares them with the whole, and what it writes with what it read."""
+    (found,) = run(folder, devices=8)
+    assert len(found) == len(CONFIGS) * len(checkpoint_child.MESHES)
+    for name, (held, read) in found.items():
+        # Vectors are on every device.
+        part = {"data": 1, "tensor": 1 / 2}.get(name.split(maxsplit=1)[1], 1 / 8)
+        assert part <= held <= part + 0.05, name
+        # Nothing is read twice: a slice of several devices once for all.
+        assert 0.95 <= read <= 1, name
+
+
+@pytest.mark.slow
+def test_four_processes_read_a_quarter_each(folder):
+    for found in run(folder, devices=1, processes=4):
+        for name, (held, read) in found.items():
+            part = {"data": 1, "tensor": 1 / 2}.get(name.split(maxsplit=1)[1], 1 / 4)
+            assert part <= held <= part + 0.05, name
+            assert 0.95 * part <= read <= part + 0.05, name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [(3,), (5, 130), (130, 5), (2, 3, 70, 9)])
+def test_copies_are_transposed_and_cast(shape, dtype):
+    numbers = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    rows = np.zeros(shape, np.float32)
+    columns = np.moveaxis(np.zeros((shape[-1], *shape[:-1]), np.float32), 0, -1)
+    for target in (rows, columns):
+        copy(target, numbers)
+        np.testing.assert_array_equal(target, numbers.astype(np.float32))
+    copy(rows, 2 * columns)
+    np.testing.assert_array_equal(rows, 2 * columns)
