@@ -75,6 +75,14 @@ def get_config(variant: str = "default") -> ConfigDict:
             "model": 8,
         }
     )
+    # A model on one device, trained by adapters and as a whole.
+    config.lora = ConfigDict()
+    config.lora.ranks = (32, 0)  # 0: no adapters.
+    config.lora.shape = ConfigDict({"size": "1b", "vocab_size": 128_256})
+    config.lora.prompts = 8
+    config.lora.group_size = 16
+    config.lora.prompt_length = 256
+    config.lora.new_tokens = 512
     # Weights and moments of a model of 0.6B parameters, by optimizer and devices, fully sharded.
     config.optimizers = ConfigDict()
     config.optimizers.names = (
@@ -96,4 +104,5 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.weak.update(devices=(1, 8), model=(1, 2))
         config.large.models = ConfigDict()
         config.optimizers.names = ()
+        config.lora.shape.size = "nano"
     return config

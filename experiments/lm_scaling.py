@@ -2,7 +2,7 @@
 
 Weak scaling: operations and memory traffic of each device as devices are added at the same work for
 each. Large models: what a device holds, beside the formulas of docs/scaling.md. Optimizers: the
-bytes of weights and moments.
+bytes of weights and moments. Adapters: what one device holds that trains them, and without them.
 """
 
 from pathlib import Path
@@ -20,6 +20,7 @@ __all__ = [
     "MESH",
     "check_config",
     "large_cases",
+    "lora_cases",
     "optimizer_cases",
     "row",
     "train_and_evaluate",
@@ -32,10 +33,16 @@ MESH = ("data", "model")
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)
-    cases = {**weak_cases(config), **large_cases(config), **optimizer_cases(config)}
+    cases = {
+        **weak_cases(config),
+        **large_cases(config),
+        **optimizer_cases(config),
+        **lora_cases(config),
+    }
     if not cases:
         raise ValueError(
-            "weak.devices, large.models, optimizers.names: expected some to compile for, got none"
+            "weak.devices, large.models, optimizers.names, lora.ranks: expected some to compile "
+            "for, got none"
         )
     with runs.Run(config, workdir) as run:
         if run.finished:
@@ -51,9 +58,9 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a number of the config makes no sense, naming it."""
     work = ("prompts", "group_size", "prompt_length", "new_tokens")
     meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
-    names = [f"{part}.{name}" for part in ("weak", "large", "optimizers") for name in work]
+    names = [f"{part}.{name}" for part in ("weak", "large", "optimizers", "lora") for name in work]
     names += ["weak.devices", "weak.model", "optimizers.devices", *meshes]
-    runs.check_numbers(config, at_least=dict.fromkeys(names, 1))
+    runs.check_numbers(config, at_least={**dict.fromkeys(names, 1), "lora.ranks": 0})
     for spec in config.optimizers.names:
         parse_optimizer("optimizers.names", spec)
 
@@ -101,6 +108,23 @@ def optimizer_cases(config: ConfigDict) -> dict[str, Case]:
         for spec in part.names:
             case = _case(config, part, shape, devices, 1, devices > 1)
             cases[f"{spec}, {devices} devices"] = case._replace(rl={**case.rl, "optimizer": spec})
+    return cases
+
+
+def lora_cases(config: ConfigDict) -> dict[str, Case]:
+    """One model on one device by the rank of its adapters, one prompt in memory at a time."""
+    lora, cases = config.lora, {}
+    fields = dict(lora.shape)
+    size, length = fields.pop("size"), lora.prompt_length + lora.new_tokens
+    for rank in lora.ranks:
+        # What is trained is float32 in any case.
+        frozen: dict[str, Any] = {"param_dtype": "bfloat16"} if rank else {}
+        shape = make_config(
+            size, context_length=length, dtype="bfloat16", remat=True, **frozen, **fields
+        )
+        case = _case(config, lora, shape, 1, 1, False)._replace(lora_rank=rank)
+        case.rl["micro_batches"] = lora.prompts
+        cases[f"LoRA of rank {rank}" if rank else "all parameters"] = case
     return cases
 
 

@@ -25,6 +25,8 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.lora import LoRA, adapt
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.sharding import layout as layout_of
@@ -32,7 +34,7 @@ from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
 from maxpo.studies.speed.moments import moment_bytes
-from maxpo.studies.speed.work import parameter_count, update_flops
+from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
 __all__ = [
     "COLLECTIVES",
@@ -60,6 +62,7 @@ class Case(NamedTuple):
       prompt_length: S.
       new_tokens: T.
       rl: The `rl` of a config, for the update.
+      lora_rank: Rank of the adapters that alone are trained. 0: everything is.
     """
 
     shape: dict[str, Any]
@@ -71,6 +74,7 @@ class Case(NamedTuple):
     prompt_length: int
     new_tokens: int
     rl: dict[str, Any]
+    lora_rank: int = 0
 
 
 def compile_update(case: Case) -> dict[str, Any]:
@@ -86,30 +90,32 @@ def compile_update(case: Case) -> dict[str, Any]:
 
     optimizer = functools.partial(make_optimizer, settings, rules=RULES)
 
-    def init() -> training.TrainState:
-        params = nnx.state(Transformer(shape, rngs=nnx.Rngs(0)))
-        return training.init_state(params, optimizer(1e-4))
+    def make() -> Transformer:
+        model = Transformer(shape, rngs=nnx.Rngs(0))
+        return adapt(model, LoRA(case.lora_rank), jax.random.key(0)) if case.lora_rank else model
 
     with parallel.use(parallel.make_mesh(case.data, case.model)):
         layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, rngs=nnx.Rngs(0))))
-        state = jax.eval_shape(init)
-        specs = layout(state)
+        graph, params, frozen = trainable(nnx.eval_shape(make))
+        state = jax.eval_shape(lambda x: training.init_state(x, optimizer(1e-4)), params)
         over_data = None
-        if specs is not None:
-            mesh = jax.sharding.get_mesh()
+        if (mesh := jax.sharding.get_mesh()).size > 1:
             over_data = NamedSharding(mesh, PartitionSpec(parallel.DATA))
-            state = jax.tree.map(
-                lambda x, spec: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
-                ),
-                state,
-                specs,
-            )
-        batch = _batch(case, over_data)
-        update: Any = make_update(graph, settings, _advantages, optimizer=optimizer, layout=layout)
-        lowered = update.lower(
-            state, batch, jax.random.key(0), step=0, learning_rate=jnp.float32(1e-4)
+        update: Any = make_update(
+            graph,
+            settings,
+            _advantages,
+            optimizer=optimizer,
+            layout=layout,
+            frozen=_placed(frozen, layout(frozen)),
+        )
+        lowered = update.func.lower(
+            *update.args,
+            _placed(state, layout(state)),
+            _batch(case, over_data),
+            jax.random.key(0),
+            step=0,
+            learning_rate=jnp.float32(1e-4),
         )
         program = lowered.compile()
     cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
@@ -141,10 +147,14 @@ def state_bytes(case: Case) -> float:
     """Parameters and the optimizer's moments that one device holds.
 
     `(4 n + cut) / devices + whole` for n parameters and `moment_bytes`, where devices are `model`
-    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`.
+    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`. With
+    adapters, of m parameters, it is `12 m` by AdamW and the frozen ones in their dtype.
     """
     shape = TransformerConfig(**case.shape)
     devices = case.model * (case.data if case.fully_sharded else 1)
+    if case.lora_rank:
+        frozen = jnp.dtype(shape.param_dtype).itemsize * parameter_count(shape)
+        return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
     moments = moment_bytes(shape, case.rl["optimizer"])
     return (4 * parameter_count(shape) + moments.cut) / devices + moments.whole
 
@@ -183,6 +193,18 @@ def communicated_bytes(case: Case) -> dict[str, float]:
         "parameters": 2 * once if case.fully_sharded else 0.0,
         "activations": 4 * shape.layers * 2 * (m - 1) / m * tokens * shape.hidden * width,
     }
+
+
+def _placed(shapes: Any, specs: Any) -> Any:
+    """Shapes that lie on the mesh where their specs say, if they say anything."""
+    if specs is None:
+        return shapes
+    mesh = jax.sharding.get_mesh()
+    return jax.tree.map(
+        lambda x, spec: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec)),
+        shapes,
+        specs,
+    )
 
 
 def _advantages(
