@@ -35,6 +35,7 @@ def test_work_of_a_device_stays_as_devices_are_added(one, fully_sharded):
     assert eight["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.02)
 
 
+@pytest.mark.slow
 def test_sampling_of_a_device_stays_as_devices_are_added():
     one, eight = (make_case(devices)._replace(program="sampling") for devices in (1, 8))
     alone, spread = lm_scaling.compile_case(one), lm_scaling.compile_elsewhere(eight)
@@ -43,9 +44,10 @@ def test_sampling_of_a_device_stays_as_devices_are_added():
     assert spread["temporaries"] < 1.05 * alone["temporaries"]
 
 
+@pytest.mark.slow
 def test_tokens_of_a_few_samples_are_shared_by_devices():
     config = load_config("configs/lm_scaling.py")
-    config.long.update(devices=(1, 4), new_tokens=512)
+    config.long.update(devices=(1, 4), new_tokens=2048)
     one, four = experiment.long_cases(config).values()
     alone, spread = lm_scaling.compile_case(one), lm_scaling.compile_elsewhere(four)
     assert spread["temporaries"] < 0.3 * alone["temporaries"]
