@@ -267,7 +267,7 @@ def train(
         if isinstance(policy, Transformer) and not run.finished:
             save_shape(policy.config, tokenizer, run.folder)
         if run.finished:
-            state, _ = run.last_state(like)
+            state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
         else:
             trainer = Trainer(

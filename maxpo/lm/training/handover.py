@@ -138,8 +138,7 @@ def export(
     if best and step is not None:
         raise runs.UsageError(f"step: expected none with best, got {step}")
     config = load_config(shape)
-    shapes = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    params = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
     if best:
         params, found = runs.read_checkpoint(run, params, best=True)
     else:

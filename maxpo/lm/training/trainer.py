@@ -81,7 +81,7 @@ class Trainer:
           RuntimeError: If the verifier raised on every sample of a step.
         """
         rl, seed = self.collect.rl, self.collect.seed
-        state, start = run.restore(state)
+        state, start = run.restore(state, donate=True)
         # From here on as each process knows it: others see late what the first one logs.
         history = [row for row in runs.read_metrics(run.folder) if row["step"] <= start]
         if self.schedule.is_over(history):
