@@ -75,6 +75,14 @@ def get_config(variant: str = "default") -> ConfigDict:
             "model": 8,
         }
     )
+    # A model on one device, trained by adapters and as a whole.
+    config.lora = ConfigDict()
+    config.lora.ranks = (32, 0)  # 0: no adapters.
+    config.lora.shape = ConfigDict({"size": "1b", "vocab_size": 128_256})
+    config.lora.prompts = 8
+    config.lora.group_size = 16
+    config.lora.prompt_length = 256
+    config.lora.new_tokens = 512
     # The update of a few long samples, whose tokens are spread over ever more devices.
     config.long = ConfigDict()
     config.long.devices = (1, 2, 4, 8, 16)
@@ -105,4 +113,5 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.large.models = ConfigDict()
         config.long.devices = ()
         config.optimizers.names = ()
+        config.lora.shape.size = "nano"
     return config

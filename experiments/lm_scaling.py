@@ -3,7 +3,8 @@
 Weak scaling: operations and memory traffic of each device as devices are added at the same work for
 each, in the update and in the sampling. Large models: what a device holds, beside the formulas of
 docs/scaling.md. Long samples: the same update on ever more devices, which share its tokens.
-Optimizers: the bytes of weights and moments.
+Optimizers: the bytes of weights and moments. Adapters: what one device holds that trains them, and
+without them.
 """
 
 from pathlib import Path
@@ -23,6 +24,7 @@ __all__ = [
     "check_config",
     "large_cases",
     "long_cases",
+    "lora_cases",
     "optimizer_cases",
     "row",
     "sampling_cases",
@@ -31,18 +33,18 @@ __all__ = [
 ]
 
 MESH = ("data", "model")
-PARTS = ("weak", "large", "long", "optimizers")
+PARTS = ("weak", "large", "long", "optimizers", "lora")
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the study in `workdir` and returns its summary, the rows of the table."""
     check_config(config)
-    makers = (weak_cases, sampling_cases, large_cases, long_cases, optimizer_cases)
+    makers = (weak_cases, sampling_cases, large_cases, long_cases, optimizer_cases, lora_cases)
     cases = {name: case for make in makers for name, case in make(config).items()}
     if not cases:
         raise ValueError(
-            "weak.devices, large.models, long.devices, optimizers.names: expected some to compile "
-            "for, got none"
+            "weak.devices, large.models, long.devices, optimizers.names, lora.ranks: expected some "
+            "to compile for, got none"
         )
     with runs.Run(config, workdir) as run:
         if run.finished:
@@ -60,7 +62,7 @@ def check_config(config: ConfigDict) -> None:
     meshes = [f"large.models.{name}.{axis}" for name in config.large.models for axis in MESH]
     names = [f"{part}.{name}" for part in PARTS for name in work]
     names += ["weak.devices", "weak.model", "long.devices", "optimizers.devices", *meshes]
-    runs.check_numbers(config, at_least=dict.fromkeys(names, 1))
+    runs.check_numbers(config, at_least={**dict.fromkeys(names, 1), "lora.ranks": 0})
     for spec in config.optimizers.names:
         parse_optimizer("optimizers.names", spec)
     samples = config.long.prompts * config.long.group_size
@@ -131,6 +133,23 @@ def optimizer_cases(config: ConfigDict) -> dict[str, Case]:
         for spec in part.names:
             case = _case(config, part, shape, devices, 1, devices > 1)
             cases[f"{spec}, {devices} devices"] = case._replace(rl={**case.rl, "optimizer": spec})
+    return cases
+
+
+def lora_cases(config: ConfigDict) -> dict[str, Case]:
+    """One model on one device by the rank of its adapters, one prompt in memory at a time."""
+    lora, cases = config.lora, {}
+    fields = dict(lora.shape)
+    size, length = fields.pop("size"), lora.prompt_length + lora.new_tokens
+    for rank in lora.ranks:
+        # What is trained is float32 in any case.
+        frozen: dict[str, Any] = {"param_dtype": "bfloat16"} if rank else {}
+        shape = make_config(
+            size, context_length=length, dtype="bfloat16", remat=True, **frozen, **fields
+        )
+        case = _case(config, lora, shape, 1, 1, False)._replace(lora_rank=rank)
+        case.rl["micro_batches"] = lora.prompts
+        cases[f"LoRA of rank {rank}" if rank else "all parameters"] = case
     return cases
 
 

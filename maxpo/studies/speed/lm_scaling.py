@@ -14,7 +14,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +26,8 @@ from ml_collections import ConfigDict
 from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.generation import generate
+from maxpo.lm.model.lora import LoRA, adapt
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.sharding import layout as layout_of
@@ -33,7 +35,7 @@ from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
 from maxpo.studies.speed.moments import moment_bytes
-from maxpo.studies.speed.work import parameter_count, update_flops
+from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
 __all__ = [
     "COLLECTIVES",
@@ -64,6 +66,7 @@ class Case(NamedTuple):
       program: "update" or "sampling", of which the latter is one loop over tokens.
       cuts_tokens: Whether the T tokens of completions are spread over `data`, and no prompts: P is
         that of all devices.
+      lora_rank: Rank of the adapters that alone are trained. 0: everything is.
     """
 
     shape: dict[str, Any]
@@ -77,6 +80,7 @@ class Case(NamedTuple):
     rl: dict[str, Any]
     program: str = "update"
     cuts_tokens: bool = False
+    lora_rank: int = 0
 
 
 def compile_case(case: Case) -> dict[str, Any]:
@@ -119,10 +123,14 @@ def state_bytes(case: Case) -> float:
     """Parameters and the optimizer's moments that one device holds.
 
     `(4 n + cut) / devices + whole` for n parameters and `moment_bytes`, where devices are `model`
-    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`.
+    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`. With
+    adapters, of m parameters, it is `12 m` by AdamW and the frozen ones in their dtype.
     """
     shape = TransformerConfig(**case.shape)
     devices = case.model * (case.data if case.fully_sharded else 1)
+    if case.lora_rank:
+        frozen = jnp.dtype(shape.param_dtype).itemsize * parameter_count(shape)
+        return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
     moments = moment_bytes(shape, case.rl["optimizer"])
     return (4 * parameter_count(shape) + moments.cut) / devices + moments.whole
 
@@ -177,10 +185,18 @@ def _lower_update(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
     settings = ConfigDict(case.rl)
     optimizer = functools.partial(make_optimizer, settings, rules=RULES)
     layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
-    graph, params = _model(shape)
-    state = jax.eval_shape(lambda: training.init_state(params(), optimizer(1e-4)))
-    update: Any = make_update(graph, settings, _advantages, optimizer=optimizer, layout=layout)
-    return update.lower(
+    graph, params, frozen = _model(case, shape)
+    state = jax.eval_shape(lambda x: training.init_state(x, optimizer(1e-4)), params)
+    update: Any = make_update(
+        graph,
+        settings,
+        _advantages,
+        optimizer=optimizer,
+        layout=layout,
+        frozen=_placed(frozen, layout(frozen)),
+    )
+    return update.func.lower(
+        *update.args,
         _placed(state, layout(state)),
         _batch(case),
         jax.random.key(0),
@@ -190,12 +206,12 @@ def _lower_update(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
 
 
 def _lower_sampling(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
-    graph, params = _model(shape)
+    graph, *parts = _model(case, shape)
 
     @jax.jit
-    def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
+    def draw(parts: list[nnx.State], prompts: Prompts, key: jax.Array) -> Completions:
         return generate(
-            nnx.merge(graph, params),
+            nnx.merge(graph, *parts),
             prompts,
             group_size=case.group_size,
             max_new_tokens=case.new_tokens,
@@ -203,18 +219,18 @@ def _lower_sampling(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
             key=key,
         )
 
-    of_params = jax.eval_shape(params)
-    specs = layout_of(of_params, RULES, fully_sharded=case.fully_sharded)
-    return draw.lower(_placed(of_params, specs), _batch(case).prompts, jax.random.key(0))
+    specs = layout_of(parts, RULES, fully_sharded=case.fully_sharded)
+    return draw.lower(_placed(parts, specs), _batch(case).prompts, jax.random.key(0))
 
 
-def _model(shape: TransformerConfig) -> tuple[nnx.GraphDef, Callable[[], nnx.State]]:
-    """Its structure, and what would make its parameters."""
+def _model(case: Case, shape: TransformerConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Its structure, and the shapes of what is trained and of what is not."""
 
     def init() -> Transformer:
-        return Transformer(shape, rngs=nnx.Rngs(0))
+        model = Transformer(shape, rngs=nnx.Rngs(0))
+        return adapt(model, LoRA(case.lora_rank), jax.random.key(0)) if case.lora_rank else model
 
-    return nnx.graphdef(nnx.eval_shape(init)), lambda: nnx.state(init())
+    return trainable(nnx.eval_shape(init))
 
 
 def _placed(tree: Any, specs: Any) -> Any:

@@ -127,6 +127,7 @@ def test_the_experiment(tmp_path):
     config = load_config("configs/lm_scaling.py:quick")
     config.weak.update(devices=(1,), model=(1,))
     config.weak.shape.update(size="nano", layers=1)
+    config.lora.ranks = ()
     summary = experiment.train_and_evaluate(config, tmp_path / "run")
     update = ["model=1, 1 devices", "model=1 fully sharded, 1 devices"]
     assert list(summary) == [*update, *(f"sampling, {name}" for name in update)]
@@ -145,3 +146,19 @@ def test_large_models_have_their_names_parameters():
     assert counts["600M, 8 x 1"] == pytest.approx(0.6, rel=0.02)
     assert counts["8B, 64 x 1"] == pytest.approx(8.2, rel=0.02)
     assert counts["70B, 32 x 8"] == pytest.approx(70.5, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_device_of_24_gb_trains_a_model_of_1b_by_adapters():
+    case = experiment.lora_cases(load_config("configs/lm_scaling.py"))["LoRA of rank 32"]
+    found = lm_scaling.compile_update(case)
+    assert found["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.01)
+    assert found["arguments"] + found["temporaries"] < 24e9
+
+
+def test_adapters_are_counted():
+    shape = TransformerConfig(
+        vocab_size=11, context_length=8, hidden=6, layers=2, heads=4, kv_heads=2, mlp=5, head_dim=2
+    )
+    # qkv: 6 to 16 numbers, the output 8 to 6, gate, up and down 6 to 5 or back.
+    assert lm_scaling.adapter_count(shape, 3) == 2 * 3 * (22 + 14 + 3 * 11)
