@@ -61,6 +61,7 @@ RL_DEFAULTS: dict[str, Any] = {
     "epochs": 1,
     "minibatches": 1,
     "micro_batches": 1,
+    "packing": False,
     "kl_coefficient": 0.0,
     "kl_estimator": "k2",
     "entropy_coefficient": 0.0,
@@ -285,7 +286,7 @@ def train(
             own = adapters.lora if adapters else None
             save_shape(policy.config, tokenizer, run.folder, lora=own)
         if run.finished:
-            state, _ = run.last_state(like)
+            state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
         else:
             trainer = Trainer(

@@ -150,8 +150,7 @@ def export(
     if best and step is not None:
         raise runs.UsageError(f"step: expected none with best, got {step}")
     config = load_config(shape)
-    graph, shapes, frozen = _structure(shape, config, base)
-    params = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    graph, params, frozen = _structure(shape, config, base)
     if best:
         params, found = runs.read_checkpoint(run, params, best=True)
     else:

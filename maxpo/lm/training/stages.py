@@ -43,8 +43,9 @@ class Programs:
     """The policy and everything that is compiled at its first call, once for all stages.
 
     Attributes:
-      params: What is trained of the policy, before any training.
-      frozen: What is not: of a policy with adapters the rest.
+      params: What all methods start from: what is trained of the policy, before any training or,
+        when that is done, after the fine-tuning.
+      frozen: What is not trained: of a policy with adapters the rest.
       learn: An update of the fine-tuning.
       draw: Draws the groups of a batch of prompts to train on.
       draw_held_out: Draws the groups of a batch of held-out prompts.
@@ -117,16 +118,22 @@ class Stages:
         Returns:
           The parameters, and the run's summary as of `post_train`.
         """
+        params, summary = self._fine_tuned(folder)
+        # In the place of those before, which nothing needs: a model may fill the memory.
+        self.programs.params = params
+        return params, summary
+
+    def _fine_tuned(self, folder: Path) -> tuple[nnx.State, dict[str, Any]]:
         settings, config = self.settings, self.settings.config.sft
         with self._open(_config_of_sft(settings.config), folder) as run:
             if not config.steps:
                 return self._judge_start(run)
             state = self._initial_state(self.programs.params, config)
             if run.finished:
-                state, _ = run.last_state(state)
+                state, _ = run.last_state(state, donate=True)
                 return state.params, dict(run.summary or {})
             self._save_shape(run)
-            state, start = run.restore(state)
+            state, start = run.restore(state, donate=True)
             timer = Timer()
             for step in runs.steps(start, config.steps, unit="warm-up updates"):
                 numbers = batch_of_step(
