@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
+from maxpo.lm.model.policy import WithPacking
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
@@ -210,6 +211,11 @@ def train(
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
+    if config.rl.packing and not isinstance(policy, WithPacking):
+        raise ValueError(
+            "packing: expected False for a policy without packed_hidden_states, got True for "
+            f"{type(policy).__name__}"
+        )
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )

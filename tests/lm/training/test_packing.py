@@ -156,7 +156,7 @@ def test_the_update_is_the_same_to_rounding(policy):
 
 def test_a_policy_that_cannot_pack_is_refused_before_any_work(tmp_path):
     tokenizer = lm.CharTokenizer.from_texts(["ab"])
-    with pytest.raises(ValueError, match="packing: expected False for .* got True for Bigrams"):
+    with pytest.raises(ValueError, match=r"packing: expected False for .* got True for Bigrams"):
         lm.train(
             Bigrams(rngs=nnx.Rngs(0)),
             tokenizer,
