@@ -83,8 +83,10 @@ def _batch(config: ConfigDict, lengths: np.ndarray) -> Batch:
     """Random tokens of these lengths with random advantages."""
     rng, size = np.random.default_rng(config.seed), config.model.vocab_size
     of_prompts, mask = (config.prompts, config.prompt_length), _mask(config, lengths)
-    prompts = Prompts(rng.integers(0, size, of_prompts), np.ones(of_prompts, bool))
+    prompts: Any = (rng.integers(0, size, of_prompts), np.ones(of_prompts, bool))
     tokens = np.where(mask, rng.integers(0, size, mask.shape), 0)
-    completions = Completions(tokens, np.zeros(mask.shape, np.float32), mask)
-    rewards, kept = rng.normal(size=lengths.shape).astype(np.float32), np.ones(lengths.shape, bool)
-    return Batch(prompts, completions, rewards, kept, kept, advantages=rewards)
+    completions: Any = (tokens, np.zeros(mask.shape, np.float32), mask)
+    rewards: Any = rng.normal(size=lengths.shape).astype(np.float32)
+    kept: Any = np.ones(lengths.shape, bool)
+    groups = (Prompts(*prompts), Completions(*completions), rewards, kept, kept)
+    return Batch(*groups, advantages=rewards)
