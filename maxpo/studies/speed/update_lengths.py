@@ -43,14 +43,18 @@ _LOSS = {
 def update_calls(config: ConfigDict) -> dict[tuple[str, str], Callable[[], Any]]:
     """What is timed, by lengths and by how padding is dealt with."""
     graph, params = nnx.split(Transformer(model_config(config), rngs=nnx.Rngs(config.seed)))
+
+    @partial(jax.jit, static_argnames=("room", "micro_batches"))
+    def gradient(params: nnx.State, batch: Batch, *, room: int | None, micro_batches: int) -> Any:
+        loss = partial(loss_and_metrics, graph, ConfigDict(_LOSS), room=room)
+        return accumulated_gradient(loss, params, batch, micro_batches)
+
     calls: dict[tuple[str, str], Callable[[], Any]] = {}
     for name, lengths in given_lengths(config).items():
-        batch = _batch(config, lengths)
-        for how, micro_batches in ((PADDED, config.micro_batches), (PACKED, 1)):
-            room = _packing(config, lengths, how).room
-            loss = partial(loss_and_metrics, graph, ConfigDict(_LOSS), room=room)
-            gradient = partial(accumulated_gradient, loss, micro_batches=micro_batches)
-            calls[name, how] = partial(jax.jit(gradient), params, batch)
+        run = partial(gradient, params, _batch(config, lengths))
+        calls[name, PADDED] = partial(run, room=None, micro_batches=config.micro_batches)
+        room = _packing(config, lengths, PACKED).room
+        calls[name, PACKED] = partial(run, room=room, micro_batches=1)
     return calls
 
 
