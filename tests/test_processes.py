@@ -32,6 +32,19 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
+_children = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    """A test that fails leaves processes that wait for each other, or work on."""
+    yield
+    for child in _children:
+        child.kill()
+        child.wait()
+    _children.clear()
+
+
 def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
     """Starts processes with one device each, as the command line of a pod does.
 
@@ -61,6 +74,7 @@ def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
         ]
         with (folder / f"log{number}").open("a") as log:
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    _children.extend(children)
     return children
 
 
@@ -69,7 +83,7 @@ def logs(folder):
 
 
 def finish(children, folder):
-    codes = [child.wait(timeout=300) for child in children]
+    codes = [child.wait(timeout=600) for child in children]
     assert codes == [0] * len(children), logs(folder)
 
 
@@ -100,7 +114,7 @@ def assert_logged_once(folder, steps):
 
 def wait_for_line(children, folder, count):
     """Waits until the metrics have so many lines, while all processes go on."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(read_metrics(folder / "run" / METHOD)) < count:
         assert all(child.poll() is None for child in children), logs(folder)
         assert time.monotonic() < deadline, logs(folder)
