@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -28,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 __all__ = [
     "DATA",
     "MODEL",
+    "batch_shards",
     "check_batch",
     "constrain",
     "constrain_batch",
@@ -142,11 +142,11 @@ def from_slices(
     Args:
       shape: The array's.
       spec: Where it lies on the mesh. None: whole on the default device.
-      make: A slice, with a start and a stop on each axis, to its numbers. Called once for each that
-        a device of this process has; the host holds one of them at a time.
+      make: A slice, with a start and a stop on each axis, to its numbers, which are left alone from
+        then on. Called once for each slice that a device of this process has, one after another.
     """
     if spec is None:
-        return jnp.asarray(make(tuple(slice(0, size) for size in shape)))
+        return jax.device_put(make(tuple(slice(0, size) for size in shape)))
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -194,6 +194,11 @@ def data_size() -> int:
     """Over how many devices batches are spread."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[DATA]
+
+
+def batch_shards(size: int) -> int:
+    """Into how many parts `constrain_batch` cuts a first axis of this size."""
+    return 1 if size % data_size() else data_size()
 
 
 def constrain_batch(tree: T) -> T:

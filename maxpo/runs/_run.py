@@ -19,6 +19,7 @@ from maxpo.runs._checkpoints import (
     DamagedCheckpointError,
     describe_leaves,
     first_difference,
+    freed,
     without_weak_types,
 )
 from maxpo.runs._config import UsageError, differences, flatten
@@ -148,7 +149,7 @@ class Run:
         """Whether the summary is written: there is nothing left to do but `report`."""
         return self.summary is not None
 
-    def restore(self, initial_state: State) -> tuple[State, int]:
+    def restore(self, initial_state: State, *, donate: bool = False) -> tuple[State, int]:
         """Returns the state to go on from and the number of updates that are done.
 
         The state is that of the last checkpoint that is complete and whole, or `initial_state`, and
@@ -158,6 +159,8 @@ class Run:
           initial_state: a pytree of arrays, typed PRNG keys and numbers, holding everything the
             loop carries from one update to the next. It also says what leaves come back as: their
             types, and the devices of those arrays that are bound to some.
+          donate: whether its arrays are freed before a checkpoint is read, so that there are never
+            two states in memory.
 
         Returns:
           The state and the step.
@@ -172,7 +175,10 @@ class Run:
         like = state = without_weak_types(initial_state)
         leaves = describe_leaves(like)
         damaged: list[tuple[int, DamagedCheckpointError]] = []
-        for step in reversed(self._checkpoints.steps()):
+        steps = self._checkpoints.steps()
+        if donate and steps:
+            like = freed(state)
+        for step in reversed(steps):
             try:
                 state, record = self._checkpoints.load(step, like)
                 self._open_metrics_of_first(record["metrics_bytes"], record.get("metrics_checksum"))
@@ -199,11 +205,12 @@ class Run:
         self._resumed = max(self._saved, 0)
         return state, self._resumed
 
-    def last_state(self, like: State) -> tuple[State, int]:
+    def last_state(self, like: State, *, donate: bool = False) -> tuple[State, int]:
         """Returns the state of the last checkpoint of a finished run, for what comes after it.
 
         Args:
           like: a state of the same structure, as for `restore`.
+          donate: as for `restore`.
 
         Returns:
           The state and the step.
@@ -217,8 +224,9 @@ class Run:
         steps = self._checkpoints.steps()
         if not steps:
             raise OSError(f"the finished run {self.folder} has no checkpoint")
+        like = without_weak_types(like)
         try:
-            state, _ = self._checkpoints.load(steps[-1], without_weak_types(like))
+            state, _ = self._checkpoints.load(steps[-1], freed(like) if donate else like)
         except DamagedCheckpointError as error:
             raise OSError(
                 f"{self.folder / 'checkpoints' / str(steps[-1])} cannot be used: {error}; remove "
@@ -557,8 +565,8 @@ def read_checkpoint(
 
     Args:
       folder: the run's.
-      like: a part of the state, as for `Run.restore`; with `best` of what `keep_best` got. Leaves
-        that it does not have are not read.
+      like: a part of the state, as for `Run.restore`, or `jax.ShapeDtypeStruct`s in the place of
+        its arrays; with `best` of what `keep_best` got. Leaves that it does not have are not read.
       step: the checkpoint's. None: the last one that is complete.
       best: what `keep_best` has kept, in the place of a checkpoint.
 
