@@ -22,8 +22,8 @@ __all__ = ["train_and_evaluate"]
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Runs the benchmark in `workdir` and returns its summary.
 
-    That has the "seconds" of each trainer, the "ratios" of the others' steps to ours, and the rows
-    of the "table".
+    That has the "seconds" of each trainer, their "ratios" to this library's, those of all "starts",
+    and the rows of the "table".
     """
     names = step_speed.check_config(config)
     with runs.Run(config, workdir) as run, tempfile.TemporaryDirectory() as scratch:
@@ -39,9 +39,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         steps: dict[str, list[step_speed.Step]] = {name: [] for name in names}
         for name, step in step_speed.timed_steps(config, names, Path(scratch)):
             steps[name].append(step)
-            run.log(len(steps[name]), {"trainer": name, **step._asdict()})
+            run.log(len(steps[name]), {"trainer": name, **step.flat()})
         medians = step_speed.seconds(steps)
-        ratios = {name: of["whole"] / medians["maxpo"]["whole"] for name, of in medians.items()}
+        ratios = {
+            name: of["whole, wall"] / medians["maxpo"]["whole, wall"]
+            for name, of in medians.items()
+        }
         summary = {"seconds": medians, "ratios": ratios, "starts": starts}
         return run.finish(summary, table=step_speed.rows(medians, starts))
 

@@ -40,8 +40,8 @@ def test_links_lead_somewhere(page):
 
 
 def commands():
-    """Those of the page about language models, as lists of words."""
-    text = (DOCS / "language_models.md").read_text()
+    """Those of the pages about language models, as lists of words."""
+    text = "".join((DOCS / page).read_text() for page in ("language_models.md", "recipes.md"))
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)

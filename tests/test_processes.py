@@ -69,7 +69,7 @@ def logs(folder):
 
 
 def finish(children, folder):
-    codes = [child.wait(timeout=300) for child in children]
+    codes = [child.wait(timeout=600) for child in children]
     assert codes == [0] * len(children), logs(folder)
 
 
@@ -100,7 +100,7 @@ def assert_logged_once(folder, steps):
 
 def wait_for_line(children, folder, count):
     """Waits until the metrics have so many lines, while all processes go on."""
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while len(read_metrics(folder / "run" / METHOD)) < count:
         assert all(child.poll() is None for child in children), logs(folder)
         assert time.monotonic() < deadline, logs(folder)

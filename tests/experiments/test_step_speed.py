@@ -11,7 +11,7 @@ from experiments import step_speed
 from maxpo.runs import load_config, read_metrics
 from maxpo.studies.speed import startup
 from maxpo.studies.speed import step_speed as study
-from maxpo.studies.speed.held_loop import HeldLoop
+from maxpo.studies.speed.held_loop import HeldLoop, Seconds
 from maxpo.studies.speed.trainers import TRAINERS, Letters, Reward
 
 FILE = "configs/step_speed.py"
@@ -21,41 +21,52 @@ def test_quick_variant(tmp_path, capsys):
     config = load_config(f"{FILE}:quick")
     summary = step_speed.train_and_evaluate(config, tmp_path)
     assert list(summary["seconds"]) == ["maxpo"]
-    assert summary["ratios"] == {"maxpo": 1}
+    assert set(summary["ratios"]["maxpo"].values()) == {1}
     of = summary["seconds"]["maxpo"]
-    assert 0 < of["sampling"] < of["whole"]
+    assert 0 < of["sampling, wall"] < of["whole, wall"]
     assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2]
     assert "sampling" in capsys.readouterr().out
     assert step_speed.train_and_evaluate(config, tmp_path) == summary
 
 
 def test_table():
-    def steps(*taken):
-        return [study.Step(*of) for of in taken]
+    def step(wall, processor, sampling):
+        return study.Step(Seconds(wall, processor), Seconds(sampling, 0.5))
 
     medians = study.seconds(
         {
-            "maxpo": steps((2.0, 0.5, 3.0), (1.0, 0.25, 1.5), (9.0, 8.0, 9.0)),
-            "trl": steps((6.0, 2.0, 6.0)),
-            "tunix": steps((5.0, 1.0, 7.5)),
+            "maxpo": [step(2.0, 3.0, 0.5), step(1.0, 1.5, 0.25), step(9.0, 9.0, 8.0)],
+            "trl": [step(6.0, 6.0, 2.0)],
+            "tunix": [step(5.0, 5.5, 1.0)],
         }
     )
-    assert medians["maxpo"] == {"whole": 2.0, "sampling": 0.5, "rest": 1.0, "processor": 3.0}
+    assert medians["maxpo"] == {
+        "whole, wall": 2.0,
+        "sampling, wall": 0.5,
+        "rest, wall": 1.0,
+        "whole, processor": 3.0,
+        "sampling, processor": 0.5,
+        "rest, processor": 2.5,
+    }
     starts = {"cold start": [30.0, 10.0], "warm start": [4.0, 6.0]}
     assert [tuple(row.values()) for row in study.rows(medians, starts)] == [
-        ("whole", 2.0, 6.0, 3.0, "trl"),
-        ("whole", 2.0, 5.0, 2.5, "tunix"),
-        ("sampling", 0.5, 2.0, 4.0, "trl"),
-        ("sampling", 0.5, 1.0, 2.0, "tunix"),
-        ("rest", 1.0, 4.0, 4.0, "trl"),
-        ("rest", 1.0, 4.0, 4.0, "tunix"),
-        ("processor", 3.0, 6.0, 2.0, "trl"),
-        ("processor", 3.0, 7.5, 2.5, "tunix"),
+        ("whole, wall", 2.0, 6.0, 3.0, "trl"),
+        ("whole, wall", 2.0, 5.0, 2.5, "tunix"),
+        ("sampling, wall", 0.5, 2.0, 4.0, "trl"),
+        ("sampling, wall", 0.5, 1.0, 2.0, "tunix"),
+        ("rest, wall", 1.0, 4.0, 4.0, "trl"),
+        ("rest, wall", 1.0, 4.0, 4.0, "tunix"),
+        ("whole, processor", 3.0, 6.0, 2.0, "trl"),
+        ("whole, processor", 3.0, 5.5, 5.5 / 3, "tunix"),
+        ("sampling, processor", 0.5, 0.5, 1.0, "trl"),
+        ("sampling, processor", 0.5, 0.5, 1.0, "tunix"),
+        ("rest, processor", 2.5, 5.5, 2.2, "trl"),
+        ("rest, processor", 2.5, 5.0, 2.0, "tunix"),
         ("cold start", 20.0, None, None, "-"),
         ("warm start", 5.0, 20.0, 4.0, "cold start"),
     ]
     alone = study.rows({"maxpo": medians["maxpo"]}, {})
-    assert [row["compared with"] for row in alone] == ["-"] * 4
+    assert [row["compared with"] for row in alone] == ["-"] * 6
 
 
 class TestHeldLoop:
@@ -73,7 +84,7 @@ class TestHeldLoop:
             assert done == []
             loop.step()
             assert done == [0]
-            assert loop.sampling > 0
+            assert loop.sampling.wall > 0
             loop.step()
             assert done == [0, 1]
         assert done == [0, 1]
@@ -124,7 +135,7 @@ def test_others_do_the_same_work(name, tmp_path):
         loop.step()
         assert len(reward.lengths) == config.prompts * config.group_size
         assert max(reward.lengths) == config.new_tokens
-        assert loop.sampling > 0
+        assert loop.sampling.wall > 0
         first = list(reward.lengths)
         reward.lengths.clear()
         loop.step()
@@ -140,7 +151,7 @@ def test_samples_that_all_end_early_are_refused():
             reward.of_text(None, Letters.letter(2) * 3)
 
     with HeldLoop(train) as loop:
-        assert study._step("maxpo", loop, reward, 3)[0] == 0
+        assert study._step("maxpo", loop, reward, 3).sampling == Seconds()
         with pytest.raises(ValueError, match="maxpo: every sample ended early"):
             study._step("maxpo", loop, reward, 4)
 

@@ -123,7 +123,7 @@ def test_faults_are_spread_over_programs_and_jobs() -> None:
     counts: dict[tuple[str, str], int] = {}
     for job in study._jobs(config, subjects):
         subject, fault, count = job.args  # type: ignore[attr-defined]
-        assert 1 <= count <= 12
+        assert 1 <= count <= study._AT_ONCE
         counts[subject.name, fault] = counts.get((subject.name, fault), 0) + count
     for fault in faults.FAULTS:
         of_programs = [counts[name, fault] for name in config.programs]

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
+from maxpo.lm.model.policy import NOTHING_FROZEN, Scored
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.token_log_probs import TokenLogProbs, completion_log_probs
 from maxpo.lm.training.optimizer import warmed_up
@@ -116,6 +117,7 @@ def make_update(
     *,
     optimizer: MakeOptimizer,
     layout: Callable[[Any], Any] = lambda state: None,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> Update:
     """The compiled update, one program for all methods, learning rates and steps.
 
@@ -125,10 +127,12 @@ def make_update(
       advantages: The function that computes them.
       optimizer: Makes the optimizer of a learning rate after its warm-up, see `warmed_up`.
       layout: Where a state lies on a mesh; each update leaves it there.
+      frozen: What the policy has beside trained parameters.
     """
 
-    @partial(jax.jit, donate_argnums=0, static_argnames="room")
+    @partial(jax.jit, donate_argnums=1, static_argnames="room")
     def update(
+        frozen: nnx.State,
         state: training.TrainState,
         batch: Batch,
         key: jax.Array,
@@ -155,7 +159,7 @@ def make_update(
         def one_step(
             state: training.TrainState, minibatch: Batch
         ) -> tuple[training.TrainState, Metrics]:
-            loss = partial(loss_and_metrics, graph, rl, room=room)
+            loss = partial(loss_and_metrics, graph, rl, frozen=frozen, room=room)
             gradients, metrics = accumulated_gradient(
                 loss, state.params, minibatch, rl.micro_batches
             )
@@ -180,7 +184,7 @@ def make_update(
         state = parallel.constrain_to(state, layout(state))
         return state, jax.tree.map(jnp.mean, metrics), found
 
-    return update
+    return partial(update, frozen)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -224,12 +228,15 @@ class Reference(Protocol):
         """
 
 
-def make_reference(graph: nnx.GraphDef, rl: ConfigDict) -> Reference:
+def make_reference(
+    graph: nnx.GraphDef, rl: ConfigDict, *, frozen: nnx.State = NOTHING_FROZEN
+) -> Reference:
     """Compiled log-probabilities under frozen parameters, in the update's micro-batches."""
     pieces = rl.minibatches * rl.micro_batches
 
     @partial(jax.jit, static_argnames="room")
     def reference(
+        frozen: nnx.State,
         params: nnx.State,
         prompts: Prompts,
         completions: Completions,
@@ -237,8 +244,10 @@ def make_reference(graph: nnx.GraphDef, rl: ConfigDict) -> Reference:
         order: jax.Array | None = None,
         room: int | None = None,
     ) -> jax.Array:
+        policy = nnx.merge(graph, params, frozen)
+
         def log_probs(piece: tuple[Prompts, Completions]) -> jax.Array:
-            return _log_probs(graph, rl, params, *parallel.constrain_batch(piece), room).log_probs
+            return _log_probs(policy, rl, *parallel.constrain_batch(piece), room).log_probs
 
         batch = (prompts, completions)
         if order is not None:
@@ -247,7 +256,7 @@ def make_reference(graph: nnx.GraphDef, rl: ConfigDict) -> Reference:
         found = jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
         return found if order is None else jnp.zeros_like(found).at[order].set(found)
 
-    return reference
+    return partial(reference, frozen)
 
 
 def accumulated_gradient(
@@ -294,6 +303,7 @@ def loss_and_metrics(
     micro: Batch,
     whole: Counts,
     *,
+    frozen: nnx.State = NOTHING_FROZEN,
     room: int | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """A micro-batch's part of the loss and of the metrics of the batch it is cut from."""
@@ -305,7 +315,8 @@ def loss_and_metrics(
     of_tokens = counts.tokens / jnp.maximum(whole.tokens, 1)
 
     # Samples that do not count need no room.
-    policy = _log_probs(graph, rl, params, micro.prompts, tokens._replace(mask=kept), room)
+    kept_tokens = tokens._replace(mask=kept)
+    policy = _log_probs(nnx.merge(graph, params, frozen), rl, micro.prompts, kept_tokens, room)
     level = _Level(rl, kept)
     log_probs, behavior = level.scores(policy.log_probs), level.scores(tokens.log_probs)
     share = of_tokens if rl.loss_aggregation == "token" else of_samples
@@ -393,16 +404,15 @@ def _clip(rl: ConfigDict) -> dict[str, Any]:
 
 
 def _log_probs(
-    graph: nnx.GraphDef,
+    policy: Scored,
     rl: ConfigDict,
-    params: nnx.State,
     prompts: Prompts,
     completions: Completions,
     room: int | None,
 ) -> TokenLogProbs:
     """Under the distribution that was sampled from, of which the temperature is a part."""
     return completion_log_probs(
-        nnx.merge(graph, params),
+        policy,
         prompts,
         completions.tokens,
         completions.mask,

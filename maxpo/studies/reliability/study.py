@@ -15,7 +15,7 @@ from maxpo.studies.reliability.programs import PROGRAMS, make_inputs
 
 __all__ = ["check_config", "run_all", "table"]
 
-_AT_ONCE = 12  # Faults of a job, between which the study itself is resumed.
+_AT_ONCE = 4  # Faults of a job, between two of which the study itself is resumed.
 
 
 def check_config(config: ConfigDict) -> None:

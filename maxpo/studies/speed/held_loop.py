@@ -1,11 +1,36 @@
 """A training loop that stops at the start of each of its steps, so that several take turns."""
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["HeldLoop"]
+__all__ = ["HeldLoop", "Seconds"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Seconds:
+    """A time on two clocks.
+
+    Attributes:
+      wall: Of the clock on the wall.
+      processor: Of all threads of this process together, which other processes change little.
+    """
+
+    wall: float = 0.0
+    processor: float = 0.0
+
+    @classmethod
+    def now(cls) -> "Seconds":
+        """Both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def __add__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall + other.wall, self.processor + other.processor)
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall - other.wall, self.processor - other.processor)
 
 
 class _ClosedError(Exception):
@@ -24,8 +49,7 @@ class HeldLoop:
     ...         loop.hold()
     ...         done.append(step)
     >>> with HeldLoop(train) as loop:
-    ...     loop.step()
-    ...     loop.step()
+    ...     taken = [loop.step(), loop.step()]
     >>> done
     [0, 1]
     """
@@ -39,8 +63,8 @@ class HeldLoop:
         Raises:
           RuntimeError: As `step`.
         """
-        self.sampling = 0.0
-        """Seconds that the last step spent in functions of `sampled`."""
+        self.sampling = Seconds()
+        """What the last step spent in functions of `sampled`."""
         self._asked, self._holds = threading.Semaphore(0), threading.Semaphore(0)
         self._error: BaseException | None = None
         self._closed = self._over = False
@@ -63,27 +87,29 @@ class HeldLoop:
         self._asked.acquire()
         if self._closed:
             raise _ClosedError
-        self.sampling = 0.0
+        self.sampling = Seconds()
 
     def sampled(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function, its time counted in `sampling`."""
 
         def timed(*args: Any, **options: Any) -> Any:
-            began = time.perf_counter()
+            began = Seconds.now()
             result = function(*args, **options)
-            self.sampling += time.perf_counter() - began
+            self.sampling += Seconds.now() - began
             return result
 
         return timed
 
-    def step(self) -> None:
-        """Does one step and returns when the loop holds before the next one.
+    def step(self) -> Seconds:
+        """Does one step; returns what it took when the loop holds before the next one.
 
         Raises:
           RuntimeError: If the loop ended or failed instead.
         """
+        began = Seconds.now()
         self._asked.release()
         self._wait()
+        return Seconds.now() - began
 
     def _wait(self) -> None:
         self._holds.acquire()

@@ -7,7 +7,6 @@ does to get from prompts to texts; the rest is mostly the update.
 
 import contextlib
 import importlib.util
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo._extras import MissingExtraError
-from maxpo.studies.speed.held_loop import HeldLoop
+from maxpo.studies.speed.held_loop import HeldLoop, Seconds
 from maxpo.studies.speed.trainers import TRAINERS, Letters, Reward, model_config
 from maxpo.studies.speed.turns import turns
 
@@ -35,19 +34,25 @@ class Step(NamedTuple):
     """What a step took.
 
     Attributes:
-      whole: Seconds of the whole step.
-      sampling: Those from prompts to texts.
-      processor: Seconds of all cores together.
+      whole: The whole step.
+      sampling: From prompts to texts.
     """
 
-    whole: float
-    sampling: float
-    processor: float
+    whole: Seconds
+    sampling: Seconds
 
     @property
-    def rest(self) -> float:
-        """Seconds of scores, advantages and the update."""
+    def rest(self) -> Seconds:
+        """Scores, advantages and the update."""
         return self.whole - self.sampling
+
+    def flat(self) -> dict[str, float]:
+        """Seconds by what took them and on which clock."""
+        return {
+            f"{part}, {clock}": getattr(getattr(self, part), clock)
+            for clock in ("wall", "processor")
+            for part in ("whole", "sampling", "rest")
+        }
 
 
 def check_config(config: ConfigDict) -> list[str]:
@@ -120,31 +125,27 @@ def timed_steps(
             loop = TRAINERS[name](config, letters, reward, folder / name)
             stack.enter_context(loop)
             calls[name] = partial(_step, name, loop, reward, config.new_tokens)
-        for name, whole, (sampling, processor) in turns(calls, config.repeats):
-            yield name, Step(whole, sampling, processor)
+        for name, _, step in turns(calls, config.repeats):
+            yield name, step
 
 
-def _step(name: str, loop: HeldLoop, reward: Reward, new_tokens: int) -> tuple[float, float]:
+def _step(name: str, loop: HeldLoop, reward: Reward, new_tokens: int) -> Step:
     reward.lengths.clear()
-    began = time.process_time()
-    loop.step()
-    processor = time.process_time() - began
+    whole = loop.step()
     if max(reward.lengths) < new_tokens:
         raise ValueError(
             f"{name}: every sample ended early, so that the times would say nothing: expected more "
             "samples, another seed or a larger vocabulary"
         )
-    return loop.sampling, processor
+    return Step(whole, loop.sampling)
 
 
 def seconds(steps: Mapping[str, Sequence[Step]]) -> dict[str, dict[str, float]]:
     """Medians by trainer, and by what took the time."""
+    flat = {name: [step.flat() for step in taken] for name, taken in steps.items()}
     return {
-        name: {
-            what: float(np.median([getattr(step, what) for step in taken]))
-            for what in ("whole", "sampling", "rest", "processor")
-        }
-        for name, taken in steps.items()
+        name: {what: float(np.median([each[what] for each in taken])) for what in taken[0]}
+        for name, taken in flat.items()
     }
 
 

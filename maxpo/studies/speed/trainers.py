@@ -139,9 +139,8 @@ class _HeldCollector(Collector):
 
     def __call__(self, params: nnx.State, step: int, key: jax.Array, timer: Timer) -> Rollouts:
         self.loop.hold()
-        groups = super().__call__(params, step, key, timer)
-        self.loop.sampling = timer.seconds["sampling"]
-        return groups
+        # With the scores, which take no time.
+        return self.loop.sampled(super().__call__)(params, step, key, timer)
 
 
 def our_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path) -> HeldLoop:
@@ -164,7 +163,8 @@ def our_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
     rl, grading, tokenizer = ConfigDict(fields), Grading(1.0, False), letters.ours()
     problems = [Problem(text, "") for text in letters.prompts(config)]
     train_on, held_out = encode(problems, problems, tokenizer, batch=config.prompts)
-    graph, params = nnx.split(Transformer(model_config(config), rngs=nnx.Rngs(config.seed)))
+    shape = dataclasses.replace(model_config(config), remat=config.remat.maxpo)
+    graph, params = nnx.split(Transformer(shape, rngs=nnx.Rngs(config.seed)))
     draw = make_draw(
         graph,
         tokenizer,
@@ -223,7 +223,7 @@ def trl_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
         output_dir=str(folder),
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=False,
+        gradient_checkpointing=config.remat.trl,
         max_steps=_more_steps(config),
         per_device_train_batch_size=config.prompts * config.group_size,
         num_generations=config.group_size,
@@ -286,6 +286,7 @@ def tunix_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Pat
         rope_theta=10_000,
         norm_eps=shape.norm_epsilon,
         use_tied_embedding=True,
+        remat_config=qwen3.RematConfig.DECODER if config.remat.tunix else qwen3.RematConfig.NONE,
     )
     roles = (tunix.Role.ACTOR, tunix.Role.REFERENCE, tunix.Role.ROLLOUT)
     with jax.set_mesh(mesh):
