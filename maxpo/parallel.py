@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -28,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 __all__ = [
     "DATA",
     "MODEL",
+    "batch_shards",
     "check_batch",
     "constrain",
     "constrain_batch",
@@ -58,15 +58,26 @@ def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 100,
 ) -> None:
     """Joins this process to the others of a run; the first thing that a program does with JAX.
 
-    On TPU pods, SLURM and Open MPI jobs JAX finds out all three by itself.
+    On TPU pods, SLURM and Open MPI jobs JAX finds out the first three by itself.
+
+    Args:
+      coordinator_address: HOST:PORT of the first process.
+      num_processes: Number of processes.
+      process_id: Number of this one.
+      heartbeat_seconds: How long a process may be silent until the others end with an error.
 
     Raises:
-      ValueError: If they are not given and cannot be found out, or only some are.
+      ValueError: If they are not given and cannot be found out, or only some are, or a number makes
+        no sense.
       RuntimeError: If the others do not come within five minutes.
     """
+    if heartbeat_seconds < 1:
+        raise ValueError(f"--heartbeat_seconds: expected at least 1, got {heartbeat_seconds}")
     given = (coordinator_address, num_processes, process_id)
     if None in given and any(value is not None for value in given):
         raise ValueError(
@@ -74,7 +85,7 @@ def initialize(
             f"got {coordinator_address}, {num_processes} and {process_id}"
         )
     try:
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:
         raise ValueError(
             "--distributed: JAX found no cluster here; give --coordinator_address=HOST:PORT, "
@@ -131,11 +142,11 @@ def from_slices(
     Args:
       shape: The array's.
       spec: Where it lies on the mesh. None: whole on the default device.
-      make: A slice, with a start and a stop on each axis, to its numbers. Called once for each that
-        a device of this process has; the host holds one of them at a time.
+      make: A slice, with a start and a stop on each axis, to its numbers, which are left alone from
+        then on. Called once for each slice that a device of this process has, one after another.
     """
     if spec is None:
-        return jnp.asarray(make(tuple(slice(0, size) for size in shape)))
+        return jax.device_put(make(tuple(slice(0, size) for size in shape)))
     sharding = NamedSharding(jax.sharding.get_mesh(), spec)
     devices: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
@@ -183,6 +194,11 @@ def data_size() -> int:
     """Over how many devices batches are spread."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[DATA]
+
+
+def batch_shards(size: int) -> int:
+    """Into how many parts `constrain_batch` cuts a first axis of this size."""
+    return 1 if size % data_size() else data_size()
 
 
 def constrain_batch(tree: T) -> T:

@@ -2,23 +2,30 @@
 
     python tests/checkpoint_child.py FOLDER [ADDRESS COUNT NUMBER]
 
-checks the checkpoints in FOLDER on the devices at hand and prints a line of JSON.
+checks the checkpoints in FOLDER/models on the devices at hand, and a training state of random
+parameters, and prints a line of JSON.
 """
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
 import jax
 import numpy as np
+import parallel_child
 from flax import nnx
 
-from maxpo import parallel
+from maxpo import parallel, runs
 from maxpo.lm.model._safetensors import StoredTensor
 from maxpo.lm.model.pretrained import load_config, load_pretrained, save_pretrained
 from maxpo.lm.model.sharding import RULES, layout
 from maxpo.lm.model.transformer import Transformer
+from maxpo.lm.training.initial_state import make_initial_state
+from maxpo.lm.training.optimizer import make_optimizer
+from maxpo.lm.training.settings import layout as settings_layout
+from maxpo.lm.training.settings import make_model, make_settings
 
 MESHES = {
     "data": {"model": 1},
@@ -85,15 +92,48 @@ def check(folder, name):
     return share_of_a_device(params), asked / size
 
 
+def check_state(folder):
+    """Makes a training state, saves it and reads it back; returns the share of bytes held."""
+    config = parallel_child.make_lm_config(folder / "inputs", model=2, fully_sharded=True)
+    config.model.overrides.update(hidden=64, mlp=96)
+    settings, key = make_settings(config), jax.random.key(1)
+    place = partial(settings_layout, config)
+    whole = [np.asarray(leaf) for leaf in jax.tree.leaves(make_model(settings, key)[1])]
+
+    def make(start):
+        optimizer = make_optimizer(config.rl, 1.0, rules=RULES)
+        return make_initial_state(start, optimizer, layout=place, problems=5)
+
+    with parallel.use(parallel.make_mesh(model=2)):
+        _, start = make_model(settings, key)
+        check_layout(start, fully_sharded=True)
+        check_slices(whole, start)
+        state = make(start)
+        check_layout(state, fully_sharded=True)
+        share = share_of_a_device(state)
+        with runs.Run({}, folder / "run") as run:
+            run.restore(state)
+            run.save(1, state)
+        with runs.Run({}, folder / "run") as run:
+            like = make(start)
+            state, _ = run.restore(like, donate=True)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(like))
+        check_layout(state, fully_sharded=True)
+        check_slices(whole, state.params)
+        check_slices(whole, start)  # It shares nothing with what was freed.
+    return share
+
+
 def main(folder, address=None, count=1, number=0):
     if address is not None:
         parallel.initialize(address, int(count), int(number))
     found = {
         f"{path.name} {name}": check(path, name)
-        for path in sorted(Path(folder).iterdir())
+        for path in sorted((Path(folder) / "models").iterdir())
         for name in MESHES
     }
-    print(json.dumps(found))
+    state = check_state(Path(folder) / "training")
+    print(json.dumps({"checkpoints": found, "state": state}))
 
 
 if __name__ == "__main__":

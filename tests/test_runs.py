@@ -351,6 +351,40 @@ def test_every_kind_of_leaf_comes_back_bit_for_bit(tmp_path: Path) -> None:
     assert_same_state(restored, state)
 
 
+def test_an_initial_state_is_freed_where_a_checkpoint_takes_its_place(tmp_path: Path) -> None:
+    def make(value: float) -> dict[str, Any]:
+        bound = jax.device_put(jnp.full(3, value, jnp.float32), jax.devices()[0])
+        return {
+            "w": jnp.full(2, value, jnp.float32),
+            "bound": bound,
+            "key": jax.random.key(0),
+            "n": 1,
+        }
+
+    with runs.Run({}, tmp_path) as run:
+        initial = make(0.0)
+        run.restore(initial, donate=True)  # There is none yet.
+        assert initial["w"].tolist() == [0, 0]
+        run.save(1, make(1.0))
+    with runs.Run({}, tmp_path) as run:
+        initial = make(0.0)
+        restored, _ = run.restore(initial, donate=True)
+        assert initial["w"].is_deleted()
+        assert initial["bound"].is_deleted()
+        assert_same_state(restored, make(1.0))
+        assert [restored[name].committed for name in ("w", "bound")] == [False, True]
+        run.finish({})
+    with runs.Run({}, tmp_path) as run:
+        initial = make(0.0)
+        restored, _ = run.last_state(initial, donate=True)
+    assert initial["w"].is_deleted()
+    assert_same_state(restored, make(1.0))
+    shapes = {"w": jax.ShapeDtypeStruct((2,), jnp.float32)}
+    found, step = runs.read_checkpoint(tmp_path, shapes)
+    assert step == 1
+    np.testing.assert_array_equal(found["w"], [1, 1])
+
+
 def test_a_flax_module_comes_back(tmp_path: Path) -> None:
     def state_of(seed: int) -> Any:
         return nnx.state(nnx.Linear(3, 4, rngs=nnx.Rngs(seed)))

@@ -13,7 +13,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from maxpo import parallel
 from maxpo.runs._config import UsageError
+from maxpo.runs._digests import find_damage, write_digests
 from maxpo.runs._files import sync_tree
 
 Leaves = dict[str, Any]
@@ -70,7 +72,8 @@ class Checkpoints:
     Orbax sees a flat dict from the leaf's path to its array, so every pytree can be saved, whatever
     its nodes are; the tree itself comes from the program on restoring. Orbax commits a checkpoint
     by renaming its folder, so one that a kill interrupted has no step's name. Next to the arrays it
-    holds a record of each leaf's type and checksum: orbax does not notice every damaged byte.
+    holds a record of each leaf's type and checksum, and checksums of its files: orbax does not
+    notice every damaged byte.
     """
 
     def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
@@ -111,6 +114,8 @@ class Checkpoints:
         )
         try:
             self._orbax().save(step, args=items, force=True)
+            write_digests(self._folder / str(step))
+            parallel.from_first_process("written")  # By all, whose names are waited for here.
             if jax.process_index() == 0:
                 sync_tree(self._folder / str(step))
         except Exception as error:
@@ -123,7 +128,8 @@ class Checkpoints:
 
         Args:
           step: its number.
-          like: a state of the same structure; gives the leaves' kinds and devices.
+          like: a state of the same structure; gives the leaves' kinds and devices. Arrays may be
+            `jax.ShapeDtypeStruct`s.
           part: whether leaves that `like` does not have are left alone.
 
         Raises:
@@ -132,6 +138,8 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        if damage := find_damage(self._folder / str(step)):
+            raise DamagedCheckpointError(damage)
         try:
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = self._orbax().restore(step, args=items)["record"]
@@ -228,6 +236,19 @@ def without_weak_types(state: Any) -> Any:
     return jax.tree_util.tree_map(strong, state)
 
 
+def freed(state: Any) -> Any:
+    """Frees a state's arrays; returns what tells `Checkpoints.load` what they were."""
+
+    def shape(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or _is_key(leaf) or not leaf.size:
+            return leaf
+        sharding = leaf.sharding if leaf.committed else None
+        leaf.delete()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(shape, state)
+
+
 def describe_leaves(state: Any) -> dict[str, str]:
     """Returns the type of each leaf of a pytree under its path.
 
@@ -262,7 +283,7 @@ def named_leaves(state: Any) -> Leaves:
 def _describe(name: str, leaf: Any) -> str:
     if _is_key(leaf):
         return f"key<{jax.random.key_impl(leaf)}>{list(leaf.shape)}"
-    if isinstance(leaf, jax.Array | np.ndarray | np.generic):
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct | np.ndarray | np.generic):
         weak = "weakly typed " if getattr(leaf, "weak_type", False) else ""
         return f"{weak}{leaf.dtype}{list(leaf.shape)}"
     if isinstance(leaf, bool | int | float):
@@ -286,6 +307,8 @@ def _storable(leaf: Any) -> Any:
 
 def _target(leaf: Any) -> Any:
     """Returns what tells orbax how to restore the leaf: type, shape, and where to put it."""
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return np.empty(leaf.shape, leaf.dtype) if leaf.sharding is None else leaf
     array = _storable(leaf)
     if isinstance(array, jax.Array):
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
@@ -296,7 +319,7 @@ def _like(leaf: Any, array: Any) -> Any:
     """Returns the restored array as the kind of thing that `leaf` is."""
     if _is_key(leaf):
         return jax.random.wrap_key_data(array, impl=jax.random.key_impl(leaf))
-    if isinstance(leaf, jax.Array):
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
         return array if isinstance(array, jax.Array) else jax.device_put(array)
     if isinstance(leaf, np.ndarray):
         return array
@@ -308,7 +331,11 @@ def _checksum(array: Any) -> int | None:
     if isinstance(array, jax.Array):
         if not array.is_fully_addressable and not array.is_fully_replicated:
             return None
-        array = np.asarray(array)
+        # An array keeps what was fetched from several devices: that of a moment's goes with it.
+        parts = [shard.data for shard in array.addressable_shards]
+        array = np.asarray(
+            jax.make_array_from_single_device_arrays(array.shape, array.sharding, parts)
+        )
     content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return zlib.crc32(content.data)
 

@@ -19,6 +19,7 @@ from maxpo.runs._checkpoints import (
     DamagedCheckpointError,
     describe_leaves,
     first_difference,
+    freed,
     without_weak_types,
 )
 from maxpo.runs._config import UsageError, differences, flatten
@@ -107,7 +108,9 @@ class Run:
             self._take_first(fields)
             # Process 0 may write it at any time from here on: all must see what it saw.
             if parallel.from_first_process(str((self.folder / "summary.json").exists())) == "True":
-                self.summary = read_json(self.folder / "summary.json")
+                self.summary = _read_own(
+                    self.folder / "summary.json", "remove it to have it written once more"
+                )
                 say(f"{self.folder} holds a finished run, there is nothing left to do")
         except BaseException:
             self.close()
@@ -146,7 +149,7 @@ class Run:
         """Whether the summary is written: there is nothing left to do but `report`."""
         return self.summary is not None
 
-    def restore(self, initial_state: State) -> tuple[State, int]:
+    def restore(self, initial_state: State, *, donate: bool = False) -> tuple[State, int]:
         """Returns the state to go on from and the number of updates that are done.
 
         The state is that of the last checkpoint that is complete and whole, or `initial_state`, and
@@ -156,6 +159,8 @@ class Run:
           initial_state: a pytree of arrays, typed PRNG keys and numbers, holding everything the
             loop carries from one update to the next. It also says what leaves come back as: their
             types, and the devices of those arrays that are bound to some.
+          donate: whether its arrays are freed before a checkpoint is read, so that there are never
+            two states in memory.
 
         Returns:
           The state and the step.
@@ -170,10 +175,13 @@ class Run:
         like = state = without_weak_types(initial_state)
         leaves = describe_leaves(like)
         damaged: list[tuple[int, DamagedCheckpointError]] = []
-        for step in reversed(self._checkpoints.steps()):
+        steps = self._checkpoints.steps()
+        if donate and steps:
+            like = freed(state)
+        for step in reversed(steps):
             try:
                 state, record = self._checkpoints.load(step, like)
-                self._open_metrics_of_first(record["metrics_bytes"])
+                self._open_metrics_of_first(record["metrics_bytes"], record.get("metrics_checksum"))
             except DamagedCheckpointError as error:
                 damaged.append((step, error))
                 continue
@@ -191,17 +199,18 @@ class Run:
                     f"be used, the last one because of {damaged[0][1]}; to start over choose "
                     "another workdir"
                 )
-            self._open_metrics(0)
+            self._open_metrics(0, 0)
             say(f"starting a run in {self.folder}")
         self._leaves = leaves
         self._resumed = max(self._saved, 0)
         return state, self._resumed
 
-    def last_state(self, like: State) -> tuple[State, int]:
+    def last_state(self, like: State, *, donate: bool = False) -> tuple[State, int]:
         """Returns the state of the last checkpoint of a finished run, for what comes after it.
 
         Args:
           like: a state of the same structure, as for `restore`.
+          donate: as for `restore`.
 
         Returns:
           The state and the step.
@@ -215,8 +224,9 @@ class Run:
         steps = self._checkpoints.steps()
         if not steps:
             raise OSError(f"the finished run {self.folder} has no checkpoint")
+        like = without_weak_types(like)
         try:
-            state, _ = self._checkpoints.load(steps[-1], without_weak_types(like))
+            state, _ = self._checkpoints.load(steps[-1], freed(like) if donate else like)
         except DamagedCheckpointError as error:
             raise OSError(
                 f"{self.folder / 'checkpoints' / str(steps[-1])} cannot be used: {error}; remove "
@@ -253,7 +263,7 @@ class Run:
             # Nothing was restored: an experiment without checkpoints, which begins again each time.
             if self._checkpoints.steps():
                 raise RuntimeError(f"{self.folder} has checkpoints: call restore before log")
-            self._open_metrics(0)
+            self._open_metrics(0, 0)
             assert self._metrics is not None
         self._metrics.append({"step": int(step), **metrics})
         first = self._resumed + 1 if self._resumed else 0
@@ -358,14 +368,18 @@ class Run:
         difference = first_difference(self._leaves, describe_leaves(state))
         if difference:
             raise ValueError(f"every leaf must keep its type to be resumed, state{difference}")
-        size = 0
+        size = checksum = 0
         if self._metrics is not None:
             # The checkpoint says how much of the metrics belongs to it: that must be there first.
             self._metrics.sync()
-            size = self._metrics.size
+            size, checksum = self._metrics.size, self._metrics.checksum
         self._appended.update({name: file.size for name, file in self._records.items()})
-        sizes = {"metrics_bytes": size, "appended_bytes": self._appended}
-        self._checkpoints.save(int(step), state, sizes)
+        files = {
+            "metrics_bytes": size,
+            "metrics_checksum": checksum,
+            "appended_bytes": self._appended,
+        }
+        self._checkpoints.save(int(step), state, files)
         self._saved = int(step)
         if self.stop_asked():
             say(f"SIGTERM: saved step {step} in {self.folder}; {GO_ON}")
@@ -483,26 +497,26 @@ class Run:
         if self.summary is not None:
             raise RuntimeError(f"{self.folder} is finished: return run.report() if run.finished")
 
-    def _open_metrics_of_first(self, size: int) -> None:
+    def _open_metrics_of_first(self, size: int, checksum: int | None) -> None:
         """Opens the metrics in process 0; all raise what went wrong there."""
         problem = ""
         try:
-            self._open_metrics(size)
+            self._open_metrics(size, checksum)
         except DamagedCheckpointError as error:
             problem = str(error)
         if problem := parallel.from_first_process(problem):
             raise DamagedCheckpointError(problem)
 
-    def _open_metrics(self, size: int) -> None:
+    def _open_metrics(self, size: int, checksum: int | None) -> None:
         """Opens the metrics with their first `size` bytes."""
         if not self._primary:
             return
         metrics = MetricsFile(self.folder / "metrics.jsonl")
-        if not metrics.ends_line(size):
+        if not metrics.begins_with(size, checksum):
             held = metrics.size
             metrics.close()
             raise DamagedCheckpointError(
-                f"metrics.jsonl, which holds {held} bytes, is not as it was at the save"
+                f"{metrics.path}, which holds {held} bytes, is not as it was at the save"
             )
         metrics.cut(size)
         self._metrics = metrics
@@ -519,11 +533,12 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     if not folder.is_dir():
         raise UsageError(f"workdir: expected a folder, got the file {folder}")
     if (folder / "config.json").exists():
-        changed = differences(read_json(folder / "config.json"), config)
+        stored = _read_own(folder / "config.json", "to start over choose another workdir")
+        changed = differences(stored, config)
         if changed:
             raise UsageError(
-                f"{folder} holds a run with another config: {'; '.join(changed)}; use its config "
-                "to resume it, or choose another workdir"
+                f"{folder} holds a run with another config, {folder / 'config.json'}: "
+                f"{'; '.join(changed)}; use its config to resume it, or choose another workdir"
             )
         return False
     # A kill before the first config was written leaves these.
@@ -535,6 +550,14 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     return True
 
 
+def _read_own(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that this package wrote; a UsageError if it is damaged."""
+    try:
+        return read_json(path)
+    except UsageError as error:
+        raise UsageError(f"{error}; {remedy}") from None
+
+
 def read_checkpoint(
     folder: str | os.PathLike[str], like: State, *, step: int | None = None, best: bool = False
 ) -> tuple[State, int]:
@@ -542,8 +565,8 @@ def read_checkpoint(
 
     Args:
       folder: the run's.
-      like: a part of the state, as for `Run.restore`; with `best` of what `keep_best` got. Leaves
-        that it does not have are not read.
+      like: a part of the state, as for `Run.restore`, or `jax.ShapeDtypeStruct`s in the place of
+        its arrays; with `best` of what `keep_best` got. Leaves that it does not have are not read.
       step: the checkpoint's. None: the last one that is complete.
       best: what `keep_best` has kept, in the place of a checkpoint.
 

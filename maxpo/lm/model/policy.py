@@ -1,29 +1,34 @@
 """What training asks of a language model, so that any NNX module can be the policy.
 
-Sampling needs a `LanguageModel`, of which a `WithGrowingCache` is faster at long completions.
-Scoring and updates need a `WithHiddenStates` or a `WithLogits`. `Transformer` is the first three;
-`maxpo.lm.model.uncached.Uncached` makes a policy of any module that maps tokens to logits. Beside
-these methods a policy may have a table `rules` (see `maxpo.lm.model.sharding`), without which it
-can be trained on one device only.
+Sampling needs a `LanguageModel`, of which a `WithGrowingCache` is faster at long completions,
+scoring and updates a `WithHiddenStates` or a `WithLogits`, and packed ones a `WithPacking`.
+`Transformer` is all but the logits' one; `Uncached` of `maxpo.lm.model.uncached` makes a policy of
+any module that maps tokens to logits. Beside these methods a policy may have a table `rules` (see
+`maxpo.lm.model.sharding`), without which it can be trained on one device only.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+from flax import nnx
 
 from maxpo.lm.model.prompts import Prompts
 
 __all__ = [
+    "NOTHING_FROZEN",
     "NO_LENGTH",
     "LanguageModel",
     "Scored",
     "WithGrowingCache",
     "WithHiddenStates",
     "WithLogits",
+    "trainable",
 ]
 
 NO_LENGTH = -1
 """In place of the axis of tokens, for arrays of a cache that have none."""
+NOTHING_FROZEN: nnx.State = nnx.State({})
+"""What a policy that is trained whole has beside trained parameters."""
 
 
 class LanguageModel(Protocol):
@@ -94,6 +99,36 @@ class WithHiddenStates(Protocol):
         """The matrix `[V, D]` from states to logits."""
 
 
+class PackedStates(NamedTuple):
+    """States that predict the real tokens of completions, in parts that lie on a device each.
+
+    Attributes:
+      states: `[shards, E, D]`.
+      places: `[shards, E]` int32, the token that each predicts, counted through the shard's groups,
+        samples and tokens; beyond them all where it predicts none.
+    """
+
+    states: jax.Array
+    places: jax.Array
+
+
+@runtime_checkable
+class WithPacking(Protocol):
+    """A policy that need not compute anything for padding."""
+
+    def packed_hidden_states(
+        self, prompts: Prompts, tokens: jax.Array, mask: jax.Array, room: int
+    ) -> PackedStates:
+        """States that predict completions `[P, N, T]`, for so many tokens on each device.
+
+        The last token of a sample predicts nothing and needs no room. `mask` may leave out whole
+        samples.
+        """
+
+    def unembedding(self) -> jax.Array:
+        """The matrix `[V, D]` from states to logits."""
+
+
 @runtime_checkable
 class WithLogits(Protocol):
     """A policy that gives logits and no states."""
@@ -104,3 +139,13 @@ class WithLogits(Protocol):
 
 Scored = WithHiddenStates | WithLogits
 """What `maxpo.lm.model.token_log_probs.completion_log_probs` calls."""
+
+
+def trainable(policy: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A policy's structure, what is trained of it, and what is not.
+
+    Trained are the variables of the type `nnx.LoRAParam` where there are some, and else all.
+    """
+    parts: Any = nnx.split(policy, nnx.LoRAParam, ...)
+    graph, adapters, rest = parts
+    return (graph, adapters, rest) if jax.tree.leaves(adapters) else (graph, rest, NOTHING_FROZEN)

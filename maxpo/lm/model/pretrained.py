@@ -26,7 +26,7 @@ from maxpo.lm.model._checkpoint_files import (
     replace_checkpoint,
     write_json,
 )
-from maxpo.lm.model._safetensors import FLOATS, Index, StoredTensor, copy
+from maxpo.lm.model._safetensors import FLOATS, Index, StoredTensor, copy, empty
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.sharding import RULES, layout
 from maxpo.lm.model.transformer import Transformer
@@ -243,7 +243,7 @@ def _load(
 
 def _read(entry: Entry, tensors: Tensors, dtype: Any, index: Index) -> np.ndarray:
     """A slice of a parameter; of the files nothing else is read."""
-    part = np.empty([at.stop - at.start for at in index], dtype)
+    part = empty([at.stop - at.start for at in index], dtype)
     of_layer = index[1:] if entry.is_stacked else index
     first = index[0].start if entry.is_stacked else 0
     indices = entry.indices(of_layer)

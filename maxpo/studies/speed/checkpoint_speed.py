@@ -63,13 +63,17 @@ class Timing(NamedTuple):
       action: The job's.
       dtype: The job's.
       rate: GB of the checkpoint in a second.
-      peak: The most memory of the process at any moment, as a multiple of the arrays that it holds.
+      cpu: The same for a second of one processor, of which all that work are counted: what a busy
+        machine leaves as it is.
+      peak: The most memory of the process while it was at it, all of JAX included, as a multiple of
+        the arrays that it holds in the end.
       share: The largest part of these that one device holds.
     """
 
     action: str
     dtype: str
     rate: float
+    cpu: float
     peak: float
     share: float
 
@@ -97,17 +101,17 @@ def measure(config: ConfigDict) -> Iterator[Timing]:
 
 
 def table(timings: list[Timing]) -> dict[str, dict[str, float]]:
-    """Rows by action and dtype: the medians' GB/s, its ratio to `load_file`, memory."""
+    """Rows by action and dtype: medians of rates, their ratio to `load_file`, highest memory."""
     rows = {}
     of_row: dict[tuple[str, str], list[Timing]] = {}
     for timing in timings:
         of_row.setdefault((timing.action, timing.dtype), []).append(timing)
     for (action, dtype), own in of_row.items():
-        rate = np.median([timing.rate for timing in own])
-        reference = np.median([timing.rate for timing in of_row["load_file", dtype]])
+        rates = _medians(own)
         rows[f"{action}, {dtype}"] = {
-            "GB/s": float(rate),
-            "times load_file": float(rate / reference),
+            "GB/s": rates[0],
+            "GB/CPU s": rates[1],
+            "times load_file": rates[0] / _medians(of_row["load_file", dtype])[0],
             "peak / held": max(timing.peak for timing in own),
             "share of a device": max(timing.share for timing in own),
         }
@@ -117,12 +121,20 @@ def table(timings: list[Timing]) -> dict[str, dict[str, float]]:
 def do(job: Job) -> Timing:
     """Does a job in this process, which has as many devices as it says."""
     action = _prepare(job)
-    began = time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # From here on the peak counts.
+    began, cpu_began = time.perf_counter(), time.process_time()
     arrays = jax.tree.leaves(jax.block_until_ready(action()))
-    seconds = time.perf_counter() - began
+    seconds, cpu_seconds = time.perf_counter() - began, time.process_time() - cpu_began
     held = sum(array.nbytes for array in arrays)
-    rate = (Path(job.folder) / _FILE).stat().st_size / 1e9 / seconds
-    return Timing(job.action, job.dtype, rate, _peak_memory() / held, _share(arrays) / held)
+    size = (Path(job.folder) / _FILE).stat().st_size / 1e9
+    return Timing(
+        job.action,
+        job.dtype,
+        size / seconds,
+        size / cpu_seconds,
+        _peak_memory() / held,
+        _share(arrays) / held,
+    )
 
 
 def _prepare(job: Job) -> Callable[[], Any]:
@@ -140,6 +152,11 @@ def _prepare(job: Job) -> Callable[[], Any]:
 
         return write
     return lambda: nnx.state(load_pretrained(job.folder, fully_sharded=True))
+
+
+def _medians(timings: list[Timing]) -> list[float]:
+    """Of both rates."""
+    return np.median([(timing.rate, timing.cpu) for timing in timings], axis=0).tolist()
 
 
 def _random_model(config: TransformerConfig) -> Transformer:

@@ -49,13 +49,12 @@ def distinct(config):
     return nnx.merge(graph, jax.tree.unflatten(tree, numbers))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+@pytest.fixture
+def folder(tmp_path):
     """Checkpoints of all architectures."""
-    folder = tmp_path_factory.mktemp("checkpoints")
     for name, config in CONFIGS.items():
-        save_pretrained(distinct(config), folder / name)
-    return folder
+        save_pretrained(distinct(config), tmp_path / "models" / name)
+    return tmp_path
 
 
 def run(folder, *, devices, processes=1):
@@ -85,26 +84,41 @@ def run(folder, *, devices, processes=1):
     return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
 
 
+def part_of(name, devices):
+    """Of all bytes the part that a device holds by the layout, but for vectors."""
+    mesh = name.split(maxsplit=1)[1]
+    return {"data": 1, "tensor": 1 / 2}.get(mesh, 1 / devices)
+
+
 @pytest.mark.slow
-def test_eight_devices_read_their_slices(folder):
+def test_eight_devices_read_and_make_their_slices(folder):
     """The child compares them with the whole, and what it writes with what it read."""
     (found,) = run(folder, devices=8)
-    assert len(found) == len(CONFIGS) * len(checkpoint_child.MESHES)
-    for name, (held, read) in found.items():
-        # Vectors are on every device.
-        part = {"data": 1, "tensor": 1 / 2}.get(name.split(maxsplit=1)[1], 1 / 8)
+    assert len(found["checkpoints"]) == len(CONFIGS) * len(checkpoint_child.MESHES)
+    for name, (held, read) in found["checkpoints"].items():
+        part = part_of(name, 8)
         assert part <= held <= part + 0.05, name
-        # Nothing is read twice: a slice of several devices once for all.
+        # A slice of several devices is read once for all of them.
         assert 0.95 <= read <= 1, name
+    assert 1 / 8 <= found["state"] <= 1 / 8 + 0.05
 
 
 @pytest.mark.slow
-def test_four_processes_read_a_quarter_each(folder):
+def test_four_processes_read_and_write_a_quarter_each(folder):
     for found in run(folder, devices=1, processes=4):
-        for name, (held, read) in found.items():
-            part = {"data": 1, "tensor": 1 / 2}.get(name.split(maxsplit=1)[1], 1 / 4)
+        for name, (held, read) in found["checkpoints"].items():
+            part = part_of(name, 4)
             assert part <= held <= part + 0.05, name
             assert 0.95 * part <= read <= part + 0.05, name
+        assert 1 / 4 <= found["state"] <= 1 / 4 + 0.05
+    # Each process has written its own shards of the training state.
+    (state,) = (folder / "training" / "run" / "checkpoints").glob("1/state")
+    sizes = [
+        sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+        for part in sorted(state.glob("ocdbt.process_*"))
+    ]
+    assert len(sizes) == 4
+    assert max(sizes) < 0.35 * sum(sizes)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
