@@ -166,6 +166,12 @@ def test_a_policy_whose_cache_does_not_grow_is_sampled_by_a_single_loop(monkeypa
     assert_same(in_blocks(Memory()), single_loop(Memory()))
 
 
+def test_constants_of_a_compiled_function_are_sampled_by_a_single_loop(monkeypatch):
+    monkeypatch.setattr(generation, "Blocks", None)
+    found = jax.jit(lambda: in_blocks(Memory(), temperature=jnp.float32(1)))()
+    np.testing.assert_array_equal(found.tokens, single_loop(Memory()).tokens)
+
+
 def test_the_first_block_is_one_of_few_that_cover_all_tokens(monkeypatch):
     monkeypatch.setattr(_blocks, "BLOCK", 64)
     assert _blocks.rooms(64) == [63]
