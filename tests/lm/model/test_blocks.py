@@ -127,7 +127,7 @@ def test_a_step_pays_for_the_tokens_and_samples_that_there_are():
     assert slots[-1] <= P * N // 2
 
 
-def test_nothing_of_the_caller_is_donated():
+def test_nothing_of_the_caller_is_donated_and_nothing_compiled_again():
     class Given(Memory):
         """Puts an array of its own into the cache, and the prompts into theirs."""
 
@@ -150,7 +150,10 @@ def test_nothing_of_the_caller_is_donated():
             return hidden, written | {"own": own["own"]}
 
     policy = Given()
-    first, second = (in_blocks(policy, max_new_tokens=6) for _ in range(2))
+    first = in_blocks(policy, max_new_tokens=6)
+    programs = _blocks._first._cache_size(), _blocks._further._cache_size()
+    second = in_blocks(policy, max_new_tokens=6)
+    assert (_blocks._first._cache_size(), _blocks._further._cache_size()) == programs
     np.testing.assert_array_equal(first.tokens, second.tokens)
     assert np.asarray(policy.state[...]).all()
     assert np.asarray(PROMPTS.tokens).any()
@@ -161,6 +164,12 @@ def test_a_policy_whose_cache_does_not_grow_is_sampled_by_a_single_loop(monkeypa
     assert not isinstance(Memory(), WithGrowingCache)
     monkeypatch.setattr(generation, "Blocks", None)
     assert_same(in_blocks(Memory()), single_loop(Memory()))
+
+
+def test_constants_of_a_compiled_function_are_sampled_by_a_single_loop(monkeypatch):
+    monkeypatch.setattr(generation, "Blocks", None)
+    found = jax.jit(lambda: in_blocks(Memory(), temperature=jnp.float32(1)))()
+    np.testing.assert_array_equal(found.tokens, single_loop(Memory()).tokens)
 
 
 def test_the_first_block_is_one_of_few_that_cover_all_tokens(monkeypatch):
