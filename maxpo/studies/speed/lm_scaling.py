@@ -136,7 +136,7 @@ def state_bytes(case: Case) -> float:
 
 
 def flops_of_device(case: Case) -> float:
-    """Operations of the products of one update, for each device; see `update_flops`."""
+    """Operations of the products of an update of all parameters, by device; see `update_flops`."""
     return (
         update_flops(
             TransformerConfig(**case.shape),
@@ -150,7 +150,7 @@ def flops_of_device(case: Case) -> float:
 
 
 def communicated_bytes(case: Case) -> dict[str, float]:
-    """Bytes that each device sends in one update, float32, on a ring.
+    """Bytes that each device sends in an update of all parameters, float32, on a ring.
 
     * "gradients": an all-reduce over `data`, `2 (d - 1) / d` times the device's part of them; fully
       sharded a reduce-scatter, half of that.

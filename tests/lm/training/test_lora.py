@@ -59,7 +59,13 @@ def study(config):
 
 
 @pytest.fixture(scope="module")
-def fine_tuned(study, tmp_path_factory):
+def start(study):
+    """Adapters before the fine-tuning, after which the study keeps those after it."""
+    return study.programs.params
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(study, start, tmp_path_factory):
     params, _ = study.fine_tune(tmp_path_factory.mktemp("study") / "runs" / "sft")
     return params
 
@@ -83,7 +89,7 @@ def state_of(study, folder):
     return state
 
 
-def test_adapters_alone_are_stored_and_trained(study, fine_tuned, run, checkpoint):
+def test_adapters_alone_are_stored_and_trained(study, start, fine_tuned, run, checkpoint):
     state = state_of(study, run)
     D, mlp, qkv = 16, 16, (2 + 2 * 2) * 8  # One layer; as many heads of keys as of queries.
     adapters = RANK * ((D + qkv) + (D + D) + 3 * (D + mlp))
@@ -95,7 +101,6 @@ def test_adapters_alone_are_stored_and_trained(study, fine_tuned, run, checkpoin
     for path, array in nnx.to_flat_state(study.programs.frozen):
         expected = dict(nnx.to_flat_state(base))[path]
         np.testing.assert_array_equal(array[...], expected[...])
-    start = study.programs.params
     for before, after in ((start, fine_tuned), (fine_tuned, state.params)):
         moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), before, after)
         assert all(jax.tree.leaves(moved))
