@@ -268,9 +268,15 @@ def _arrays(model: Transformer, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
         for number in range(len(param) if entry.is_stacked else 1):
             layer = parallel.fetch(_layer(param, number) if entry.is_stacked else param)
             for source, view in zip(entry.sources, entry.views(np.asarray(layer)), strict=True):
-                array = np.empty(view.shape, dtype)
-                copy(array, view)
-                yield source.name(number), array.reshape(source.shape)
+                yield source.name(number), _contiguous(view, dtype).reshape(source.shape)
+
+
+def _contiguous(view: np.ndarray, dtype: str) -> np.ndarray:
+    if view.flags.c_contiguous:
+        return view.astype(dtype, copy=False)
+    array = np.empty(view.shape, dtype)
+    copy(array, view)
+    return array
 
 
 @jax.jit
