@@ -18,6 +18,8 @@ HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
 PARQUET = ["pyarrow>=21"]
+# Builds the site, which imports nothing of the library; ruff formats signatures.
+DOCS = ["latex2mathml>=3.81", "mkdocs-material>=9.8", "mkdocstrings[python]>=1.0", "ruff"]
 # Loggers of a run, each by its name.
 TENSORBOARD = ["tensorboardX>=2.6.5"]
 TRACKIO = ["trackio>=0.43"]
@@ -65,6 +67,7 @@ setuptools.setup(
         "tqdm>=4.67",
     ],
     extras_require={
+        "docs": DOCS,
         "lm": LM,
         "gguf": GGUF,
         "hf": HF,

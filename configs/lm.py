@@ -117,9 +117,15 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.model.vocab_size = 0  # 0: the tokenizer's.
     config.model.context_length = 0  # 0: the longest prompt and rl.max_new_tokens.
     config.model.dtype = "float32"  # Dtype of the computation; or bfloat16.
-    # Dtype of the weights before training, which keeps float32 master weights whatever it is.
+    # Dtype of the weights before training, which keeps float32 master weights whatever it is; with
+    # LoRA that of the frozen weights.
     config.model.param_dtype = "float32"
     config.model.remat = False
+    # Low-rank adapters, which are then all that is trained of a checkpoint's model.
+    config.model.lora = ConfigDict()
+    config.model.lora.rank = 0  # 0: none; all weights are trained.
+    config.model.lora.alpha = 32.0  # Adapters count alpha / rank times.
+    config.model.lora.targets = ("qkv", "attention_out", "gate", "up", "down")
 
     config.mesh = ConfigDict()  # A mesh of all devices; see maxpo.parallel.
     config.mesh.data = 0  # Over which batches are spread; 0: what `model` leaves.

@@ -1,4 +1,4 @@
-"""What an update takes on meshes of up to 256 devices; see experiments/lm_scaling.py.
+"""What a step takes on meshes of up to 256 devices; see experiments/lm_scaling.py.
 
     python -m experiments.lm_scaling --config=configs/lm_scaling.py[:VARIANT]
 
@@ -22,9 +22,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     check_variant(variant, VARIANTS)
     config = ConfigDict()
     config.rl = "configs/lm.py"  # Whose update it is.
-    # The same work for each device on ever more of them.
+    # The same work for each device on ever more of them: the update, and the sampling before it.
     config.weak = ConfigDict()
-    config.weak.devices = (1, 4, 16, 64)
+    config.weak.devices = (1, 4, 16, 64, 256)
     config.weak.model = (1, 2)
     config.weak.prompts = 4  # For each `data` device, ...
     config.weak.group_size = 4  # ... and samples of each.
@@ -75,6 +75,22 @@ def get_config(variant: str = "default") -> ConfigDict:
             "model": 8,
         }
     )
+    # A model on one device, trained by adapters and as a whole.
+    config.lora = ConfigDict()
+    config.lora.ranks = (32, 0)  # 0: no adapters.
+    config.lora.shape = ConfigDict({"size": "1b", "vocab_size": 128_256})
+    config.lora.prompts = 8
+    config.lora.group_size = 16
+    config.lora.prompt_length = 256
+    config.lora.new_tokens = 512
+    # The update of a few long samples, whose tokens are spread over ever more devices.
+    config.long = ConfigDict()
+    config.long.devices = (1, 2, 4, 8, 16)
+    config.long.prompts = 1
+    config.long.group_size = 3
+    config.long.prompt_length = 16
+    config.long.new_tokens = 8192
+    config.long.shape = ConfigDict({"size": "tiny", "vocab_size": 128, "remat": True})
     # Weights and moments of a model of 0.6B parameters, by optimizer and devices, fully sharded.
     config.optimizers = ConfigDict()
     config.optimizers.names = (
@@ -95,5 +111,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     if variant == "quick":
         config.weak.update(devices=(1, 8), model=(1, 2))
         config.large.models = ConfigDict()
+        config.long.devices = ()
         config.optimizers.names = ()
+        config.lora.shape.size = "nano"
     return config

@@ -37,6 +37,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         "lm:graded",
         "lm_centering",
         "lm_speed",
+        "step_speed",
         "verification_speed",
         "lm_scaling",
         "estimator_speed",

@@ -57,15 +57,26 @@ def initialize(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
+    *,
+    heartbeat_seconds: int = 100,
 ) -> None:
     """Joins this process to the others of a run; the first thing that a program does with JAX.
 
-    On TPU pods, SLURM and Open MPI jobs JAX finds out all three by itself.
+    On TPU pods, SLURM and Open MPI jobs JAX finds out the first three by itself.
+
+    Args:
+      coordinator_address: HOST:PORT of the first process.
+      num_processes: Number of processes.
+      process_id: Number of this one.
+      heartbeat_seconds: How long a process may be silent until the others end with an error.
 
     Raises:
-      ValueError: If they are not given and cannot be found out, or only some are.
+      ValueError: If they are not given and cannot be found out, or only some are, or a number makes
+        no sense.
       RuntimeError: If the others do not come within five minutes.
     """
+    if heartbeat_seconds < 1:
+        raise ValueError(f"--heartbeat_seconds: expected at least 1, got {heartbeat_seconds}")
     given = (coordinator_address, num_processes, process_id)
     if None in given and any(value is not None for value in given):
         raise ValueError(
@@ -73,7 +84,7 @@ def initialize(
             f"got {coordinator_address}, {num_processes} and {process_id}"
         )
     try:
-        jax.distributed.initialize(*given)
+        jax.distributed.initialize(*given, heartbeat_timeout_seconds=heartbeat_seconds)
     except ValueError as error:
         raise ValueError(
             "--distributed: JAX found no cluster here; give --coordinator_address=HOST:PORT, "

@@ -23,7 +23,7 @@ hypothesis.settings.load_profile("maxpo")
 # take longest: begun last, the other workers would wait for them.
 ONE_WORKER = (
     *("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer"),
-    *("test_trainer", "test_handover"),
+    *("test_trainer", "test_handover", "test_lora"),
 )
 
 

@@ -74,7 +74,7 @@ def last_state(config, folder, name=METHOD):
         stored = json.loads((folder / name / "config.json").read_text())
         with runs.Run(stored, folder / name) as run:
             found, step = run.last_state(like)
-    assert step == STEPS
+    assert step == config.rl.steps
     return found
 
 

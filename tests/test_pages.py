@@ -1,4 +1,4 @@
-"""The pages in docs/: links lead somewhere, commands name what there is, and a snippet runs."""
+"""The pages in docs/: links lead somewhere, commands name what there is, and snippets run."""
 
 import doctest
 import importlib.util
@@ -9,9 +9,12 @@ from pathlib import Path
 import pytest
 
 from maxpo import lm
+from maxpo.evaluate.__main__ import main as evaluate
+from maxpo.lm.training import door
 from maxpo.runs import load_config
 
 DOCS = Path(__file__).parent.parent / "docs"
+README = DOCS.parent / "README.md"
 VARIANTS = {"experiments.evaluate": ("jsonl", "reasoning"), "experiments.lm": ()}
 
 
@@ -37,8 +40,8 @@ def test_links_lead_somewhere(page):
 
 
 def commands():
-    """Those of the page about language models, as lists of words."""
-    text = (DOCS / "language_models.md").read_text()
+    """Those of the pages about language models, as lists of words."""
+    text = "".join((DOCS / page).read_text() for page in ("language_models.md", "recipes.md"))
     for block in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -85,3 +88,59 @@ def test_the_reward_of_several_parts():
     assert reward(problem, "42") == pytest.approx(1.2)
     assert reward(problem, "forty-two") == pytest.approx(0.2)
     assert reward.decides == "correct"
+
+
+def blocks(page):
+    """The languages and texts of the blocks of code of a page."""
+    return re.findall(r"^```(\w+)\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_blocks(page, capsys, skipped=()):
+    """Runs Python and evaluations in one namespace; a text below one is what it prints."""
+    names, found = {}, blocks(page)
+    capsys.readouterr()
+    for (language, code), (then, printed) in zip(found, [*found[1:], ("", "")], strict=True):
+        if language == "python" and code not in skipped:
+            exec(compile(code, page, "exec"), names)
+        elif code.startswith("python -m maxpo.evaluate "):
+            evaluate(shlex.split(code)[3:])
+        else:
+            continue
+        output = capsys.readouterr().out
+        if then == "text":
+            assert output.rstrip() == printed.rstrip()
+
+
+def test_the_ways_in(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    shown = [code for language, code in blocks("start.md") if language == "python"]
+    training = shown[-1]
+    assert training in README.read_text()  # Whose tests run it.
+    run_blocks("start.md", capsys, skipped=[training])
+
+
+def test_the_recipes(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    train, results = lm.train, []
+
+    class CheckedError(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise CheckedError
+
+    def first_trains(policy, *args, **kwargs):
+        if not results:
+            tiny = {"steps": 1, "group_size": 5, "prompts": 1, "samples": 1}
+            results.append(train(policy, *args, **{**kwargs, **tiny}))
+            capsys.readouterr()
+            # What follows the checks of the arguments, and comes before any work.
+            monkeypatch.setattr(door, "encode", stop)
+        else:
+            with pytest.raises(CheckedError):
+                train(policy, *args, **kwargs)
+        return results[0]
+
+    monkeypatch.setattr(lm, "train", first_trains)
+    run_blocks("recipes.md", capsys)
+    assert results[0].history

@@ -1,6 +1,7 @@
 """Several processes on one machine train, die, resume and end as one process does."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import network_hosts
 import numpy as np
 import parallel_child
 import pytest
@@ -30,8 +32,12 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
-def start(folder, count, cache, *flags, address=None, ids=None):
-    """Starts processes with one device each, as the command line of a pod does."""
+def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
+    """Starts processes with one device each, as the command line of a pod does.
+
+    Each on a host of its own, where there are hosts.
+    """
+    address = address or (f"{hosts[0].address}:4321" if hosts else None)
     address = address or f"127.0.0.1:{free_port()}"
     path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
     environment = {
@@ -47,6 +53,7 @@ def start(folder, count, cache, *flags, address=None, ids=None):
     children = []
     for number in range(count) if ids is None else ids:
         command = [
+            *(hosts[number].enter if hosts else ()),
             *(sys.executable, "-m", "experiments.lm", f"--config={CHILD}"),
             *("--distributed", f"--coordinator_address={address}"),
             *(f"--num_processes={count}", f"--process_id={number}"),
@@ -62,7 +69,7 @@ def logs(folder):
 
 
 def finish(children, folder):
-    codes = [child.wait(timeout=300) for child in children]
+    codes = [child.wait(timeout=600) for child in children]
     assert codes == [0] * len(children), logs(folder)
 
 
@@ -82,9 +89,33 @@ def parameters(folder):
 def assert_trained_as_one(folder, alone):
     for ours, theirs in zip(parameters(folder), alone, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=2e-6)
-    # Process 0 alone writes: each line stands there once.
-    steps = [row["step"] for row in read_metrics(folder / "run" / METHOD)]
-    assert steps == list(range(1, parallel_child.STEPS + 1))
+    assert_logged_once(folder, parallel_child.STEPS)
+
+
+def assert_logged_once(folder, steps):
+    """Process 0 alone writes, and nothing is lost or done twice."""
+    logged = [row["step"] for row in read_metrics(folder / "run" / METHOD)]
+    assert logged == list(range(1, steps + 1))
+
+
+def wait_for_line(children, folder, count):
+    """Waits until the metrics have so many lines, while all processes go on."""
+    deadline = time.monotonic() + 600
+    while len(read_metrics(folder / "run" / METHOD)) < count:
+        assert all(child.poll() is None for child in children), logs(folder)
+        assert time.monotonic() < deadline, logs(folder)
+        time.sleep(0.01)
+
+
+def last_saved(folder):
+    names = [path.name for path in (folder / "run" / METHOD / "checkpoints").glob("*")]
+    return max(int(name) for name in names if name.isdigit())
+
+
+def resumed_from(folder):
+    """The step from which the last start of process 0 went on with the method."""
+    found = re.findall(rf"resuming .*/{METHOD} after step (\d+)", (folder / "log0").read_text())
+    return int(found[-1])
 
 
 @pytest.fixture(scope="module")
@@ -100,11 +131,7 @@ def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
     for victims in ([count - 1], range(count)):
         children = start(tmp_path, count, cache, *flags)
         done = len(read_metrics(tmp_path / "run" / METHOD))
-        deadline = time.monotonic() + 240
-        while len(read_metrics(tmp_path / "run" / METHOD)) <= done:
-            assert all(child.poll() is None for child in children), logs(tmp_path)
-            assert time.monotonic() < deadline, logs(tmp_path)
-            time.sleep(0.01)
+        wait_for_line(children, tmp_path, done + 1)
         for victim in victims:
             children[victim].kill()
         codes = [child.wait(timeout=150) for child in children]
@@ -119,11 +146,7 @@ def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
 def test_a_sigterm_to_one_process_stops_all_after_the_same_step(alone, cache, tmp_path):
     flags = (*flags_of(tmp_path), f"--config.rl.save_every={parallel_child.STEPS}")
     children = start(tmp_path, 2, cache, *flags)
-    deadline = time.monotonic() + 240
-    while not read_metrics(tmp_path / "run" / METHOD):
-        assert all(child.poll() is None for child in children), logs(tmp_path)
-        assert time.monotonic() < deadline, logs(tmp_path)
-        time.sleep(0.01)
+    wait_for_line(children, tmp_path, 1)
     children[1].terminate()
     assert [child.wait(timeout=150) for child in children] == [143, 143], logs(tmp_path)
     step = read_metrics(tmp_path / "run" / METHOD)[-1]["step"]
@@ -131,6 +154,49 @@ def test_a_sigterm_to_one_process_stops_all_after_the_same_step(alone, cache, tm
     assert not (tmp_path / "run" / METHOD / "summary.json").exists()
     finish(start(tmp_path, 2, cache, *flags), tmp_path)
     assert_trained_as_one(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_slice_that_loses_a_host_goes_on_smaller(alone, cache, tmp_path):
+    """Four processes lose one in the middle of a step; two go on, with the same global batch."""
+    flags = flags_of(tmp_path)
+    children = start(tmp_path, 4, cache, *flags)
+    wait_for_line(children, tmp_path, 1)
+    children[2].kill()
+    codes = [child.wait(timeout=150) for child in children]
+    assert all(codes), (codes, logs(tmp_path))
+    saved = last_saved(tmp_path)
+    finish(start(tmp_path, 2, cache, *flags), tmp_path)
+    assert resumed_from(tmp_path) == saved
+    # The prompts and samples of every step are those of one process, or parameters would differ.
+    assert_trained_as_one(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_link_that_goes_down(cache, tmp_path):
+    """For ten seconds, at which nothing happens; and for good, at which all end and resume."""
+    steps = 12
+    heartbeat = 20
+    flags = (
+        *flags_of(tmp_path),
+        f"--config.rl.steps={steps}",
+        f"--heartbeat_seconds={heartbeat}",
+    )
+    with network_hosts.hosts(2) as hosts:
+        children = start(tmp_path, 2, cache, *flags, hosts=hosts)
+        wait_for_line(children, tmp_path, 1)
+        with hosts[1].link_down():
+            time.sleep(10)
+            stopped = len(read_metrics(tmp_path / "run" / METHOD))
+        wait_for_line(children, tmp_path, stopped + 2)
+        with hosts[1].link_down():
+            codes = [child.wait(timeout=6 * heartbeat) for child in children]
+        assert all(codes), (codes, logs(tmp_path))
+        saved = last_saved(tmp_path)
+        assert stopped + 1 <= saved < steps
+        finish(start(tmp_path, 2, cache, *flags, hosts=hosts), tmp_path)
+    assert resumed_from(tmp_path) == saved
+    assert_logged_once(tmp_path, steps)
 
 
 def test_processes_that_differ_are_refused(cache, tmp_path):
@@ -154,6 +220,10 @@ def test_processes_that_differ_are_refused(cache, tmp_path):
         (
             ["--distributed", "--workdir=w", "--num_processes=2"],
             "expected all three or none, got None, 2 and None",
+        ),
+        (
+            ["--distributed", "--workdir=w", "--heartbeat_seconds=0"],
+            "--heartbeat_seconds: expected at least 1, got 0",
         ),
     ],
 )

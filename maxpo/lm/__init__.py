@@ -30,6 +30,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maxpo.lm.model.lora import LoRA
     from maxpo.lm.model.transformer import Transformer
     from maxpo.lm.tasks.chat import load_chat_template
     from maxpo.lm.tasks.rewards import group_reward
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CharTokenizer",
     "Evaluation",
+    "LoRA",
     "Problem",
     "Result",
     "evaluate",
@@ -56,6 +58,7 @@ __all__ = [
 _MODULES = {
     "CharTokenizer": "maxpo.lm.tasks.tokenizers",
     "Evaluation": "maxpo.lm.training.evaluate",
+    "LoRA": "maxpo.lm.model.lora",
     "Problem": "maxpo.lm.tasks.text",
     "Result": "maxpo.lm.training.door",
     "evaluate": "maxpo.lm.training.evaluate",
@@ -113,7 +116,7 @@ def save(
 
     Needs `pip install 'maxpo[hf]'`, of which only safetensors. The tokenizer's companions, such as
     its chat template, come along where it was loaded from a folder. A `CharTokenizer` is read by
-    `load` alone.
+    `load` alone. Adapters are merged into their matrices.
 
     Args:
       policy: A `Transformer`, such as the policy of a `Result`.
@@ -126,11 +129,10 @@ def save(
       ValueError: If no architecture of Hugging Face can hold the model, or for another dtype.
       OSError: If a file cannot be written, naming it.
     """
-    from flax import nnx
-
+    from maxpo.lm.model.lora import merged
     from maxpo.lm.training.handover import hand_over
 
-    hand_over(policy.config, nnx.state(policy), tokenizer, folder, dtype=dtype)
+    hand_over(policy.config, merged(policy), tokenizer, folder, dtype=dtype)
 
 
 def new(

@@ -15,6 +15,7 @@ import numpy as np
 
 from maxpo import parallel
 from maxpo.runs._config import UsageError
+from maxpo.runs._digests import find_damage, write_digests
 from maxpo.runs._files import sync_tree
 
 Leaves = dict[str, Any]
@@ -71,7 +72,8 @@ class Checkpoints:
     Orbax sees a flat dict from the leaf's path to its array, so every pytree can be saved, whatever
     its nodes are; the tree itself comes from the program on restoring. Orbax commits a checkpoint
     by renaming its folder, so one that a kill interrupted has no step's name. Next to the arrays it
-    holds a record of each leaf's type and checksum: orbax does not notice every damaged byte.
+    holds a record of each leaf's type and checksum, and checksums of its files: orbax does not
+    notice every damaged byte.
     """
 
     def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
@@ -112,6 +114,8 @@ class Checkpoints:
         )
         try:
             self._orbax().save(step, args=items, force=True)
+            write_digests(self._folder / str(step))
+            parallel.from_first_process("written")  # By all, whose names are waited for here.
             if jax.process_index() == 0:
                 sync_tree(self._folder / str(step))
         except Exception as error:
@@ -134,6 +138,8 @@ class Checkpoints:
         """
         import orbax.checkpoint as ocp
 
+        if damage := find_damage(self._folder / str(step)):
+            raise DamagedCheckpointError(damage)
         try:
             items = ocp.args.Composite(record=ocp.args.JsonRestore())
             record = self._orbax().restore(step, args=items)["record"]

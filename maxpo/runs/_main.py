@@ -23,7 +23,7 @@ from maxpo.runs._run import Run
 FLAGS = (
     *("--config", "--config.FIELD", "--workdir"),
     *("--distributed", "--coordinator_address", "--num_processes", "--process_id"),
-    "--compilation_cache",
+    *("--heartbeat_seconds", "--compilation_cache"),
 )
 HELP = ("-h", "--help", "--helpshort", "--helpfull")
 
@@ -133,6 +133,7 @@ def _parse(config: ConfigDict, argv: list[str]) -> flags.FlagValues:
         flags.DEFINE_string("coordinator_address", None, "HOST:PORT", flag_values=values)
         flags.DEFINE_integer("num_processes", None, "of the run", flag_values=values)
         flags.DEFINE_integer("process_id", None, "of this process", flag_values=values)
+        flags.DEFINE_integer("heartbeat_seconds", 100, "of silence", flag_values=values)
         unused = values(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         raise unknown("flag", f"--{error.flagname}", FLAGS) from error
@@ -161,7 +162,8 @@ def _join(values: flags.FlagValues) -> None:
     if values["workdir"].value is None:
         raise UsageError("--distributed needs a --workdir that all processes share")
     parallel.initialize(
-        *(values[name].value for name in ("coordinator_address", "num_processes", "process_id"))
+        *(values[name].value for name in ("coordinator_address", "num_processes", "process_id")),
+        heartbeat_seconds=int(values["heartbeat_seconds"].value or 0),
     )
 
 
@@ -221,5 +223,6 @@ def _help(spec: str, config: ConfigDict) -> str:
         f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n"
         f"  --nocompilation_cache  compile all programs, also those of earlier runs\n"
         f"  --distributed  one process of several; where JAX does not find them out also\n"
-        f"      --coordinator_address=HOST:PORT --num_processes=N --process_id=I\n\n{fields}"
+        f"      --coordinator_address=HOST:PORT --num_processes=N --process_id=I\n"
+        f"  --heartbeat_seconds=100  silence of a process after which the others end\n\n{fields}"
     ).lstrip()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,36 @@ from maxpo.runs._files import NOT_FINITE, errors_name, sync, to_json
 
 
 class MetricsFile:
-    """Such a file, open for appending; `size` is how many of its bytes are whole lines."""
+    """Such a file, open for appending.
+
+    Attributes:
+      path: where it is.
+      size: how many of its bytes are whole lines.
+      checksum: CRC-32 of these.
+    """
 
     def __init__(self, path: Path):
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self.size = os.fstat(self._descriptor).st_size
+        self.checksum = zlib.crc32(self._head(self.size))
         sync(path.parent)
 
-    def ends_line(self, size: int) -> bool:
-        """Returns whether the first `size` bytes are there and are whole lines."""
-        return size == 0 or os.pread(self._descriptor, 1, size - 1) == b"\n"
+    def begins_with(self, size: int, checksum: int | None) -> bool:
+        """Returns whether the first `size` bytes are there, whole lines, and have this checksum.
+
+        None is that of a run of an older version, which kept none.
+        """
+        head = self._head(size)
+        if len(head) < size or not (head.endswith(b"\n") or not head):
+            return False
+        return checksum is None or zlib.crc32(head) == checksum
 
     def cut(self, size: int) -> None:
         """Drops everything after the first `size` bytes."""
         os.ftruncate(self._descriptor, size)
         self.size = size
+        self.checksum = zlib.crc32(self._head(size))
         self.sync()
 
     def append(self, record: Mapping[str, Any]) -> None:
@@ -47,6 +62,7 @@ class MetricsFile:
                 os.ftruncate(self._descriptor, self.size)
                 raise
         self.size += len(line)
+        self.checksum = zlib.crc32(line, self.checksum)
 
     def sync(self) -> None:
         """Waits until all lines are on the disk."""
@@ -58,6 +74,11 @@ class MetricsFile:
             self.sync()
         finally:
             os.close(self._descriptor)
+
+    def _head(self, size: int) -> bytes:
+        """The first `size` bytes, or what there is of them."""
+        with self.path.open("rb") as file:
+            return file.read(size)
 
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -108,7 +108,9 @@ class Run:
             self._take_first(fields)
             # Process 0 may write it at any time from here on: all must see what it saw.
             if parallel.from_first_process(str((self.folder / "summary.json").exists())) == "True":
-                self.summary = read_json(self.folder / "summary.json")
+                self.summary = _read_own(
+                    self.folder / "summary.json", "remove it to have it written once more"
+                )
                 say(f"{self.folder} holds a finished run, there is nothing left to do")
         except BaseException:
             self.close()
@@ -179,7 +181,7 @@ class Run:
         for step in reversed(steps):
             try:
                 state, record = self._checkpoints.load(step, like)
-                self._open_metrics_of_first(record["metrics_bytes"])
+                self._open_metrics_of_first(record["metrics_bytes"], record.get("metrics_checksum"))
             except DamagedCheckpointError as error:
                 damaged.append((step, error))
                 continue
@@ -197,7 +199,7 @@ class Run:
                     f"be used, the last one because of {damaged[0][1]}; to start over choose "
                     "another workdir"
                 )
-            self._open_metrics(0)
+            self._open_metrics(0, 0)
             say(f"starting a run in {self.folder}")
         self._leaves = leaves
         self._resumed = max(self._saved, 0)
@@ -261,7 +263,7 @@ class Run:
             # Nothing was restored: an experiment without checkpoints, which begins again each time.
             if self._checkpoints.steps():
                 raise RuntimeError(f"{self.folder} has checkpoints: call restore before log")
-            self._open_metrics(0)
+            self._open_metrics(0, 0)
             assert self._metrics is not None
         self._metrics.append({"step": int(step), **metrics})
         first = self._resumed + 1 if self._resumed else 0
@@ -366,14 +368,18 @@ class Run:
         difference = first_difference(self._leaves, describe_leaves(state))
         if difference:
             raise ValueError(f"every leaf must keep its type to be resumed, state{difference}")
-        size = 0
+        size = checksum = 0
         if self._metrics is not None:
             # The checkpoint says how much of the metrics belongs to it: that must be there first.
             self._metrics.sync()
-            size = self._metrics.size
+            size, checksum = self._metrics.size, self._metrics.checksum
         self._appended.update({name: file.size for name, file in self._records.items()})
-        sizes = {"metrics_bytes": size, "appended_bytes": self._appended}
-        self._checkpoints.save(int(step), state, sizes)
+        files = {
+            "metrics_bytes": size,
+            "metrics_checksum": checksum,
+            "appended_bytes": self._appended,
+        }
+        self._checkpoints.save(int(step), state, files)
         self._saved = int(step)
         if self.stop_asked():
             say(f"SIGTERM: saved step {step} in {self.folder}; {GO_ON}")
@@ -491,26 +497,26 @@ class Run:
         if self.summary is not None:
             raise RuntimeError(f"{self.folder} is finished: return run.report() if run.finished")
 
-    def _open_metrics_of_first(self, size: int) -> None:
+    def _open_metrics_of_first(self, size: int, checksum: int | None) -> None:
         """Opens the metrics in process 0; all raise what went wrong there."""
         problem = ""
         try:
-            self._open_metrics(size)
+            self._open_metrics(size, checksum)
         except DamagedCheckpointError as error:
             problem = str(error)
         if problem := parallel.from_first_process(problem):
             raise DamagedCheckpointError(problem)
 
-    def _open_metrics(self, size: int) -> None:
+    def _open_metrics(self, size: int, checksum: int | None) -> None:
         """Opens the metrics with their first `size` bytes."""
         if not self._primary:
             return
         metrics = MetricsFile(self.folder / "metrics.jsonl")
-        if not metrics.ends_line(size):
+        if not metrics.begins_with(size, checksum):
             held = metrics.size
             metrics.close()
             raise DamagedCheckpointError(
-                f"metrics.jsonl, which holds {held} bytes, is not as it was at the save"
+                f"{metrics.path}, which holds {held} bytes, is not as it was at the save"
             )
         metrics.cut(size)
         self._metrics = metrics
@@ -527,11 +533,12 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
     if not folder.is_dir():
         raise UsageError(f"workdir: expected a folder, got the file {folder}")
     if (folder / "config.json").exists():
-        changed = differences(read_json(folder / "config.json"), config)
+        stored = _read_own(folder / "config.json", "to start over choose another workdir")
+        changed = differences(stored, config)
         if changed:
             raise UsageError(
-                f"{folder} holds a run with another config: {'; '.join(changed)}; use its config "
-                "to resume it, or choose another workdir"
+                f"{folder} holds a run with another config, {folder / 'config.json'}: "
+                f"{'; '.join(changed)}; use its config to resume it, or choose another workdir"
             )
         return False
     # A kill before the first config was written leaves these.
@@ -541,6 +548,14 @@ def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
             f"{folder} is neither empty nor the folder of a run; choose another workdir"
         )
     return True
+
+
+def _read_own(path: Path, remedy: str) -> dict[str, Any]:
+    """The JSON object in a file that this package wrote; a UsageError if it is damaged."""
+    try:
+        return read_json(path)
+    except UsageError as error:
+        raise UsageError(f"{error}; {remedy}") from None
 
 
 def read_checkpoint(

@@ -14,7 +14,8 @@ from maxpo.runs._config import flatten
 from maxpo.studies import bandit, maze
 from maxpo.studies.centering import cells as centering
 from maxpo.studies.lm_centering import sweep as lm_centering
-from maxpo.studies.speed import estimator_speed, lm_speed, maze_speed
+from maxpo.studies.reliability import study as reliability
+from maxpo.studies.speed import estimator_speed, lm_lengths, lm_speed, maze_speed, step_speed
 from maxpo.studies.variance import baseline_weight, gradient_variance
 
 
@@ -49,15 +50,18 @@ CHECKS = {
     "baseline_weight:quick": baseline_weight.check_config,
     "centering": centering.check_config,
     "centering:quick": centering.check_config,
+    "chaos": reliability.check_config,
     "estimator_speed": estimator_speed.check_config,
     "gradient_variance:quick": gradient_variance.check_config,
     "lm_centering": lm_centering.check_config,
+    "lm_lengths": lm_lengths.check_config,
     "lm_scaling:quick": check_by_beginning(lm_scaling),
     "lm_speed:quick": lm_speed.check_config,
     "maze": maze.check_config,
     "maze:full": maze.check_config,
     "maze_speed": check_maze_speed,
     "step_sizes": check_by_beginning(step_sizes),
+    "step_speed:quick": step_speed.check_config,
     "tunix_lm": tunix_lm.check_config,
     "lm:jsonl": check_lm,
 }

@@ -67,7 +67,7 @@ class Blocks:
             settings,
             room=self._rooms[0],
             stop=np.int32(self._stop),
-            enough=np.int32(_rows.enough(self._rows, self._rows.slots)),
+            enough=np.int32(_rows.enough(self._rows, P * settings.group_size)),
         )
 
     def finish(self) -> Completions:

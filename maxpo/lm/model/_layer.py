@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,6 +13,18 @@ from maxpo.lm.model import _attention, _rotary
 from maxpo.lm.model._products import wide_einsum, with_rank_of
 from maxpo.lm.model._rotary import Rotation
 from maxpo.lm.model.config import TransformerConfig
+
+
+class Adapter(NamedTuple):
+    """A change of low rank to a matrix, of one layer or of all with a leading axis L.
+
+    Attributes:
+      a: `[D, rank]`.
+      b: `[rank, ...]`, scaled, with the output axes of the matrix.
+    """
+
+    a: jax.Array
+    b: jax.Array
 
 
 class LayerWeights(NamedTuple):
@@ -31,6 +44,7 @@ class LayerWeights(NamedTuple):
       gate: `[D, mlp]`.
       up: `[D, mlp]`, what the gate multiplies.
       down: `[mlp, D]`.
+      adapters: Changes to matrices, by their names.
     """
 
     attention_norm: jax.Array
@@ -43,6 +57,7 @@ class LayerWeights(NamedTuple):
     gate: jax.Array
     up: jax.Array
     down: jax.Array
+    adapters: Mapping[str, Adapter]
 
 
 @jax.custom_vjp
@@ -79,6 +94,16 @@ def _matmul_backward(
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+def product(x: jax.Array, weights: LayerWeights, name: str) -> jax.Array:
+    """`x` `[..., D]` times a matrix of a layer and its adapter, output axes as one."""
+    kernel: jax.Array = getattr(weights, name)
+    result = matmul(x, kernel.reshape(kernel.shape[0], -1))
+    if (adapter := weights.adapters.get(name)) is None:
+        return result
+    rank = adapter.b.shape[0]
+    return result + matmul(matmul(x, adapter.a), adapter.b.reshape(rank, -1))
+
+
 def project(
     config: TransformerConfig, weights: LayerWeights, states: jax.Array, rotation: Rotation
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -94,8 +119,7 @@ def project(
       Queries `[..., heads, head_dim]`, keys and values `[..., kv_heads, head_dim]`.
     """
     x = _attention.rms_norm(states, weights.attention_norm, config.norm_epsilon)
-    width, *head_axes = weights.qkv.shape
-    heads = matmul(x, weights.qkv.reshape(width, -1)).reshape(*x.shape[:-1], *head_axes)
+    heads = product(x, weights, "qkv").reshape(*x.shape[:-1], *weights.qkv.shape[1:])
     if weights.qkv_bias is not None:
         heads += with_rank_of(weights.qkv_bias.astype(x.dtype), heads)
     query, key, value = heads[..., :-2, :], heads[..., -2, :], heads[..., -1, :]
@@ -122,11 +146,11 @@ def finish(
       `[..., D]`, the output of the layer.
     """
     merged = attended.reshape(*states.shape[:-1], -1)
-    states = states + matmul(merged, weights.attention_out)
+    states = states + product(merged, weights, "attention_out")
     x = _attention.rms_norm(states, weights.mlp_norm, config.norm_epsilon)
-    gated = jax.nn.silu(matmul(x, weights.gate)) * matmul(x, weights.up)
+    gated = jax.nn.silu(product(x, weights, "gate")) * product(x, weights, "up")
     # Else a mesh whose matrices are cut over `data` may spread the width instead of the batch.
-    return parallel.constrain_batch(states + matmul(gated, weights.down))
+    return parallel.constrain_batch(states + product(gated, weights, "down"))
 
 
 def last_token(states: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,11 +1,10 @@
-"""Moving samples together: fewer and narrower rows once many samples have come to an end.
+"""Moving samples together: fewer rows once many samples have come to an end.
 
-A batch lies in rows of samples that share their prompt: P groups of N at first, a row for each
-sample at last. What is in between reads a prompt once for several samples. Rows stay in the shard
-of the batch that they come from, and all shards have equally many.
+A batch lies in rows of samples that share their prompt: P groups of N at first, and a row for each
+sample that goes on as soon as this costs less. Rows stay in the shard of the batch that they come
+from, and all shards have equally many.
 """
 
-import math
 from functools import partial
 from typing import NamedTuple
 
@@ -28,12 +27,10 @@ class Rows(NamedTuple):
     Attributes:
       places: `[D, R / D, W]` int32, the number of each sample among those of its shard, of D.
         Beyond them all: nothing lies there.
-      group_size: N, samples of a prompt.
-      total: Samples in a shard.
+      total: Samples in a shard at first.
     """
 
     places: np.ndarray
-    group_size: int
     total: int
 
     @property
@@ -41,25 +38,20 @@ class Rows(NamedTuple):
         """`[D, R / D * W]`, the places."""
         return self.places.reshape(len(self.places), -1)
 
-    @property
-    def slots(self) -> int:
-        """R W."""
-        return self.places.size
-
     def cost(self, prompt: int, room: int) -> int:
-        """What a step costs where prompts have so many tokens and caches so much room."""
+        """What a step costs a shard where prompts have so many tokens and caches so much room."""
         _, count, width = self.places.shape
         return _cost(count, width, prompt, room)
 
 
 class Move(NamedTuple):
-    """From some rows to others.
+    """From some rows to others, of one sample each.
 
     Attributes:
       rows: The new ones.
       rows_from: `[D, R' / D]` int32, a row with the same prompt among the old ones of the shard.
-      samples_from: `[D, R' / D, W']` int32, the place of each sample among the old `R / D * W`.
-      is_empty: `[R', W']` boolean, True where no sample is.
+      samples_from: `[D, R' / D, 1]` int32, the place of each sample among the old `R / D * W`.
+      is_empty: `[R', 1]` boolean, True where no sample is.
     """
 
     rows: Rows
@@ -71,18 +63,18 @@ class Move(NamedTuple):
 def of_groups(prompts: int, group_size: int, shards: int) -> Rows:
     """The rows of a whole batch: its groups."""
     total = prompts * group_size // shards
-    places = np.broadcast_to(np.arange(total, dtype=np.int32), (shards, total))
-    return Rows(places.reshape(shards, -1, group_size), group_size, total)
+    places = np.tile(np.arange(total, dtype=np.int32), (shards, 1))
+    return Rows(places.reshape(shards, -1, group_size), total)
 
 
 def enough(rows: Rows, alive: int) -> int:
     """How few samples may go on before it is worth a look whether fewer rows will do."""
-    shards = len(rows.places)
-    return 0 if rows.slots <= _FEWEST * shards else min(alive, rows.slots) // 2
+    slots = rows.places.size
+    return 0 if slots <= _FEWEST * len(rows.places) else min(alive, slots) // 2
 
 
 def move(rows: Rows, alive: np.ndarray, *, prompt: int, room: int) -> Move | None:
-    """The cheapest rows for the samples that go on; None if those that are do about as well.
+    """To a row for each sample that goes on; None if that does not pay.
 
     Args:
       rows: Those that are.
@@ -91,50 +83,34 @@ def move(rows: Rows, alive: np.ndarray, *, prompt: int, room: int) -> Move | Non
       room: Tokens in the cache of a sample.
     """
     alive = alive.reshape(len(rows.places), -1)
-    kept = [np.flatnonzero(row) for row in alive]
-    groups = [
-        [samples[owner == group] for group in np.unique(owner)]
-        for samples, owner in (
-            (samples, places[samples] // rows.group_size)
-            for samples, places in zip(kept, rows.flat, strict=True)
-        )
-    ]
-    widths = [4**i for i in range(8) if 4**i <= rows.places.shape[2]]
-    counts = {width: _row_count(groups, width, rows.total) for width in widths}
-    costs = {width: _cost(count, width, prompt, room) for width, count in counts.items()}
-    width = min(costs, key=lambda width: costs[width])
-    if costs[width] > _LEAST_GAIN * rows.cost(prompt, room):
+    count = _row_count(int(alive.sum(axis=1).max()), rows.total)
+    if _cost(count, 1, prompt, room) > _LEAST_GAIN * rows.cost(prompt, room):
         return None
-    return _laid_out(rows, groups, counts[width], width)
+    # An empty row is a copy of something that is not looked at.
+    samples_from = np.zeros((len(alive), count), np.int32)
+    places = np.full(samples_from.shape, rows.total, np.int32)
+    for shard, of_shard in enumerate(alive):
+        (kept,) = np.nonzero(of_shard)
+        samples_from[shard, : len(kept)] = kept
+        places[shard, : len(kept)] = rows.flat[shard, kept]
+    return Move(
+        rows._replace(places=places[..., None]),
+        samples_from // np.int32(rows.places.shape[2]),
+        samples_from[..., None],
+        (places == rows.total).reshape(-1, 1),
+    )
 
 
 def _cost(count: int, width: int, prompt: int, room: int) -> int:
     return count * (prompt + width * (room + _SAMPLE_COST))
 
 
-def _row_count(groups: list[list[np.ndarray]], width: int, total: int) -> int:
-    """Rows of each shard: what the fullest needs, made one of few numbers, for few programs."""
-    needed = max(sum(-(-len(group) // width) for group in shard) for shard in groups)
-    needed = max(needed, -(-_FEWEST // width))
-    count = -(-total // width)
-    halvings = int(math.log2(count / needed)) if needed < count else 0
-    return max(needed, -(-count // 2**halvings))
-
-
-def _laid_out(rows: Rows, groups: list[list[np.ndarray]], count: int, width: int) -> Move:
-    shape = (len(groups), count, width)
-    samples_from, is_empty = np.zeros(shape, np.int32), np.ones(shape, bool)
-    for number, shard in enumerate(groups):
-        parts = [group[i : i + width] for group in shard for i in range(0, len(group), width)]
-        for row, part in enumerate(parts):
-            samples_from[number, row, : len(part)] = part
-            is_empty[number, row, : len(part)] = False
-    # An empty slot of a row is a copy of something that is not looked at.
-    flat = samples_from.reshape(len(groups), -1)
-    places = np.take_along_axis(rows.flat, flat, axis=1).reshape(shape)
-    places = np.where(is_empty, np.int32(rows.total), places)
-    rows_from = samples_from[..., 0] // np.int32(rows.places.shape[2])
-    return Move(rows._replace(places=places), rows_from, samples_from, is_empty.reshape(-1, width))
+def _row_count(alive: int, total: int) -> int:
+    """Rows of a shard: as many as samples, halved while enough are left, for few programs."""
+    count = total
+    while -(-count // 2) >= max(alive, _FEWEST):
+        count = -(-count // 2)
+    return count
 
 
 @partial(jax.jit, static_argnames="leading")

@@ -9,19 +9,24 @@ maps tokens to logits. Beside these methods a policy may have a table `rules` (s
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+from flax import nnx
 
 from maxpo.lm.model.prompts import Prompts
 
 __all__ = [
+    "NOTHING_FROZEN",
     "NO_LENGTH",
     "LanguageModel",
     "Scored",
     "WithGrowingCache",
     "WithHiddenStates",
     "WithLogits",
+    "trainable",
 ]
 
 NO_LENGTH = -1
+NOTHING_FROZEN: nnx.State = nnx.State({})
+"""What a policy that is trained whole has beside trained parameters."""
 
 
 class LanguageModel(Protocol):
@@ -102,3 +107,13 @@ class WithLogits(Protocol):
 
 Scored = WithHiddenStates | WithLogits
 """What `maxpo.lm.model.token_log_probs.completion_log_probs` calls."""
+
+
+def trainable(policy: nnx.Module) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A policy's structure, what is trained of it, and what is not.
+
+    Trained are the variables of the type `nnx.LoRAParam` where there are some, and else all.
+    """
+    parts: Any = nnx.split(policy, nnx.LoRAParam, ...)
+    graph, adapters, rest = parts
+    return (graph, adapters, rest) if jax.tree.leaves(adapters) else (graph, rest, NOTHING_FROZEN)

@@ -12,6 +12,7 @@ from maxpo import parallel
 from maxpo.parallel import DATA, MODEL
 
 __all__ = [
+    "ADAPTED",
     "PROMPT_CACHE",
     "RULES",
     "SAMPLE_CACHE",
@@ -60,7 +61,7 @@ _STACKED = Matrix((1,), (2,))  # A matrix for each layer.
 
 # The transformer's arrays, whose layers are stacked. Heads and the width of the MLP are cut over
 # `model`, so that a layer communicates twice: after `attention_out` and after `down`.
-RULES: Rules = {
+RULES: dict[str, Rule] = {
     "embedding": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
     "output": Rule((MODEL, FULLY), decays=True),  # vocabulary, hidden
     "final_norm": Rule((None,), decays=False),  # hidden
@@ -77,6 +78,15 @@ RULES: Rules = {
     "up": Rule((None, FULLY, MODEL), decays=True, matrix=_STACKED),
     "down": Rule((None, MODEL, FULLY), decays=True, matrix=_STACKED),  # layer, mlp, hidden
 }
+
+ADAPTED = ("qkv", "attention_out", "gate", "up", "down")
+"""Matrices that may have adapters, see `maxpo.lm.model.lora`."""
+
+# A `[layer, in, rank]` lies as its matrix's input does, B `[layer, rank, out ...]` as the output.
+for _name in ADAPTED:
+    (_layer, _input, *_outputs), _, _matrix = RULES[_name]
+    RULES[f"{_name}_a"] = Rule((_layer, _input, None), decays=True, matrix=_STACKED)
+    RULES[f"{_name}_b"] = Rule((_layer, None, *_outputs), decays=True, matrix=_matrix)
 
 # Keys and values of prompts `[P, kv heads, ...]` and of samples `[P, N, kv heads, ...]`.
 PROMPT_CACHE = (DATA, MODEL)

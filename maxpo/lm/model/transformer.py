@@ -50,11 +50,16 @@ class Layers(nnx.Module):
         self.gate = normal(c.hidden**-0.5, c.layers, c.hidden, c.mlp)
         self.up = normal(c.hidden**-0.5, c.layers, c.hidden, c.mlp)
         self.down = normal(depth * c.mlp**-0.5, c.layers, c.mlp, c.hidden)
+        self.adapters: Any = None  # Or `maxpo.lm.model.lora.Adapters`.
 
     def weights(self) -> LayerWeights:
         """All arrays, each with its leading axis of layers."""
-        values: Any = (getattr(self, name) for name in LayerWeights._fields)
-        return LayerWeights._make(None if value is None else value[...] for value in values)
+        names = (name for name in LayerWeights._fields if name != "adapters")
+        values: Any = {name: getattr(self, name) for name in names}
+        arrays: Any = {name: None if x is None else x[...] for name, x in values.items()}
+        return LayerWeights(
+            **arrays, adapters={} if self.adapters is None else self.adapters.weights()
+        )
 
 
 Cache = tuple[KeysAndValues, ...]

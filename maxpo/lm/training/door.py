@@ -1,6 +1,7 @@
 """Training from Python: a policy, problems and a reward in, a better policy and its curves out."""
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
+from maxpo.lm.model.lora import LoRA, adapt, adapters_of
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
@@ -37,7 +40,7 @@ from maxpo.lm.training.problems import encode
 from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
-from maxpo.lm.training.trainer import EVALUATE, Trainer, key_of
+from maxpo.lm.training.trainer import ADAPT, EVALUATE, Trainer, key_of
 from maxpo.lm.training.update import make_reference, make_update
 from maxpo.lm.training.variance_ratio import make_variance_ratio
 from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
@@ -82,7 +85,8 @@ class Result(NamedTuple):
     """What came of a training run.
 
     Attributes:
-      policy: The trained policy, with parameters of the dtypes that it came with.
+      policy: The trained policy, with parameters of the dtypes that it came with, and its adapters
+        if it was trained by them.
       curve: "before" and "after" to pass@k on the held-out problems: `k`, `value`, `error`
         (standard errors over problems).
       max_curve: The same of max@k, the mean best reward of k samples.
@@ -111,6 +115,7 @@ def train(
     max_new_tokens: int = 64,
     temperature: float = 1.0,
     optimizer: optax.GradientTransformation | str = "adamw",
+    lora: LoRA | None = None,
     success: float = 1.0,
     binary: bool = False,
     samples: int = 16,
@@ -150,6 +155,8 @@ def train(
       temperature: Temperature of sampling, in training and evaluation.
       optimizer: The `rl.optimizer` of configs/lm.py, with the learning rate, warm-up, clipping and
         weight decay of `rl`: "adamw", "muon:momentum=0.9". Or any of optax.
+      lora: Adapters of a `Transformer`, which are then all that is trained and stored. None: all is
+        trained, or where the policy has variables of the type `nnx.LoRAParam` those alone.
       success: The reward from which a completion is correct, for pass@k.
       binary: Train on whether the reward is at least `success`, not on the reward.
       samples: n, completions of each held-out problem.
@@ -212,7 +219,11 @@ def train(
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
-    graph, params = split_policy(policy, tokenizer)
+    if lora is not None:
+        policy = adapt(policy, lora, key_of(seed, ADAPT))
+    adapters = adapters_of(policy)
+    _, everything = split_policy(policy, tokenizer)
+    graph, params, frozen = trainable(policy)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
@@ -225,10 +236,12 @@ def train(
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
             "tokenizer": _short(tokenizer.to_json().encode()),
-            "policy": _digest(params),
+            "policy": _digest(everything),
         },
+        **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
     place = partial(layout, rules=rules, fully_sharded=False)
+    frozen = parallel.shard(frozen, place(frozen))
 
     def make(rate: jax.Array | float) -> optax.GradientTransformation:
         if not isinstance(optimizer, str):
@@ -241,7 +254,12 @@ def train(
         stack.enter_context(runs.preemptible())
         verify = stack.enter_context(open_verifier(reward, workers, time_limit))
         draw = partial(
-            make_draw, graph, tokenizer, max_new_tokens=max_new_tokens, temperature=temperature
+            make_draw,
+            graph,
+            tokenizer,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            frozen=frozen,
         )
         judge = Judge(
             Sampler(draw(group_size=samples), tokenizer, verify),
@@ -264,7 +282,8 @@ def train(
             evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
         )
         if isinstance(policy, Transformer) and not run.finished:
-            save_shape(policy.config, tokenizer, run.folder)
+            own = adapters.lora if adapters else None
+            save_shape(policy.config, tokenizer, run.folder, lora=own)
         if run.finished:
             state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
@@ -283,8 +302,9 @@ def train(
                     choose_advantages([chosen], steps),
                     optimizer=make,
                     layout=place,
+                    frozen=frozen,
                 ),
-                make_reference(graph, config.rl),
+                make_reference(graph, config.rl, frozen=frozen),
                 failures,
                 journal,
                 schedule,
@@ -302,7 +322,8 @@ def train(
         curves = _curves(grading, before, after)
         history = runs.read_metrics(run.folder)
     trained = jax.tree.map(lambda new, old: new.astype(old.dtype), state.params, params)
-    return Result(nnx.merge(graph, trained), curves["pass"], curves["max"], history, run.folder)
+    trained_policy = nnx.merge(graph, trained, frozen)
+    return Result(trained_policy, curves["pass"], curves["max"], history, run.folder)
 
 
 def _config(

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel
 from maxpo._estimates import Estimate, ratio
+from maxpo.lm.model.policy import NOTHING_FROZEN
 from maxpo.lm.training.update import Batch, accumulated_gradient, loss_and_metrics
 
 __all__ = ["GroupGradient", "make_group_gradient", "pair_variances", "ratio_of_means"]
@@ -25,7 +26,11 @@ GroupGradient = Callable[[nnx.State, Batch], nnx.State]
 
 
 def make_group_gradient(
-    graph: nnx.GraphDef, rl: ConfigDict, *, layout: Callable[[Any], Any] = lambda params: None
+    graph: nnx.GraphDef,
+    rl: ConfigDict,
+    *,
+    layout: Callable[[Any], Any] = lambda params: None,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> GroupGradient:
     """The compiled gradient of the policy's part of the loss: no KL penalty, no entropy bonus.
 
@@ -33,17 +38,18 @@ def make_group_gradient(
       graph: The policy's structure.
       rl: The `rl` of a config.
       layout: Where parameters lie on a mesh; the gradient lies there, too.
+      frozen: What the policy has beside trained parameters.
     """
     policy_alone = rl.copy_and_resolve_references()
     policy_alone.entropy_coefficient = 0.0
-    loss = partial(loss_and_metrics, graph, policy_alone)
 
     @jax.jit
-    def gradient(params: nnx.State, group: Batch) -> nnx.State:
+    def gradient(frozen: nnx.State, params: nnx.State, group: Batch) -> nnx.State:
+        loss = partial(loss_and_metrics, graph, policy_alone, frozen=frozen)
         found, _ = accumulated_gradient(loss, params, group, 1)
         return parallel.constrain_to(found, layout(found))
 
-    return gradient
+    return partial(gradient, frozen)
 
 
 def pair_variances(gradient: GroupGradient, params: nnx.State, pairs: Batch) -> np.ndarray:

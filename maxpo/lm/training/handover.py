@@ -12,9 +12,12 @@ from flax import nnx
 
 from maxpo import runs
 from maxpo.lm.model.config import TransformerConfig
-from maxpo.lm.model.pretrained import load_config, save_config, save_pretrained
+from maxpo.lm.model.lora import LoRA, adapt, merged
+from maxpo.lm.model.policy import trainable
+from maxpo.lm.model.pretrained import load_config, load_pretrained, save_config, save_pretrained
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids, load_tokenizer, read_json_object
+from maxpo.lm.training._lora_file import read_lora, write_lora
 from maxpo.lm.training.folders import HF, SHAPE
 from maxpo.training import TrainState
 
@@ -88,6 +91,8 @@ def save_shape(
     folder: str | os.PathLike[str],
     *,
     extra: Mapping[str, Any] | None = None,
+    lora: LoRA | None = None,
+    base: Path | None = None,
 ) -> None:
     """Writes what `export` needs of a run beside its checkpoints: all of a model but its weights.
 
@@ -98,12 +103,16 @@ def save_shape(
       tokenizer: Between text and its tokens.
       folder: The run's.
       extra: As of `hand_over`.
+      lora: The adapters that are trained. None: all parameters are.
+      base: The checkpoint that they are trained on, if it is one.
     """
     if jax.process_index() or (config.qk_norm and config.attention_bias):
         return
     shape = Path(folder) / SHAPE
     save_config(config, shape, extra={**_token_fields(tokenizer), **(extra or {})})
     _save_tokenizer(tokenizer, shape)
+    if lora is not None:
+        write_lora(shape, lora, base, config.param_dtype)
 
 
 def export(
@@ -113,6 +122,7 @@ def export(
     step: int | None = None,
     best: bool = False,
     dtype: str = "float32",
+    base: str | os.PathLike[str] | None = None,
 ) -> int:
     """Writes the model of a run's checkpoint for other programs. The run may be going on.
 
@@ -122,12 +132,14 @@ def export(
       step: The checkpoint's. None: the last one.
       best: The best parameters of the evaluations while training, in the place of a checkpoint's.
       dtype: What the parameters are stored as, "float32" or "bfloat16".
+      base: The checkpoint that a run of adapters froze, where it is not the folder that it was.
 
     Returns:
       The step.
 
     Raises:
-      UsageError: If the folder is no run with a model, or has no such checkpoint.
+      UsageError: If the folder is no run with a model, or has no such checkpoint, or its adapters
+        were trained on another model than the base.
       OSError: If a file cannot be written, naming it.
     """
     run, shape = Path(run), Path(run) / SHAPE
@@ -138,7 +150,7 @@ def export(
     if best and step is not None:
         raise runs.UsageError(f"step: expected none with best, got {step}")
     config = load_config(shape)
-    params = nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    graph, params, frozen = _structure(shape, config, base)
     if best:
         params, found = runs.read_checkpoint(run, params, best=True)
     else:
@@ -147,8 +159,23 @@ def export(
         state, found = runs.read_checkpoint(run, like, step=step)
         params = state.params
     extra = context_of(shape)
+    params = merged(nnx.merge(graph, params, frozen))
     hand_over(config, params, load_tokenizer(shape), folder, dtype=dtype, extra=extra)
     return found
+
+
+def _structure(
+    shape: Path, config: TransformerConfig, base: str | os.PathLike[str] | None
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """As `trainable` of a run's model, with shapes in the place of what is trained."""
+    adapted = read_lora(shape)
+    if adapted is None:
+        if base is not None:
+            raise runs.UsageError(f"base: expected none for a run without adapters, got {base}")
+        return trainable(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
+    folder = adapted.find(None if base is None else checkpoint_folder(base, "base"))
+    model = load_pretrained(folder, param_dtype=adapted.param_dtype)
+    return trainable(adapt(model, adapted.lora, jax.random.key(0)))
 
 
 def _token_fields(tokenizer: Tokenizer) -> dict[str, Any]:

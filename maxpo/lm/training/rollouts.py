@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from maxpo import max_at_k, parallel, pass_at_k
 from maxpo.lm.model.generation import generate, is_one_block, start
+from maxpo.lm.model.policy import NOTHING_FROZEN
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
@@ -113,8 +114,12 @@ def make_draw(
     group_size: int,
     max_new_tokens: int,
     temperature: float,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> Draw:
-    """The function that draws `group_size` completions of each prompt."""
+    """The function that draws `group_size` completions of each prompt.
+
+    It takes trained parameters; `frozen` is what the policy has beside them.
+    """
     settings: dict[str, Any] = {
         "group_size": group_size,
         "max_new_tokens": max_new_tokens,
@@ -124,14 +129,16 @@ def make_draw(
     }
 
     @jax.jit
-    def whole(params: nnx.State, prompts: Prompts, key: jax.Array) -> Completions:
-        return generate(nnx.merge(graph, params), prompts, key=key, **settings)
+    def whole(
+        frozen: nnx.State, params: nnx.State, prompts: Prompts, key: jax.Array
+    ) -> Completions:
+        return generate(nnx.merge(graph, params, frozen), prompts, key=key, **settings)
 
     def draw(params: nnx.State, prompts: Prompts, key: jax.Array) -> Callable[[], Completions]:
         if is_one_block(max_new_tokens):  # Then this costs the least on the host.
-            found = whole(params, prompts, key)
+            found = whole(frozen, params, prompts, key)
             return lambda: found
-        return start(nnx.merge(graph, params), prompts, key=key, **settings)
+        return start(nnx.merge(graph, params, frozen), prompts, key=key, **settings)
 
     return draw
 

@@ -1,7 +1,6 @@
 """A config becomes what training needs, or an error that says what is wrong with it."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +12,11 @@ from ml_collections import ConfigDict
 from maxpo import parallel, runs
 from maxpo.lm.model import pretrained, sharding
 from maxpo.lm.model.config import TransformerConfig, make_config
+from maxpo.lm.model.lora import LoRA
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
+from maxpo.lm.training._checkpoint_digest import checkpoint_digest
 from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
@@ -43,6 +44,7 @@ class Settings(NamedTuple):
       model: Architecture of the policy.
       methods: What is compared.
       checkpoint: The checkpoint that the policy comes from. None: it has random parameters.
+      lora: The adapters that alone are trained. None: all parameters are.
     """
 
     config: ConfigDict
@@ -54,6 +56,7 @@ class Settings(NamedTuple):
     model: TransformerConfig
     methods: list[Method]
     checkpoint: Path | None
+    lora: LoRA | None
 
     @property
     def grading(self) -> Grading:
@@ -84,6 +87,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
         check_graded(names, "methods", "rl.truncated=penalty")
     named = config.model.pretrained
     checkpoint = checkpoint_folder(named) if named else None
+    lora = _lora(config.model.lora, checkpoint)
     task, is_chat = load_task(config.task, checkpoint, trains=trains)
     tokenizer = _make_tokenizer(config.tokenizer, checkpoint, task)
     task = without_long_prompts(config.task.max_prompt_length, task, tokenizer, start=not is_chat)
@@ -101,6 +105,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
         _model_config(config, checkpoint, tokenizer, length),
         methods,
         checkpoint,
+        lora,
     )
 
 
@@ -120,22 +125,8 @@ def digests(settings: Settings) -> dict[str, str]:
         "tokenizer": f"sha256:{hashlib.sha256(tokenizer).hexdigest()[:16]}",
     }
     if (folder := settings.checkpoint) is not None:
-        content = hashlib.sha256((folder / "config.json").read_bytes())
-        for file in sorted(folder.glob("*.safetensors")):
-            content.update(f"{file.name} {file.stat().st_size}\n".encode())
-            for part in _samples(file):
-                content.update(part)
-        found["pretrained"] = f"sha256:{content.hexdigest()[:16]}"
+        found["pretrained"] = checkpoint_digest(folder)
     return found
-
-
-def _samples(file: Path) -> Iterator[bytes]:
-    """Some of a file, all over it: reading weights whole would take as long as loading them."""
-    parts, length = 64, 65536
-    with file.open("rb") as stream:
-        for part in range(parts):
-            stream.seek(file.stat().st_size * part // parts)
-            yield stream.read(length)
 
 
 def make_model(settings: Settings, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
@@ -184,6 +175,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "seeds": 1,
         "model.vocab_size": 0,
         "model.context_length": 0,
+        "model.lora.rank": 0,
         "task.max_prompt_length": 0,
         "sft.steps": 0,
         "sft.batch_size": 1,
@@ -214,6 +206,20 @@ def _check_numbers(config: ConfigDict) -> None:
             f"model.export: expected one of float32, bfloat16, or nothing; got "
             f"{config.model.export!r}"
         )
+
+
+def _lora(section: ConfigDict, checkpoint: Path | None) -> LoRA | None:
+    if not section.rank:
+        return None
+    if checkpoint is None:
+        raise ValueError(
+            "model.lora.rank: expected 0 without model.pretrained, as random weights are not worth "
+            f"freezing, got {section.rank}"
+        )
+    try:
+        return LoRA(section.rank, section.alpha, section.targets)
+    except ValueError as error:
+        raise ValueError(f"model.{error}") from error
 
 
 def _make_tokenizer(

@@ -10,6 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
+from maxpo.lm.model.policy import NOTHING_FROZEN
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.sharding import Rules
 from maxpo.lm.model.token_log_probs import completion_log_probs
@@ -26,6 +27,7 @@ def make_update(
     *,
     rules: Rules | None,
     layout: Callable[[Any], Any] = lambda state: None,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> Callable[
     [training.TrainState, Prompts, jax.Array, jax.Array], tuple[training.TrainState, Metrics]
 ]:
@@ -36,18 +38,23 @@ def make_update(
       config: The `sft` of a config; see `sft_rate`.
       rules: Those of the model, see `maxpo.lm.model.sharding`.
       layout: Where a state lies on a mesh; each update leaves it there.
+      frozen: What the policy has beside trained parameters.
 
     Returns:
       (state, prompts, answers' tokens `[B, T]`, their mask) -> (state, metrics); the state is
       donated. The loss is the mean over tokens of `-log pi(token | past)`, in nats.
     """
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=1)
     def update(
-        state: training.TrainState, prompts: Prompts, tokens: jax.Array, mask: jax.Array
+        frozen: nnx.State,
+        state: training.TrainState,
+        prompts: Prompts,
+        tokens: jax.Array,
+        mask: jax.Array,
     ) -> tuple[training.TrainState, Metrics]:
         def loss(params: nnx.State) -> jax.Array:
-            model = nnx.merge(graph, params)
+            model = nnx.merge(graph, params, frozen)
             answers = completion_log_probs(model, prompts, tokens[:, None], mask[:, None])
             return -losses.masked_mean(answers.log_probs, where=mask[:, None])
 
@@ -59,4 +66,4 @@ def make_update(
         )
         return parallel.constrain_to(state, layout(state)), metrics
 
-    return update
+    return partial(update, frozen)

@@ -11,6 +11,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from maxpo import parallel, runs, training
+from maxpo.lm.model import lora
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Curve, Judge, curve
@@ -28,7 +30,7 @@ from maxpo.lm.training.rollouts import Collector, Draw, Sampler, Timer, Verify, 
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.settings import Settings, layout, make_model
 from maxpo.lm.training.summaries import summary_of
-from maxpo.lm.training.trainer import EVALUATE, INIT, Trainer, key_of
+from maxpo.lm.training.trainer import ADAPT, EVALUATE, INIT, Trainer, key_of
 from maxpo.lm.training.variance_ratio import Measurement, VarianceRatio, make_variance_ratio
 from maxpo.methods import Method, choose_advantages
 
@@ -41,8 +43,9 @@ class Programs:
     """The policy and everything that is compiled at its first call, once for all stages.
 
     Attributes:
-      params: What all methods start from: the policy's parameters before any training or, when
-        that is done, after the fine-tuning.
+      params: What all methods start from: what is trained of the policy, before any training or,
+        when that is done, after the fine-tuning.
+      frozen: What is not trained: of a policy with adapters the rest.
       learn: An update of the fine-tuning.
       draw: Draws the groups of a batch of prompts to train on.
       draw_held_out: Draws the groups of a batch of held-out prompts.
@@ -53,15 +56,21 @@ class Programs:
 
     def __init__(self, settings: Settings):
         config, rl = settings.config, settings.config.rl
-        graph, self.params = make_model(settings, key_of(config.seed, INIT))
+        model = nnx.merge(*make_model(settings, key_of(config.seed, INIT)))
+        if settings.lora is not None:
+            model = lora.adapt(model, settings.lora, key_of(config.seed, ADAPT))
+        self._graph, params, self.frozen = trainable(model)
+        graph, frozen = self._graph, self.frozen
         place = partial(layout, config)
-        self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place)
+        self.params = parallel.shard(params, place(params))
+        self.learn = sft.make_update(graph, config.sft, rules=RULES, layout=place, frozen=frozen)
         self.draw = make_draw(
             graph,
             settings.tokenizer,
             group_size=rl.group_size,
             max_new_tokens=rl.max_new_tokens,
             temperature=rl.temperature,
+            frozen=frozen,
         )
         self.draw_held_out = make_draw(
             graph,
@@ -69,12 +78,19 @@ class Programs:
             group_size=config.evaluation.samples,
             max_new_tokens=rl.max_new_tokens,
             temperature=config.evaluation.temperature,
+            frozen=frozen,
         )
-        self.reference = update.make_reference(graph, rl)
+        self.reference = update.make_reference(graph, rl, frozen=frozen)
         advantages = choose_advantages(settings.methods, rl.steps)
         optimizer = partial(make_optimizer, rl, rules=RULES)
-        self.update = update.make_update(graph, rl, advantages, optimizer=optimizer, layout=place)
-        self.group_gradient = make_group_gradient(graph, rl, layout=place)
+        self.update = update.make_update(
+            graph, rl, advantages, optimizer=optimizer, layout=place, frozen=frozen
+        )
+        self.group_gradient = make_group_gradient(graph, rl, layout=place, frozen=frozen)
+
+    def whole(self, params: nnx.State) -> nnx.State:
+        """The parameters of the plain transformer that the policy is with these trained ones."""
+        return lora.merged(nnx.merge(self._graph, params, self.frozen))
 
 
 class Stages:
@@ -239,7 +255,12 @@ class Stages:
     def _save_shape(self, run: runs.Run) -> None:
         settings = self.settings
         save_shape(
-            settings.model, settings.tokenizer, run.folder, extra=context_of(settings.checkpoint)
+            settings.model,
+            settings.tokenizer,
+            run.folder,
+            extra=context_of(settings.checkpoint),
+            lora=settings.lora,
+            base=settings.checkpoint,
         )
 
     def _hand_over(self, run: runs.Run, params: nnx.State) -> None:
@@ -249,7 +270,7 @@ class Stages:
             return
         hand_over(
             settings.model,
-            params,
+            self.programs.whole(params),
             settings.tokenizer,
             run.folder / HF,
             dtype=dtype,

@@ -21,9 +21,9 @@ from maxpo.lm.training.schedule import Schedule
 from maxpo.lm.training.update import Batch, Update
 from maxpo.lm.training.variance_ratio import VarianceRatio
 
-__all__ = ["EVALUATE", "INIT", "Trainer", "key_of"]
+__all__ = ["ADAPT", "EVALUATE", "INIT", "Trainer", "key_of"]
 
-INIT, SAMPLE, SHUFFLE, EVALUATE, MEASURE = range(5)
+INIT, SAMPLE, SHUFFLE, EVALUATE, MEASURE, ADAPT = range(6)
 """Uses of a seed's key; see `key_of`."""
 
 

@@ -18,6 +18,7 @@ from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from maxpo import losses, parallel, training
+from maxpo.lm.model.policy import NOTHING_FROZEN, Scored
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.token_log_probs import TokenLogProbs, completion_log_probs
 from maxpo.lm.training.optimizer import warmed_up
@@ -110,6 +111,7 @@ def make_update(
     *,
     optimizer: MakeOptimizer,
     layout: Callable[[Any], Any] = lambda state: None,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> Update:
     """The compiled update, one program for all methods, learning rates and steps.
 
@@ -119,10 +121,12 @@ def make_update(
       advantages: The function that computes them.
       optimizer: Makes the optimizer of a learning rate after its warm-up, see `warmed_up`.
       layout: Where a state lies on a mesh; each update leaves it there.
+      frozen: What the policy has beside trained parameters.
     """
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(jax.jit, donate_argnums=1)
     def update(
+        frozen: nnx.State,
         state: training.TrainState,
         batch: Batch,
         key: jax.Array,
@@ -148,7 +152,10 @@ def make_update(
             state: training.TrainState, minibatch: Batch
         ) -> tuple[training.TrainState, Metrics]:
             gradients, metrics = accumulated_gradient(
-                partial(loss_and_metrics, graph, rl), state.params, minibatch, rl.micro_batches
+                partial(loss_and_metrics, graph, rl, frozen=frozen),
+                state.params,
+                minibatch,
+                rl.micro_batches,
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
             rate = warmed_up(jnp.asarray(learning_rate), state.step, rl.warmup_steps)
@@ -172,7 +179,7 @@ def make_update(
         state = parallel.constrain_to(state, layout(state))
         return state, jax.tree.map(jnp.mean, metrics), found
 
-    return update
+    return partial(update, frozen)
 
 
 def _check_batch(batch: Batch) -> None:
@@ -194,20 +201,24 @@ def _check_batch(batch: Batch) -> None:
 
 
 def make_reference(
-    graph: nnx.GraphDef, rl: ConfigDict
+    graph: nnx.GraphDef, rl: ConfigDict, *, frozen: nnx.State = NOTHING_FROZEN
 ) -> Callable[[nnx.State, Prompts, Completions], jax.Array]:
     """Compiled log-probabilities `[P, N, T]` under frozen parameters, in micro-batches."""
     pieces = rl.minibatches * rl.micro_batches
 
     @jax.jit
-    def reference(params: nnx.State, prompts: Prompts, completions: Completions) -> jax.Array:
+    def reference(
+        frozen: nnx.State, params: nnx.State, prompts: Prompts, completions: Completions
+    ) -> jax.Array:
+        policy = nnx.merge(graph, params, frozen)
+
         def log_probs(piece: tuple[Prompts, Completions]) -> jax.Array:
-            return _log_probs(graph, rl, params, *parallel.constrain_batch(piece)).log_probs
+            return _log_probs(policy, rl, *parallel.constrain_batch(piece)).log_probs
 
         cut = jax.tree.map(lambda x: _cut(x, pieces), (prompts, completions))
         return jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
 
-    return reference
+    return partial(reference, frozen)
 
 
 def accumulated_gradient(
@@ -248,7 +259,13 @@ def accumulated_gradient(
 
 
 def loss_and_metrics(
-    graph: nnx.GraphDef, rl: ConfigDict, params: nnx.State, micro: Batch, whole: Counts
+    graph: nnx.GraphDef,
+    rl: ConfigDict,
+    params: nnx.State,
+    micro: Batch,
+    whole: Counts,
+    *,
+    frozen: nnx.State = NOTHING_FROZEN,
 ) -> tuple[jax.Array, Metrics]:
     """A micro-batch's part of the loss and of the metrics of the batch it is cut from."""
     assert micro.advantages is not None  # The update has computed them.
@@ -258,7 +275,7 @@ def loss_and_metrics(
     of_samples = counts.samples / jnp.maximum(whole.samples, 1)
     of_tokens = counts.tokens / jnp.maximum(whole.tokens, 1)
 
-    policy = _log_probs(graph, rl, params, micro.prompts, tokens)
+    policy = _log_probs(nnx.merge(graph, params, frozen), rl, micro.prompts, tokens)
     level = _Level(rl, kept)
     log_probs, behavior = level.scores(policy.log_probs), level.scores(tokens.log_probs)
     share = of_tokens if rl.loss_aggregation == "token" else of_samples
@@ -346,15 +363,11 @@ def _clip(rl: ConfigDict) -> dict[str, Any]:
 
 
 def _log_probs(
-    graph: nnx.GraphDef,
-    rl: ConfigDict,
-    params: nnx.State,
-    prompts: Prompts,
-    completions: Completions,
+    policy: Scored, rl: ConfigDict, prompts: Prompts, completions: Completions
 ) -> TokenLogProbs:
     """Under the distribution that was sampled from, of which the temperature is a part."""
     return completion_log_probs(
-        nnx.merge(graph, params),
+        policy,
         prompts,
         completions.tokens,
         completions.mask,

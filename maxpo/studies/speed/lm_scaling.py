@@ -1,7 +1,7 @@
-"""What an update of a language model takes on a mesh: the compiler's figures beside the formulas.
+"""What a step of a language model takes on a mesh: the compiler's figures beside the formulas.
 
-Nothing is run and no parameter is allocated: the update is compiled for simulated devices, for
-which each count needs a process of its own.
+Nothing is run and no parameter is allocated: sampling and update are compiled for simulated
+devices, for which each count needs a process of its own.
 
     python -m maxpo.studies.speed.lm_scaling JSON
 
@@ -25,6 +25,9 @@ from ml_collections import ConfigDict
 
 from maxpo import estimators, parallel, training
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.generation import generate
+from maxpo.lm.model.lora import LoRA, adapt
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.sharding import layout as layout_of
@@ -32,14 +35,14 @@ from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
 from maxpo.studies.speed.moments import moment_bytes
-from maxpo.studies.speed.work import parameter_count, update_flops
+from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
 __all__ = [
     "COLLECTIVES",
     "Case",
     "communicated_bytes",
+    "compile_case",
     "compile_elsewhere",
-    "compile_update",
     "flops_of_device",
     "state_bytes",
 ]
@@ -48,7 +51,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 
 
 class Case(NamedTuple):
-    """One update on one mesh.
+    """One update, or the sampling before it, on one mesh.
 
     Attributes:
       shape: Fields of the `TransformerConfig`.
@@ -60,6 +63,10 @@ class Case(NamedTuple):
       prompt_length: S.
       new_tokens: T.
       rl: The `rl` of a config, for the update.
+      program: "update" or "sampling", of which the latter is one loop over tokens.
+      cuts_tokens: Whether the T tokens of completions are spread over `data`, and no prompts: P is
+        that of all devices.
+      lora_rank: Rank of the adapters that alone are trained. 0: everything is.
     """
 
     shape: dict[str, Any]
@@ -71,47 +78,22 @@ class Case(NamedTuple):
     prompt_length: int
     new_tokens: int
     rl: dict[str, Any]
+    program: str = "update"
+    cuts_tokens: bool = False
+    lora_rank: int = 0
 
 
-def compile_update(case: Case) -> dict[str, Any]:
-    """Compiles the update for `data * model` devices, which must be there.
+def compile_case(case: Case) -> dict[str, Any]:
+    """Compiles the program for `data * model` devices, which must be there.
 
     Returns:
       For each device: "flops" and "bytes" of memory traffic, as the compiler counts them, a loop's
       body once; "arguments" and "temporaries" in bytes; how many collectives of each kind its
       program has.
     """
-    shape = TransformerConfig(**case.shape)
-    settings = ConfigDict(case.rl)
-
-    optimizer = functools.partial(make_optimizer, settings, rules=RULES)
-
-    def init() -> training.TrainState:
-        params = nnx.state(Transformer(shape, rngs=nnx.Rngs(0)))
-        return training.init_state(params, optimizer(1e-4))
-
+    lower = {"update": _lower_update, "sampling": _lower_sampling}[case.program]
     with parallel.use(parallel.make_mesh(case.data, case.model)):
-        layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
-        graph = nnx.graphdef(nnx.eval_shape(lambda: Transformer(shape, rngs=nnx.Rngs(0))))
-        state = jax.eval_shape(init)
-        specs = layout(state)
-        over_data = None
-        if specs is not None:
-            mesh = jax.sharding.get_mesh()
-            over_data = NamedSharding(mesh, PartitionSpec(parallel.DATA))
-            state = jax.tree.map(
-                lambda x, spec: jax.ShapeDtypeStruct(
-                    x.shape, x.dtype, sharding=NamedSharding(mesh, spec)
-                ),
-                state,
-                specs,
-            )
-        batch = _batch(case, over_data)
-        update: Any = make_update(graph, settings, _advantages, optimizer=optimizer, layout=layout)
-        lowered = update.lower(
-            state, batch, jax.random.key(0), step=0, learning_rate=jnp.float32(1e-4)
-        )
-        program = lowered.compile()
+        program: Any = lower(case, TransformerConfig(**case.shape)).compile()
     cost, memory, text = program.cost_analysis(), program.memory_analysis(), program.as_text()
     return {
         "flops": cost["flops"],
@@ -123,7 +105,7 @@ def compile_update(case: Case) -> dict[str, Any]:
 
 
 def compile_elsewhere(case: Case) -> dict[str, Any]:
-    """`compile_update` in a process that sees as many devices as the case has."""
+    """`compile_case` in a process that sees as many devices as the case has."""
     flags = f"--xla_force_host_platform_device_count={case.data * case.model}"
     done = subprocess.run(
         [sys.executable, "-m", "maxpo.studies.speed.lm_scaling", json.dumps(case._asdict())],
@@ -141,10 +123,14 @@ def state_bytes(case: Case) -> float:
     """Parameters and the optimizer's moments that one device holds.
 
     `(4 n + cut) / devices + whole` for n parameters and `moment_bytes`, where devices are `model`
-    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`.
+    and, with fully sharded parameters, `model * data`. With AdamW `cut` is `8 n`. With
+    adapters, of m parameters, it is `12 m` by AdamW and the frozen ones in their dtype.
     """
     shape = TransformerConfig(**case.shape)
     devices = case.model * (case.data if case.fully_sharded else 1)
+    if case.lora_rank:
+        frozen = jnp.dtype(shape.param_dtype).itemsize * parameter_count(shape)
+        return (12 * adapter_count(shape, case.lora_rank) + frozen) / devices
     moments = moment_bytes(shape, case.rl["optimizer"])
     return (4 * parameter_count(shape) + moments.cut) / devices + moments.whole
 
@@ -195,23 +181,94 @@ def _advantages(
     return estimators.maxpo(rewards, 2, where=where)
 
 
-def _batch(case: Case, sharding: NamedSharding | None) -> Batch:
-    P, N, S, T = case.prompts * case.data, case.group_size, case.prompt_length, case.new_tokens
-
-    def array(shape: Sequence[int], dtype: Any) -> Any:
-        return jax.ShapeDtypeStruct(tuple(shape), dtype, sharding=sharding)
-
-    samples = (P, N, T)
-    return Batch(
-        Prompts(array((P, S), jnp.int32), array((P, S), jnp.bool_)),
-        Completions(
-            array(samples, jnp.int32), array(samples, jnp.float32), array(samples, jnp.bool_)
-        ),
-        array((P, N), jnp.float32),
-        array((P, N), jnp.bool_),
-        array((P, N), jnp.bool_),
+def _lower_update(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
+    settings = ConfigDict(case.rl)
+    optimizer = functools.partial(make_optimizer, settings, rules=RULES)
+    layout = functools.partial(layout_of, rules=RULES, fully_sharded=case.fully_sharded)
+    graph, params, frozen = _model(case, shape)
+    state = jax.eval_shape(lambda x: training.init_state(x, optimizer(1e-4)), params)
+    update: Any = make_update(
+        graph,
+        settings,
+        _advantages,
+        optimizer=optimizer,
+        layout=layout,
+        frozen=_placed(frozen, layout(frozen)),
+    )
+    return update.func.lower(
+        *update.args,
+        _placed(state, layout(state)),
+        _batch(case),
+        jax.random.key(0),
+        step=0,
+        learning_rate=jnp.float32(1e-4),
     )
 
 
+def _lower_sampling(case: Case, shape: TransformerConfig) -> jax.stages.Lowered:
+    graph, *parts = _model(case, shape)
+
+    @jax.jit
+    def draw(parts: list[nnx.State], prompts: Prompts, key: jax.Array) -> Completions:
+        return generate(
+            nnx.merge(graph, *parts),
+            prompts,
+            group_size=case.group_size,
+            max_new_tokens=case.new_tokens,
+            eos_id=0,
+            key=key,
+        )
+
+    specs = layout_of(parts, RULES, fully_sharded=case.fully_sharded)
+    return draw.lower(_placed(parts, specs), _batch(case).prompts, jax.random.key(0))
+
+
+def _model(case: Case, shape: TransformerConfig) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """Its structure, and the shapes of what is trained and of what is not."""
+
+    def init() -> Transformer:
+        model = Transformer(shape, rngs=nnx.Rngs(0))
+        return adapt(model, LoRA(case.lora_rank), jax.random.key(0)) if case.lora_rank else model
+
+    return trainable(nnx.eval_shape(init))
+
+
+def _placed(tree: Any, specs: Any) -> Any:
+    """The shapes of arrays, with where they lie on the mesh, if there is one."""
+    if specs is None:
+        return tree
+    mesh = jax.sharding.get_mesh()
+
+    def place(x: Any, spec: PartitionSpec) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, spec))
+
+    return jax.tree.map(place, tree, specs)
+
+
+def _batch(case: Case) -> Batch:
+    """The shapes of a batch, spread over `data` by prompts or by the tokens of completions."""
+    P = case.prompts * (1 if case.cuts_tokens else case.data)
+    N, S, T = case.group_size, case.prompt_length, case.new_tokens
+
+    def arrays(shape: Sequence[int], *dtypes: Any) -> list[Any]:
+        return [jax.ShapeDtypeStruct(tuple(shape), dtype) for dtype in dtypes]
+
+    batch = Batch(
+        Prompts(*arrays((P, S), jnp.int32, jnp.bool_)),
+        Completions(*arrays((P, N, T), jnp.int32, jnp.float32, jnp.bool_)),
+        *arrays((P, N), jnp.float32, jnp.bool_, jnp.bool_),
+    )
+    if parallel.current_mesh() is None:
+        return batch
+    of_prompts, of_tokens = PartitionSpec(parallel.DATA), PartitionSpec(None, None, parallel.DATA)
+
+    def spec(x: jax.ShapeDtypeStruct) -> PartitionSpec:
+        if case.cuts_tokens:
+            return of_tokens if x.ndim == 3 else PartitionSpec()
+        return of_prompts
+
+    return _placed(batch, jax.tree.map(spec, batch))
+
+
 if __name__ == "__main__":
-    print(json.dumps(compile_update(Case(**json.loads(sys.argv[1])))))
+    print(json.dumps(compile_case(Case(**json.loads(sys.argv[1])))))

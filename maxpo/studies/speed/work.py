@@ -3,8 +3,15 @@
 import math
 
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.sharding import ADAPTED
 
-__all__ = ["matrix_shapes", "parameter_count", "parameters_of_layers", "update_flops"]
+__all__ = [
+    "adapter_count",
+    "matrix_shapes",
+    "parameter_count",
+    "parameters_of_layers",
+    "update_flops",
+]
 
 
 def matrix_shapes(shape: TransformerConfig) -> dict[str, tuple[int, ...]]:
@@ -27,6 +34,13 @@ def matrix_shapes(shape: TransformerConfig) -> dict[str, tuple[int, ...]]:
 def parameter_count(shape: TransformerConfig) -> int:
     """Entries of all matrices."""
     return sum(math.prod(matrix) for matrix in matrix_shapes(shape).values())
+
+
+def adapter_count(shape: TransformerConfig, rank: int) -> int:
+    """Entries of adapters of all matrices that may have one."""
+    matrices = matrix_shapes(shape)
+    inputs_and_outputs = (matrices[name][1] + math.prod(matrices[name][2:]) for name in ADAPTED)
+    return shape.layers * rank * sum(inputs_and_outputs)
 
 
 def parameters_of_layers(shape: TransformerConfig) -> int:

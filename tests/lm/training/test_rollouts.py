@@ -7,8 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+from memory import Memory
 
-from maxpo.lm.model.prompts import Completions
+from maxpo.lm.model import _blocks
+from maxpo.lm.model.generation import generate
+from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.tasks.verification import Outcome, PendingScores, Scores
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import rollouts
@@ -473,3 +477,62 @@ def test_binary_rewards_are_successes_and_graded_ones_the_scores(tmp_path):
     np.testing.assert_allclose(groups.rewards[0], [0.1, 0.8, 0.75, 0.5])
     assert groups.metrics["mean_reward"] == pytest.approx(0.5375)
     assert groups.metrics["pass_at_k"] == pytest.approx(1 - 1 / 6)
+
+
+def test_the_next_batch_is_started_before_this_one_is_scored(tmp_path, monkeypatch):
+    """It is, and no batch waits for another one to end before it is scored."""
+    events = []
+    draw, submit = Answers.draw, Answers.submit
+
+    def started(answers, *arguments):
+        finish = draw(answers, *arguments)
+        events.append("start")
+
+        def finished():
+            events.append("finish")
+            return finish()
+
+        return finished
+
+    def submitted(answers, *arguments):
+        events.append("score")
+        return submit(answers, *arguments)
+
+    monkeypatch.setattr(Answers, "draw", started)
+    monkeypatch.setattr(Answers, "submit", submitted)
+    collect(make_config(tmp_path), dict.fromkeys(range(12), MIXED))
+    assert events == ["start", "finish", "start", "score", "finish", "score"]
+
+
+def test_long_completions_are_drawn_in_blocks(monkeypatch):
+    """Short ones by one program; they are what `generate` draws."""
+    monkeypatch.setattr(_blocks, "BLOCK", 4)
+    blocks = []
+    original = _blocks.Blocks.finish
+    monkeypatch.setattr(
+        _blocks.Blocks, "finish", lambda self: (blocks.append(self), original(self))[1]
+    )
+
+    class Tokens:
+        eos_id, pad_id = 3, 4
+
+    graph, params = nnx.split(Memory())
+    prompts = Prompts(np.array([[1, 2], [0, 5]]), np.ones((2, 2), bool))
+    for length, count in ((5, 0), (7, 1)):
+        draw = rollouts.make_draw(
+            graph, Tokens(), group_size=3, max_new_tokens=length, temperature=0.9
+        )
+        found = draw(params, prompts, jax.random.key(0))()
+        expected = generate(
+            Memory(),
+            prompts,
+            group_size=3,
+            max_new_tokens=length,
+            temperature=0.9,
+            eos_id=3,
+            pad_id=4,
+            key=jax.random.key(0),
+        )
+        assert len(blocks) == 2 * count
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)

@@ -18,7 +18,7 @@ def make_case(devices=1, *, fully_sharded=False, **shape):
 
 @pytest.fixture(scope="module")
 def one():
-    return lm_scaling.compile_update(make_case())
+    return lm_scaling.compile_case(make_case())
 
 
 @pytest.mark.parametrize("fully_sharded", [False, True])
@@ -35,6 +35,32 @@ def test_work_of_a_device_stays_as_devices_are_added(one, fully_sharded):
     assert eight["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.02)
 
 
+@pytest.mark.slow
+def test_sampling_of_a_device_stays_as_devices_are_added():
+    one, eight = (make_case(devices)._replace(program="sampling") for devices in (1, 8))
+    alone, spread = lm_scaling.compile_case(one), lm_scaling.compile_elsewhere(eight)
+    assert spread["flops"] == pytest.approx(alone["flops"], rel=0.02)
+    assert spread["bytes"] < 1.05 * alone["bytes"]
+    assert spread["temporaries"] < 1.05 * alone["temporaries"]
+
+
+@pytest.mark.slow
+def test_tokens_of_a_few_samples_are_shared_by_devices():
+    config = load_config("configs/lm_scaling.py")
+    config.long.update(devices=(1, 4), new_tokens=2048)
+    one, four = experiment.long_cases(config).values()
+    alone, spread = lm_scaling.compile_case(one), lm_scaling.compile_elsewhere(four)
+    assert spread["temporaries"] < 0.3 * alone["temporaries"]
+    assert spread["flops"] < 0.4 * alone["flops"]
+
+
+def test_samples_that_would_be_spread_themselves_are_refused():
+    config = load_config("configs/lm_scaling.py")
+    config.long.devices = (1, 3)
+    with pytest.raises(ValueError, match=r"long.devices: expected no divisor of the 3 .* got 3"):
+        experiment.check_config(config)
+
+
 def test_formulas_are_those_of_the_compiler():
     """With one layer, as the compiler counts the body of the loop over layers once.
 
@@ -42,7 +68,7 @@ def test_formulas_are_those_of_the_compiler():
     triangle of attention.
     """
     case = make_case(layers=1, hidden=256, mlp=1024)
-    found = lm_scaling.compile_update(case)
+    found = lm_scaling.compile_case(case)
     assert found["flops"] == pytest.approx(lm_scaling.flops_of_device(case), rel=0.1)
     assert found["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.02)
 
@@ -101,8 +127,10 @@ def test_the_experiment(tmp_path):
     config = load_config("configs/lm_scaling.py:quick")
     config.weak.update(devices=(1,), model=(1,))
     config.weak.shape.update(size="nano", layers=1)
+    config.lora.ranks = ()
     summary = experiment.train_and_evaluate(config, tmp_path / "run")
-    assert list(summary) == ["model=1, 1 devices", "model=1 fully sharded, 1 devices"]
+    update = ["model=1, 1 devices", "model=1 fully sharded, 1 devices"]
+    assert list(summary) == [*update, *(f"sampling, {name}" for name in update)]
     assert all(row["compiled GFLOP"] > 0 for row in summary.values())
     assert experiment.train_and_evaluate(config, tmp_path / "run") == summary
     with pytest.raises(UsageError, match="got 'fast'"):
@@ -118,3 +146,19 @@ def test_large_models_have_their_names_parameters():
     assert counts["600M, 8 x 1"] == pytest.approx(0.6, rel=0.02)
     assert counts["8B, 64 x 1"] == pytest.approx(8.2, rel=0.02)
     assert counts["70B, 32 x 8"] == pytest.approx(70.5, rel=0.02)
+
+
+@pytest.mark.slow
+def test_a_device_of_24_gb_trains_a_model_of_1b_by_adapters():
+    case = experiment.lora_cases(load_config("configs/lm_scaling.py"))["LoRA of rank 32"]
+    found = lm_scaling.compile_update(case)
+    assert found["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.01)
+    assert found["arguments"] + found["temporaries"] < 24e9
+
+
+def test_adapters_are_counted():
+    shape = TransformerConfig(
+        vocab_size=11, context_length=8, hidden=6, layers=2, heads=4, kv_heads=2, mlp=5, head_dim=2
+    )
+    # qkv: 6 to 16 numbers, the output 8 to 6, gate, up and down 6 to 5 or back.
+    assert lm_scaling.adapter_count(shape, 3) == 2 * 3 * (22 + 14 + 3 * 11)
