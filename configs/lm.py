@@ -166,6 +166,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.rl.epochs = 1
     config.rl.minibatches = 1  # Optimizer steps in an epoch.
     config.rl.micro_batches = 1  # Parts of a minibatch, one in memory at a time.
+    # Updates compute for the tokens that were written, not for max_new_tokens of every sample. It
+    # pays where most samples end early; a program is compiled for each of a few numbers of tokens.
+    config.rl.packing = False
     config.rl.kl_coefficient = 0.0  # Weight of the KL to the warm start; 0: it is not computed.
     config.rl.kl_estimator = "k2"
     config.rl.entropy_coefficient = 0.0
@@ -226,7 +229,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     elif variant == "reasoning":
         _any_data_set(config)
         config.model.size = "tiny"
-        config.rl.max_new_tokens = 64
+        config.rl.update(max_new_tokens=64, packing=True)
     elif variant == "smollm2":
         _any_data_set(config)
         config.methods = ("maxpo:k=4", "pkpo_loo_minus_one:k=4", "rloo")
@@ -257,7 +260,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         )
         config.task.update(ANY_TASK)
         config.model.size = "tiny"
-        config.rl.max_new_tokens = 64
+        config.rl.update(max_new_tokens=64, packing=True)
         if variant == "smollm2_quick":
             config.methods = ("maxpo:k=4",)
             config.seeds = 1
@@ -275,7 +278,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.model.remat = True
         config.sft.learning_rate = 1e-4
         config.rl.prompts = 16
-        config.rl.max_new_tokens = 512
+        config.rl.update(max_new_tokens=512, packing=True)
         config.rl.micro_batches = 4
         config.rl.learning_rate = 1e-6
         config.verification.workers = 8
@@ -297,7 +300,7 @@ def _small_model(config: ConfigDict) -> None:
     config.model.pretrained = "models/smollm2"
     config.model.export = "bfloat16"
     config.sft.steps = 0
-    config.rl.update(prompts=8, group_size=8, sampling_batches=1, max_new_tokens=32)
+    config.rl.update(prompts=8, group_size=8, sampling_batches=1, max_new_tokens=32, packing=True)
     config.rl.update(learning_rate=2e-5, save_every=16)
     config.evaluation.samples = 16
     config.evaluation.prompts = 24

@@ -27,6 +27,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 __all__ = [
     "DATA",
     "MODEL",
+    "batch_shards",
     "check_batch",
     "constrain",
     "constrain_batch",
@@ -193,6 +194,11 @@ def data_size() -> int:
     """Over how many devices batches are spread."""
     mesh = current_mesh()
     return 1 if mesh is None else mesh.shape[DATA]
+
+
+def batch_shards(size: int) -> int:
+    """Into how many parts `constrain_batch` cuts a first axis of this size."""
+    return 1 if size % data_size() else data_size()
 
 
 def constrain_batch(tree: T) -> T:

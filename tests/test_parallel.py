@@ -50,7 +50,7 @@ def folder_of_one(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(folder_of_one):
     """The parameters of the language model that one device trains."""
-    return parallel_child.run_lm(folder_of_one)
+    return parallel_child.run_lm(folder_of_one, packing=False)
 
 
 def of_run(found, name):

@@ -140,7 +140,7 @@ def test_a_study_leaves_runs_figures_and_a_table(config, whole, programs, capsys
         *("failed", "failed_raised", "failed_timed_out", "failed_not_finite"),
         *("completion_length", "truncated", "prompt_padding", "loss", "entropy", "gradient_norm"),
         *("kl_to_sampling_policy", "kl_to_reference", "clip_fraction", "advantage_size"),
-        "predicted_variance_ratio",
+        *("update_padding", "predicted_variance_ratio"),
     }
     # The verifier fails on what begins with some digits, and stops nothing.
     assert sum(row["failed_raised"] for row in history) > 0

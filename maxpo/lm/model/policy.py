@@ -1,12 +1,13 @@
 """What training asks of a language model, so that any NNX module can be the policy.
 
-Sampling needs a `LanguageModel`, scoring and updates a `WithHiddenStates` or a `WithLogits`.
-`Transformer` is the first two; `maxpo.lm.model.uncached.Uncached` makes a policy of any module that
-maps tokens to logits. Beside these methods a policy may have a table `rules` (see
-`maxpo.lm.model.sharding`), without which it can be trained on one device only.
+Sampling needs a `LanguageModel`, scoring and updates a `WithHiddenStates` or a `WithLogits`, and
+packed ones a `WithPacking`. `Transformer` is all but the logits' one; `Uncached` of
+`maxpo.lm.model.uncached` makes a policy of any module that maps tokens to logits. Beside these
+methods a policy may have a table `rules` (see `maxpo.lm.model.sharding`), without which it can be
+trained on one device only.
 """
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from flax import nnx
@@ -92,6 +93,36 @@ class WithHiddenStates(Protocol):
         self, prompts: Prompts, tokens: jax.Array, mask: jax.Array
     ) -> jax.Array:
         """States `[P, N, T, D]` that predict each token of completions `[P, N, T]`."""
+
+    def unembedding(self) -> jax.Array:
+        """The matrix `[V, D]` from states to logits."""
+
+
+class PackedStates(NamedTuple):
+    """States that predict the real tokens of completions, in parts that lie on a device each.
+
+    Attributes:
+      states: `[shards, E, D]`.
+      places: `[shards, E]` int32, the token that each predicts, counted through the shard's groups,
+        samples and tokens; beyond them all where it predicts none.
+    """
+
+    states: jax.Array
+    places: jax.Array
+
+
+@runtime_checkable
+class WithPacking(Protocol):
+    """A policy that need not compute anything for padding."""
+
+    def packed_hidden_states(
+        self, prompts: Prompts, tokens: jax.Array, mask: jax.Array, room: int
+    ) -> PackedStates:
+        """States that predict completions `[P, N, T]`, for so many tokens on each device.
+
+        The last token of a sample predicts nothing and needs no room. `mask` may leave out whole
+        samples.
+        """
 
     def unembedding(self) -> jax.Array:
         """The matrix `[V, D]` from states to logits."""

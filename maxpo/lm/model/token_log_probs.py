@@ -4,6 +4,7 @@ At a vocabulary of 150k the logits of one batch are larger than the model. Here 
 chunk of tokens at a time, in the forward and in the backward pass.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from jax.typing import ArrayLike
 
 from maxpo import parallel
 from maxpo.lm.model._products import wide_einsum
-from maxpo.lm.model.policy import Scored, WithLogits
+from maxpo.lm.model.policy import Scored, WithLogits, WithPacking
 from maxpo.lm.model.prompts import Prompts
 
 __all__ = ["DEFAULT_CHUNK_SIZE", "TokenLogProbs", "completion_log_probs", "token_log_probs"]
@@ -113,6 +114,7 @@ def completion_log_probs(
     *,
     temperature: ArrayLike = 1.0,
     chunk_size: int = DEFAULT_CHUNK_SIZE,
+    room: int | None = None,
 ) -> TokenLogProbs:
     """Log-probabilities of completions under a model, by teacher forcing.
 
@@ -125,13 +127,33 @@ def completion_log_probs(
       mask: `[P, N, T]` boolean, True at real tokens.
       temperature: As in `token_log_probs`; that of the sampling, to score its distribution.
       chunk_size: As in `token_log_probs`.
+      room: Compute for so many tokens on each device and for no padding beyond them, see
+        `WithPacking`; the same to rounding. All must find room: what does not is lost. None: for
+        all `P N T`.
 
     Returns:
       Both `[P, N, T]`, float32; 0 where `mask` is False.
 
     Raises:
       TypeError, ValueError: As the policy's method and `token_log_probs`.
+      TypeError: If there is a room and the policy is no `WithPacking`.
     """
+    if room is not None:
+        if not isinstance(model, WithPacking):
+            raise TypeError(
+                "room: expected a policy with the method packed_hidden_states, got "
+                f"{type(model).__name__}"
+            )
+        states, places = model.packed_hidden_states(prompts, tokens, mask, room)
+        targets = jnp.where(mask, tokens, 0).reshape(len(states), -1)
+        found = token_log_probs(
+            states,
+            model.unembedding(),
+            jax.vmap(lambda x, place: x.at[place].get(mode="clip"))(targets, places),
+            temperature=temperature,
+            chunk_size=chunk_size,
+        )
+        return TokenLogProbs(*(_unpacked(x, places, tokens.shape) for x in found))
     if isinstance(model, WithLogits):
         logits = model.completion_logits(prompts, tokens, mask)
         results = _of_logits(logits, jnp.where(mask, tokens, 0), temperature)
@@ -145,6 +167,13 @@ def completion_log_probs(
         chunk_size=chunk_size,
     )
     return TokenLogProbs(*(jnp.where(mask, x, 0) for x in results))
+
+
+def _unpacked(values: jax.Array, places: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Puts `[shards, E]` where they belong in an array of zeros."""
+    zeros = jnp.zeros((len(places), math.prod(shape) // len(places)), values.dtype)
+    put = jax.vmap(lambda x, place, value: x.at[place].set(value, mode="drop"))
+    return put(zeros, places, values).reshape(shape)
 
 
 def _of_logits(logits: jax.Array, targets: jax.Array, temperature: ArrayLike) -> TokenLogProbs:

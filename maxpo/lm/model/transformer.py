@@ -8,11 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from maxpo import parallel
-from maxpo.lm.model import _attention, _layer, _rotary
+from maxpo.lm.model import _attention, _layer, _packing, _rotary
 from maxpo.lm.model._attention import KeysAndValues
+from maxpo.lm.model._block_attention import PromptKeys
 from maxpo.lm.model._layer import LayerWeights
 from maxpo.lm.model._products import wide_einsum
 from maxpo.lm.model.config import TransformerConfig
+from maxpo.lm.model.policy import PackedStates
 from maxpo.lm.model.prompts import Prompts, check_prompts, check_tokens
 from maxpo.lm.model.sharding import PROMPT_CACHE, RULES, SAMPLE_CACHE
 
@@ -158,15 +160,8 @@ class Transformer(nnx.Module):
         Raises:
           TypeError, ValueError: If dtypes or shapes are others, or a length exceeds the context.
         """
-        check_prompts(prompts)
-        check_tokens("completions", tokens, mask, axes="PNT")
+        self._check_completions(prompts, tokens, mask)
         P, N, T = tokens.shape
-        if prompts.tokens.shape[0] != P:
-            raise ValueError(
-                f"expected one group of completions for each prompt, got {P} groups for "
-                f"{prompts.tokens.shape[0]} prompts"
-            )
-        self.check_length(prompts.tokens.shape[1], T)
         config = self.config
 
         # The last token of a completion predicts nothing. One must run, though: arrays without
@@ -212,6 +207,62 @@ class Transformer(nnx.Module):
         last = jnp.broadcast_to(last, (P, N, 1, config.hidden))
         own = own.reshape(P, N, R, config.hidden)[:, :, : T - 1]
         return self._final(jnp.concatenate([last, own], axis=2))
+
+    def packed_hidden_states(
+        self, prompts: Prompts, tokens: jax.Array, mask: jax.Array, room: int
+    ) -> PackedStates:
+        """As `completion_hidden_states`, of real tokens alone; see `WithPacking`.
+
+        Args:
+          prompts: P prompts.
+          tokens: `[P, N, T]` completions, padded at their end.
+          mask: `[P, N, T]` boolean, True at real tokens.
+          room: Tokens for which each device of `data` computes, at least as many as its samples
+            have but for the last of each.
+
+        Raises:
+          TypeError, ValueError: As `completion_hidden_states`.
+        """
+        self._check_completions(prompts, tokens, mask)
+        P, N, T = tokens.shape
+        shards = parallel.batch_shards(P)
+        config = self.config
+
+        def cut(x: jax.Array) -> jax.Array:
+            return parallel.constrain_batch(x.reshape(shards, -1, *x.shape[1:]))
+
+        inputs = jnp.maximum(jnp.sum(mask, axis=-1, dtype=jnp.int32) - 1, 0).reshape(shards, -1)
+        layout = _packing.make_layouts(inputs, group_size=N, longest=max(T - 1, 1), room=room)
+        row = layout.row
+        read = jax.vmap(lambda x, sample, number: x[sample, number])
+        own_tokens = read(cut(tokens.reshape(P * N, T)), row.sample, row.number)
+        own_tokens = jnp.where(row.filled, own_tokens, 0)
+        lengths = cut(jnp.sum(prompts.mask, axis=1, dtype=jnp.int32))
+        positions = jax.vmap(lambda x, sample: x[sample // N])(lengths, row.sample) + row.number
+        rotation = self._rotation(positions)
+        prompt_rotation = self._rotation(_attention.positions_of(prompts.mask))
+        prompt_mask = _attention.causal_mask(prompts.mask)
+
+        def step(
+            states: tuple[jax.Array, jax.Array], weights: LayerWeights
+        ) -> tuple[tuple[jax.Array, jax.Array], None]:
+            prompt, own = states
+            query, key, value = _layer.project(config, weights, prompt, prompt_rotation)
+            attended = _attention.attention(query, key, value, prompt_mask)
+            prompt = _layer.finish(config, weights, prompt, attended)
+            seen = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), jnp.asarray(prompts.mask))
+            of_prompts = PromptKeys(*map(cut, seen))
+            query, key, value = _layer.project(config, weights, own, rotation)
+            attended = _packing.packed_attention(query, key, value, of_prompts, layout)
+            return (prompt, _layer.finish(config, weights, own, attended)), None
+
+        start = (self._embed(prompts.tokens, prompts.mask), self._embed(own_tokens, None))
+        (prompt, own), _ = jax.lax.scan(
+            jax.checkpoint(step) if config.remat else step, start, self.layers.weights()
+        )
+        last = cut(jnp.repeat(_layer.last_token(prompt, prompts.mask), N, axis=0))
+        states = self._final(jnp.concatenate([last, own], axis=1))
+        return PackedStates(states, _packing.predicted(cut(mask.reshape(P * N, T)), row))
 
     def prefill(self, prompts: Prompts) -> tuple[PromptCache, jax.Array]:
         """Runs prompts: what their completions attend to, and the states `[P, D]` that start them.
@@ -307,6 +358,17 @@ class Transformer(nnx.Module):
                 f"expected at most context_length = {self.config.context_length} tokens in prompt "
                 f"and completion, got {tokens}"
             )
+
+    def _check_completions(self, prompts: Prompts, tokens: jax.Array, mask: jax.Array) -> None:
+        check_prompts(prompts)
+        check_tokens("completions", tokens, mask, axes="PNT")
+        P, _, T = tokens.shape
+        if prompts.tokens.shape[0] != P:
+            raise ValueError(
+                f"expected one group of completions for each prompt, got {P} groups for "
+                f"{prompts.tokens.shape[0]} prompts"
+            )
+        self.check_length(prompts.tokens.shape[1], T)
 
     def _run(
         self, tokens: jax.Array, mask: jax.Array, *, keep: bool

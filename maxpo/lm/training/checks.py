@@ -152,9 +152,10 @@ def _check_choices(rl: ConfigDict) -> None:
         ("rl.zero_variance_groups", rl.zero_variance_groups, ZERO_VARIANCE_GROUPS),
         ("rl.failures", rl.failures, FAILURES),
         ("rl.truncated", rl.truncated, TRUNCATED),
+        ("rl.packing", rl.packing, (False, True)),
     ):
         if value not in known:
-            raise ValueError(f"{name}: expected one of {', '.join(known)}; got {value!r}")
+            raise ValueError(f"{name}: expected one of {', '.join(map(str, known))}; got {value!r}")
 
 
 def _check_truncated(rl: ConfigDict) -> None:

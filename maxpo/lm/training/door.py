@@ -61,6 +61,7 @@ RL_DEFAULTS: dict[str, Any] = {
     "epochs": 1,
     "minibatches": 1,
     "micro_batches": 1,
+    "packing": False,
     "kl_coefficient": 0.0,
     "kl_estimator": "k2",
     "entropy_coefficient": 0.0,

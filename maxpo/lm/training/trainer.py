@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,12 @@ from jax.typing import ArrayLike
 
 from maxpo import parallel, runs, training
 from maxpo.adaptive_k import SuccessEstimate
-from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.journal import Journal
+from maxpo.lm.training.packing import Packing, make_packing
 from maxpo.lm.training.rollouts import Attempts, Collector, Rollouts, Timer
 from maxpo.lm.training.schedule import Schedule
-from maxpo.lm.training.update import Batch, Update
+from maxpo.lm.training.update import Batch, Reference, Update
 from maxpo.lm.training.variance_ratio import VarianceRatio
 
 __all__ = ["ADAPT", "EVALUATE", "INIT", "Trainer", "key_of"]
@@ -48,7 +48,7 @@ class Trainer:
 
     collect: Collector
     update: Update
-    reference: Callable[[nnx.State, Prompts, Completions], jax.Array]
+    reference: Reference
     failures: FailureLog
     journal: Journal
     schedule: Schedule
@@ -96,10 +96,19 @@ class Trainer:
             )
             ratios = self._ratios(state.params, step, groups, timer)
             with timer("updating"):
-                batch = self._batch(groups, start_from, state.success)
                 shuffle = key_of(seed, SHUFFLE, step)
+                counts = np.asarray(groups.completions.mask & groups.where[..., None])
+                packing = make_packing(rl, shuffle, counts)
+                batch = self._batch(groups, start_from, state.success, packing)
                 state, found, advantages = self.update(
-                    state, batch, shuffle, step=step - 1, learning_rate=rate, method=method
+                    state,
+                    batch,
+                    shuffle,
+                    step=step - 1,
+                    learning_rate=rate,
+                    method=method,
+                    order=packing.order,
+                    room=packing.room,
                 )
                 metrics: dict[str, Any] = dict(jax.device_get(found))
                 values = np.asarray(parallel.fetch(advantages))
@@ -108,6 +117,7 @@ class Trainer:
                 # After the update, whose k come from the steps before.
                 state = state._replace(success=_counted(state.success, groups.attempts))
             kept = np.abs(values)[groups.where]
+            metrics["update_padding"] = packing.padding
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
             self.journal.train(run, step, groups, values, self.collect.sampler)
@@ -168,7 +178,11 @@ class Trainer:
         return is_over
 
     def _batch(
-        self, groups: Rollouts, start_from: nnx.State, success: SuccessEstimate | None
+        self,
+        groups: Rollouts,
+        start_from: nnx.State,
+        success: SuccessEstimate | None,
+        packing: Packing,
     ) -> Batch:
         """The groups on the devices, with their log-probabilities under the frozen policy."""
         arrays: Any = (groups.completions, groups.rewards, groups.valid, groups.where)
@@ -176,7 +190,10 @@ class Trainer:
         batch = Batch(groups.problems.prompts, *arrays)._replace(success_rate=rates)
         batch = parallel.shard_batch(batch)
         if self.collect.rl.kl_coefficient:
-            found = self.reference(start_from, batch.prompts, batch.completions)
+            kept = batch.completions._replace(mask=batch.completions.mask & batch.where[..., None])
+            # The first epoch has every group once, in pieces that the room is for.
+            order = None if packing.order is None else packing.order.ravel()[: len(groups.rewards)]
+            found = self.reference(start_from, batch.prompts, kept, order=order, room=packing.room)
             batch = batch._replace(reference_log_probs=found)
         return batch
 

@@ -22,12 +22,14 @@ from maxpo.lm.model.policy import NOTHING_FROZEN, Scored
 from maxpo.lm.model.prompts import Completions, Prompts
 from maxpo.lm.model.token_log_probs import TokenLogProbs, completion_log_probs
 from maxpo.lm.training.optimizer import warmed_up
+from maxpo.lm.training.packing import shuffled
 
 __all__ = [
     "Advantages",
     "Batch",
     "Counts",
     "MakeOptimizer",
+    "Reference",
     "Update",
     "accumulated_gradient",
     "loss_and_metrics",
@@ -88,6 +90,8 @@ class Update(Protocol):
         step: ArrayLike,
         learning_rate: ArrayLike,
         method: ArrayLike = 0,
+        order: ArrayLike | None = None,
+        room: int | None = None,
     ) -> tuple[training.TrainState, Metrics, jax.Array]:
         """One update.
 
@@ -98,6 +102,8 @@ class Update(Protocol):
           step: Number of updates that are done, for schedules of k.
           learning_rate: The optimizer's learning rate, before its warm-up.
           method: Which of the methods' advantages to use.
+          order: The groups of each optimizer step, see `Packing`. None: as the key shuffles them.
+          room: See `Packing`; a program is compiled for each.
 
         Returns:
           The next state, metrics, and the advantages `[P, N]`.
@@ -124,7 +130,7 @@ def make_update(
       frozen: What the policy has beside trained parameters.
     """
 
-    @partial(jax.jit, donate_argnums=1)
+    @partial(jax.jit, donate_argnums=1, static_argnames="room")
     def update(
         frozen: nnx.State,
         state: training.TrainState,
@@ -134,6 +140,8 @@ def make_update(
         step: jax.Array,
         learning_rate: jax.Array,
         method: jax.Array | int = 0,
+        order: jax.Array | None = None,
+        room: int | None = None,
     ) -> tuple[training.TrainState, Metrics, jax.Array]:
         _check_batch(batch)
         # The barrier keeps their rounding what it is when they are computed alone.
@@ -151,11 +159,9 @@ def make_update(
         def one_step(
             state: training.TrainState, minibatch: Batch
         ) -> tuple[training.TrainState, Metrics]:
+            loss = partial(loss_and_metrics, graph, rl, frozen=frozen, room=room)
             gradients, metrics = accumulated_gradient(
-                partial(loss_and_metrics, graph, rl, frozen=frozen),
-                state.params,
-                minibatch,
-                rl.micro_batches,
+                loss, state.params, minibatch, rl.micro_batches
             )
             metrics["gradient_norm"] = optax.tree.norm(gradients)
             rate = warmed_up(jnp.asarray(learning_rate), state.step, rl.warmup_steps)
@@ -168,13 +174,12 @@ def make_update(
             minibatch = parallel.constrain_batch(jax.tree.map(lambda x: x[groups], batch))
             return one_step(state, minibatch)
 
-        P = batch.rewards.shape[0]
-        if rl.epochs * rl.minibatches == 1:
+        if order is None and rl.epochs * rl.minibatches == 1:
             return *one_step(state, batch), found
-        keys = jax.random.split(key, rl.epochs)
-        order = jax.vmap(lambda key: jax.random.permutation(key, P))(keys)
-        groups = order.reshape(rl.epochs * rl.minibatches, -1)
-        state, metrics = jax.lax.scan(step_with, state, groups)
+        if order is None:
+            P = batch.rewards.shape[0]
+            order = shuffled(key, P, epochs=rl.epochs, minibatches=rl.minibatches)
+        state, metrics = jax.lax.scan(step_with, state, order)
         # Once more: what a loop returns need not lie where its body left it.
         state = parallel.constrain_to(state, layout(state))
         return state, jax.tree.map(jnp.mean, metrics), found
@@ -200,23 +205,56 @@ def _check_batch(batch: Batch) -> None:
     )
 
 
+class Reference(Protocol):
+    """The compiled log-probabilities of `make_reference`."""
+
+    def __call__(
+        self,
+        params: nnx.State,
+        prompts: Prompts,
+        completions: Completions,
+        *,
+        order: ArrayLike | None = None,
+        room: int | None = None,
+    ) -> jax.Array:
+        """Log-probabilities `[P, N, T]` under frozen parameters.
+
+        Args:
+          params: The parameters.
+          prompts: P prompts.
+          completions: `[P, N, T]`.
+          order: Of all groups, to be cut into micro-batches; None: as they come.
+          room: As for an `Update`.
+        """
+
+
 def make_reference(
     graph: nnx.GraphDef, rl: ConfigDict, *, frozen: nnx.State = NOTHING_FROZEN
-) -> Callable[[nnx.State, Prompts, Completions], jax.Array]:
-    """Compiled log-probabilities `[P, N, T]` under frozen parameters, in micro-batches."""
+) -> Reference:
+    """Compiled log-probabilities under frozen parameters, in the update's micro-batches."""
     pieces = rl.minibatches * rl.micro_batches
 
-    @jax.jit
+    @partial(jax.jit, static_argnames="room")
     def reference(
-        frozen: nnx.State, params: nnx.State, prompts: Prompts, completions: Completions
+        frozen: nnx.State,
+        params: nnx.State,
+        prompts: Prompts,
+        completions: Completions,
+        *,
+        order: jax.Array | None = None,
+        room: int | None = None,
     ) -> jax.Array:
         policy = nnx.merge(graph, params, frozen)
 
         def log_probs(piece: tuple[Prompts, Completions]) -> jax.Array:
-            return _log_probs(policy, rl, *parallel.constrain_batch(piece)).log_probs
+            return _log_probs(policy, rl, *parallel.constrain_batch(piece), room).log_probs
 
-        cut = jax.tree.map(lambda x: _cut(x, pieces), (prompts, completions))
-        return jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
+        batch = (prompts, completions)
+        if order is not None:
+            batch = jax.tree.map(lambda x: x[order], batch)
+        cut = jax.tree.map(lambda x: _cut(x, pieces), batch)
+        found = jax.lax.map(log_probs, cut).reshape(completions.tokens.shape)
+        return found if order is None else jnp.zeros_like(found).at[order].set(found)
 
     return partial(reference, frozen)
 
@@ -266,6 +304,7 @@ def loss_and_metrics(
     whole: Counts,
     *,
     frozen: nnx.State = NOTHING_FROZEN,
+    room: int | None = None,
 ) -> tuple[jax.Array, Metrics]:
     """A micro-batch's part of the loss and of the metrics of the batch it is cut from."""
     assert micro.advantages is not None  # The update has computed them.
@@ -275,7 +314,9 @@ def loss_and_metrics(
     of_samples = counts.samples / jnp.maximum(whole.samples, 1)
     of_tokens = counts.tokens / jnp.maximum(whole.tokens, 1)
 
-    policy = _log_probs(nnx.merge(graph, params, frozen), rl, micro.prompts, tokens)
+    # Samples that do not count need no room.
+    kept_tokens = tokens._replace(mask=kept)
+    policy = _log_probs(nnx.merge(graph, params, frozen), rl, micro.prompts, kept_tokens, room)
     level = _Level(rl, kept)
     log_probs, behavior = level.scores(policy.log_probs), level.scores(tokens.log_probs)
     share = of_tokens if rl.loss_aggregation == "token" else of_samples
@@ -363,7 +404,11 @@ def _clip(rl: ConfigDict) -> dict[str, Any]:
 
 
 def _log_probs(
-    policy: Scored, rl: ConfigDict, prompts: Prompts, completions: Completions
+    policy: Scored,
+    rl: ConfigDict,
+    prompts: Prompts,
+    completions: Completions,
+    room: int | None,
 ) -> TokenLogProbs:
     """Under the distribution that was sampled from, of which the temperature is a part."""
     return completion_log_probs(
@@ -372,6 +417,7 @@ def _log_probs(
         completions.tokens,
         completions.mask,
         temperature=rl.temperature,
+        room=room,
     )
 
 
