@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,15 @@ def load_pretrained(
         folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    params = {entry: _param(model, entry.path) for entry in entries(config)}
+    shapes_of = {entry.path[-1]: param.get_value() for entry, param in params.items()}
+    specs = layout(shapes_of, RULES, fully_sharded=fully_sharded)
     tensors = find_tensors(Path(folder), safetensors)
     _check_tensors(folder, config, tensors)
-    for entry in entries(config):
-        param = _param(model, entry.path)
-        like = jax.ShapeDtypeStruct(param.shape, param.dtype)
-        param.set_value(_load(entry, tensors, like, fully_sharded=fully_sharded))
+    for entry, param in params.items():
+        spec = None if specs is None else specs[entry.path[-1]]
+        read = partial(_read, entry, tensors, param.dtype)
+        param.set_value(parallel.from_slices(param.shape, spec, read))
     return model
 
 
@@ -228,17 +232,6 @@ def _param(model: Transformer, path: tuple[str, ...]) -> Any:
 def _layers(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
     """Views of the layers of a stacked parameter; the whole of one that is not."""
     return iter(value if entry.is_stacked else value[None])
-
-
-def _load(
-    entry: Entry, tensors: Tensors, like: jax.ShapeDtypeStruct, *, fully_sharded: bool
-) -> jax.Array:
-    """A parameter, of which each device gets its slice."""
-    specs = layout({entry.path[-1]: like}, RULES, fully_sharded=fully_sharded)
-    spec = None if specs is None else specs[entry.path[-1]]
-    return parallel.from_slices(
-        like.shape, spec, lambda index: _read(entry, tensors, like.dtype, index)
-    )
 
 
 def _read(entry: Entry, tensors: Tensors, dtype: Any, index: Index) -> np.ndarray:
