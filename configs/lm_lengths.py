@@ -30,12 +30,14 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.new_tokens = 2048  # T, the longest completion.
     # Lengths median T exp(sigma z) for normal z, those above T truncated.
     config.lengths = ConfigDict({"median": 0.2, "sigma": 0.6})
+    # Of an update with padding, whose scores of attention are large; a packed one is a single part.
+    config.micro_batches = 4
     config.model = ConfigDict()  # A size with any other field of TransformerConfig.
     config.model.size = "tiny"
     config.model.vocab_size = 128
     if variant == "quick":
         config.repeats = 1
-        config.prompts, config.group_size = 2, 4
+        config.prompts, config.group_size, config.micro_batches = 2, 4, 2
         config.prompt_length, config.new_tokens = 4, 80
         config.model.size = "nano"
         config.model.layers = 1

@@ -29,9 +29,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.trl = config_dict.placeholder(bool)
     config.tunix = config_dict.placeholder(bool)
     config.trl_cache = "dynamic"  # Of transformers' sampling; or static.
-    # Whether layers are computed again in the backward pass. On a CPU that saves more traffic to
-    # memory than it costs, in this library and in Tunix.
-    config.remat = ConfigDict({"maxpo": True, "trl": False, "tunix": True})
+    # Whether this library computes layers again in the backward pass: on a CPU that saves more
+    # traffic to memory than it costs.
+    config.remat = True
     config.prompts = 16
     config.group_size = 16
     config.prompt_length = 32

@@ -1,4 +1,6 @@
-"""Times sampling where completions end early and late, by a single loop and in blocks.
+"""Times sampling and updates where completions end early and late.
+
+Sampling is a single loop or goes in blocks, an update computes for padding or is packed.
 
 All times are medians of calls taken in turns in one process. The table has useful tokens a second:
 those before the ends, whatever the device does beside them.
@@ -10,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from maxpo import runs
-from maxpo.studies.speed import lm_lengths
+from maxpo.studies.speed import lm_lengths, update_lengths
 from maxpo.studies.speed.turns import take_turns
 
 __all__ = ["train_and_evaluate"]
@@ -23,7 +25,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return run.report()
         seconds = take_turns(
-            lm_lengths.sampling_calls(config),
+            {**lm_lengths.sampling_calls(config), **update_lengths.update_calls(config)},
             config.repeats,
             progress=lambda rounds: runs.progress(rounds, unit="rounds"),
         )
@@ -31,7 +33,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         for step, taken in enumerate(zip(*seconds.values(), strict=True), start=1):
             for (lengths, how), of_call in zip(seconds, taken, strict=True):
                 run.log(step, {"call": f"{lengths} lengths, {how}", "seconds": of_call})
-        return run.finish(lm_lengths.sampling_table(config, seconds))
+        sampling = lm_lengths.sampling_table(config, seconds)
+        return run.finish({**sampling, **update_lengths.update_table(config, seconds)})
 
 
 if __name__ == "__main__":

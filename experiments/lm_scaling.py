@@ -81,11 +81,12 @@ def weak_cases(config: ConfigDict) -> dict[str, Case]:
     for model in weak.model:
         for fully_sharded in (False, True):
             for devices in weak.devices:
-                if devices % model:
-                    continue
+                data = devices // model
+                if devices % model or (fully_sharded and shape.hidden % data):
+                    continue  # The hidden width is what is cut over `data`.
                 layout = " ".join([f"model={model}", *(["fully sharded"] if fully_sharded else [])])
                 cases[f"{layout}, {devices} devices"] = _case(
-                    config, weak, shape, devices // model, model, fully_sharded
+                    config, weak, shape, data, model, fully_sharded
                 )
     return cases
 

@@ -12,6 +12,7 @@ from maxpo import lm
 from maxpo.evaluate.__main__ import main as evaluate
 from maxpo.lm.training import door
 from maxpo.runs import load_config
+from maxpo.runs._config import flatten
 
 DOCS = Path(__file__).parent.parent / "docs"
 README = DOCS.parent / "README.md"
@@ -55,8 +56,7 @@ def fields(module, words):
     specs += [f"configs/lm.py:{variant}" for variant in VARIANTS[module] if not specs]
     found = set()
     for spec in specs:
-        for name, value in load_config(spec).items():
-            found |= {f"{name}.{inner}" for inner in value} if hasattr(value, "items") else {name}
+        found |= set(flatten(load_config(spec)))
     return found
 
 

@@ -32,6 +32,19 @@ def cache(tmp_path_factory):
     return str(tmp_path_factory.mktemp("cache"))
 
 
+_children = []
+
+
+@pytest.fixture(autouse=True)
+def no_child_is_left():
+    """A test that fails leaves processes that wait for each other, or work on."""
+    yield
+    for child in _children:
+        child.kill()
+        child.wait()
+    _children.clear()
+
+
 def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
     """Starts processes with one device each, as the command line of a pod does.
 
@@ -61,6 +74,7 @@ def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
         ]
         with (folder / f"log{number}").open("a") as log:
             children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    _children.extend(children)
     return children
 
 

@@ -16,11 +16,25 @@ def test_quick_variant(tmp_path):
     config = load_config(FILE)
     config.new_tokens = 20
     summary = lm_lengths.train_and_evaluate(config, tmp_path)
-    assert list(summary) == ["sampling, log-normal lengths", "sampling, equal lengths"]
-    assert summary["sampling, equal lengths"]["mean length"] == 20
-    for row in summary.values():
-        assert row["ratio"] == row["blocks, tokens/s"] / row["single loop, tokens/s"] > 0
-    assert len(read_metrics(tmp_path)) == 4
+    kinds = ("log-normal", "equal")
+    rows = [f"{of}, {kind} lengths" for of in ("sampling", "update") for kind in kinds]
+    assert list(summary) == rows
+    for of, slow, fast in (
+        ("sampling", "single loop", "blocks"),
+        ("update", "update with padding", "packed update"),
+    ):
+        assert summary[f"{of}, equal lengths"]["mean length"] == 20
+        for kind in kinds:
+            row = summary[f"{of}, {kind} lengths"]
+            assert row["ratio"] == row[f"{fast}, tokens/s"] / row[f"{slow}, tokens/s"] > 0
+    # The last token of a sample predicts nothing.
+    lengths = study.given_lengths(config)["log-normal"]
+    padding = 100 * (1 - (lengths - 1).sum() / (lengths.size * 19))
+    row = summary["update, log-normal lengths"]
+    assert row["update with padding, % padding"] == pytest.approx(padding)
+    assert row["packed update, % padding"] < min(25, padding)
+    assert summary["update, equal lengths"]["packed update, % padding"] == 0
+    assert len(read_metrics(tmp_path)) == 8
     assert lm_lengths.train_and_evaluate(config, tmp_path) == summary
 
 

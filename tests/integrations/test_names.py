@@ -29,6 +29,8 @@ def fields():
         for name, value in load_config(f"configs/lm.py:{variant}").items():
             nested = hasattr(value, "items")
             found |= {f"{name}.{inner}" for inner in value} if nested else {name}
+        found -= {"model.lora"}  # The one part of a part.
+        found |= {f"model.lora.{name}" for name in load_config("configs/lm.py").model.lora}
     return found
 
 

@@ -99,9 +99,8 @@ def _forward(
             places, seen = _blocks(of_chunk, offset, queries.shape[-2])
             return _added(state, queries, key[places], value[places], seen)
 
-        found = jax.lax.fori_loop(
-            0, of_chunk.steps, add, _added(empty, queries, keys, values, seen)
-        )
+        start = _added(empty, queries, keys, values, seen)
+        found = jax.lax.fori_loop(jnp.int32(0), of_chunk.steps, add, start)
         attended = (found.weighted / found.total[..., None]).astype(queries.dtype)
         return attended, found.largest + jnp.log(found.total)
 
@@ -126,7 +125,8 @@ def _backward(saved, of_result):  # type: ignore[no-untyped-def]
             more, *of_blocks = _slopes(queries, key[places], value[places], seen, lse, slope, drop)
             return of_queries + more, _scattered(of_own, places, of_blocks)
 
-        of_queries, of_own = jax.lax.fori_loop(0, of_chunk.steps, add, (of_queries, of_own))
+        start = (of_queries, of_own)
+        of_queries, of_own = jax.lax.fori_loop(jnp.int32(0), of_chunk.steps, add, start)
         return (of_own, prompt_total), of_queries.astype(queries.dtype)
 
     def zeros(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -250,8 +250,9 @@ class Transformer(nnx.Module):
             query, key, value = _layer.project(config, weights, prompt, prompt_rotation)
             attended = _attention.attention(query, key, value, prompt_mask)
             prompt = _layer.finish(config, weights, prompt, attended)
+            # Not constrained, so that a mesh may keep the heads cut over `model`.
             seen = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), jnp.asarray(prompts.mask))
-            of_prompts = PromptKeys(*map(cut, seen))
+            of_prompts = PromptKeys(*(x.reshape(shards, -1, *x.shape[1:]) for x in seen))
             query, key, value = _layer.project(config, weights, own, rotation)
             attended = _packing.packed_attention(query, key, value, of_prompts, layout)
             return (prompt, _layer.finish(config, weights, own, attended)), None

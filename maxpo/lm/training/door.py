@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
 from maxpo.lm.model.lora import LoRA, adapt, adapters_of
-from maxpo.lm.model.policy import trainable
+from maxpo.lm.model.policy import WithPacking, trainable
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
@@ -217,6 +217,11 @@ def train(
         raise ValueError(f"log_every: expected at least 0, got {log_every}")
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
+    if config.rl.packing and not isinstance(policy, WithPacking):
+        raise ValueError(
+            "packing: expected False for a policy without packed_hidden_states, got True for "
+            f"{type(policy).__name__}"
+        )
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )

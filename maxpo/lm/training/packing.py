@@ -52,7 +52,7 @@ def make_packing(rl: ConfigDict, key: jax.Array, counts: np.ndarray) -> Packing:
     needed = np.maximum(counts.sum(axis=-1) - 1, 0).sum(axis=-1)
     whole = N * max(T - 1, 1)
     if not rl.packing:
-        return Packing(None, None, 1 - needed.mean() / whole)
+        return Packing(None, None, float(1 - needed.mean() / whole))
     size = P // (rl.minibatches * rl.micro_batches)
     shards = parallel.batch_shards(size)
     order = np.arange(P)[None]
@@ -61,7 +61,7 @@ def make_packing(rl: ConfigDict, key: jax.Array, counts: np.ndarray) -> Packing:
     order = np.stack([_dealt(groups, needed, rl.micro_batches * shards) for groups in order])
     cells = needed[order].reshape(-1, size // shards).sum(axis=-1)
     room = room_for(cells.max(), whole * size // shards)
-    return Packing(order, room, 1 - cells.mean() / room)
+    return Packing(order, room, float(1 - cells.mean() / room))
 
 
 def room_for(tokens: int, whole: int) -> int:

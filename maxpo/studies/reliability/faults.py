@@ -166,7 +166,6 @@ def _found(folder: Path, saved: dict[str, int], ending: Ending, fault: str) -> R
         "saved before": before,
         "resumed": {Path(run).name: step for run, step in resumed.items()},
         "lost": lost,
-        # Frames of a traceback name files of the program, its message those of the run.
         "unnamed": ending.code > 0 and fault != "term" and str(folder) not in _message(ending),
     }
 
@@ -178,7 +177,10 @@ def _check_code(ending: Ending, fault: str, folder: Path) -> None:
 
 
 def _message(ending: Ending) -> str:
-    return ending.printed.rpartition("Traceback")[2]
+    """The error: the frames of a traceback name files of the program, not those of the run."""
+    if "Traceback" in ending.printed:
+        return ending.printed.rpartition("Traceback")[2]
+    return "".join(ending.printed.splitlines()[-1:])
 
 
 @contextlib.contextmanager

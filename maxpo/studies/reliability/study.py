@@ -1,6 +1,7 @@
 """Every program under every fault, and the table of what was lost, different or not named."""
 
 import functools
+import resource
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,8 @@ def check_config(config: ConfigDict) -> None:
     unknown = [name for name in config.programs if name not in PROGRAMS]
     if unknown or not config.programs:
         raise ValueError(f"programs: expected some of {', '.join(PROGRAMS)}; got {config.programs}")
+    if config.full_disks and not hasattr(resource, "prlimit"):
+        raise ValueError(f"full_disks: expected 0 outside of Linux, got {config.full_disks}")
 
 
 def run_all(config: ConfigDict, run: runs.Run) -> list[Row]:

@@ -112,11 +112,17 @@ def check_config(config: ConfigDict) -> None:
             "prompts": 1,
             "group_size": 1,
             "prompt_length": 1,
+            "micro_batches": 1,
             "new_tokens": 2,
             "lengths.sigma": 0,
         },
         above={"lengths.median": 0},
     )
+    if config.prompts % config.micro_batches:
+        raise ValueError(
+            f"micro_batches: expected a divisor of prompts = {config.prompts}, got "
+            f"{config.micro_batches}"
+        )
     model_config(config)
 
 

@@ -3,7 +3,8 @@
 Each is its own whole loop, held before each step: P prompts of S tokens, N samples of T tokens
 each, a reward that takes no time, advantages that are the rewards less their mean, and one step of
 AdamW after a bound on the gradient. There is no reference model. The models are Qwen3s of one
-shape, in float32, with random weights of their own.
+shape, in float32, with random weights of their own. This library's may compute layers again in the
+backward pass; the others keep what they have computed.
 """
 
 import dataclasses
@@ -163,7 +164,7 @@ def our_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
     rl, grading, tokenizer = ConfigDict(fields), Grading(1.0, False), letters.ours()
     problems = [Problem(text, "") for text in letters.prompts(config)]
     train_on, held_out = encode(problems, problems, tokenizer, batch=config.prompts)
-    shape = dataclasses.replace(model_config(config), remat=config.remat.maxpo)
+    shape = dataclasses.replace(model_config(config), remat=config.remat)
     graph, params = nnx.split(Transformer(shape, rngs=nnx.Rngs(config.seed)))
     draw = make_draw(
         graph,
@@ -223,7 +224,7 @@ def trl_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
         output_dir=str(folder),
         use_cpu=True,
         bf16=False,
-        gradient_checkpointing=config.remat.trl,
+        gradient_checkpointing=False,
         max_steps=_more_steps(config),
         per_device_train_batch_size=config.prompts * config.group_size,
         num_generations=config.group_size,
@@ -286,7 +287,6 @@ def tunix_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Pat
         rope_theta=10_000,
         norm_eps=shape.norm_epsilon,
         use_tied_embedding=True,
-        remat_config=qwen3.RematConfig.DECODER if config.remat.tunix else qwen3.RematConfig.NONE,
     )
     roles = (tunix.Role.ACTOR, tunix.Role.REFERENCE, tunix.Role.ROLLOUT)
     with jax.set_mesh(mesh):

@@ -60,15 +60,21 @@ def check(found, expected, tolerance):
 
 
 @pytest.mark.parametrize(
-    ("extra", "remat", "chunk"), [(0, False, 16), (29, True, 64)], ids=["exact", "roomy"]
+    ("fields", "extra", "chunk", "tolerance"),
+    [
+        ({}, 0, 32, 5e-5),
+        # Eight bits of mantissa, rounded at other places.
+        ({"dtype": "bfloat16", "remat": True}, 29, 64, 0.05),
+    ],
+    ids=["float32", "bfloat16"],
 )
-def test_results_and_gradients_are_those_with_padding(monkeypatch, extra, remat, chunk):
-    """In chunks of one and of four blocks: of samples that are one, two and three blocks long."""
+def test_results_and_gradients_are_those_with_padding(monkeypatch, fields, extra, chunk, tolerance):
+    """In chunks of two and of four blocks: of samples that are up to three blocks long."""
     monkeypatch.setattr(_packing, "CHUNK_TOKENS", chunk)
-    model, batch = make_model(remat=remat), make_batch()
+    model, batch = make_model(**fields), make_batch()
     room = int(np.maximum(LENGTHS - 1, 0).sum()) + extra
     found, gradient = value_and_gradient(model, batch, room)
     expected, slope = value_and_gradient(model, batch, None)
     assert not np.asarray(found.log_probs)[~batch[2]].any()
-    check(found, expected, 1e-5)
-    check(gradient, slope, 5e-5)
+    check(found, expected, tolerance)
+    check(gradient, slope, tolerance)
