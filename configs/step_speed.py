@@ -6,7 +6,8 @@ Variants:
 
     default  A small Qwen3, 256 samples of 64 tokens. Needs `pip install 'maxpo[lm]'`, and
              `'maxpo[trl,tunix]'` for the others.
-    smollm2  The shape of SmolLM2-135M with 8 samples of 32 tokens. Takes 10 GB with all three.
+    smollm2  The shape of SmolLM2-135M with 8 samples of 32 tokens. All three models and their
+             optimizers are in memory at a time.
     quick    This library alone, shrunk: only shows that everything runs.
 """
 

@@ -42,7 +42,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             run.log(len(steps[name]), {"trainer": name, **step.flat()})
         medians = step_speed.seconds(steps)
         ratios = {
-            name: of["whole, wall"] / medians["maxpo"]["whole, wall"]
+            name: {what: taken / medians["maxpo"][what] for what, taken in of.items()}
             for name, of in medians.items()
         }
         summary = {"seconds": medians, "ratios": ratios, "starts": starts}

@@ -222,8 +222,16 @@ def fetch(tree: T) -> T:
     """The whole of each array, on the host of every process, all of which must call this."""
     arrays = [x for x in jax.tree.leaves(tree) if isinstance(x, jax.Array)]
     if all(x.is_fully_addressable or x.is_fully_replicated for x in arrays):
-        return jax.device_get(tree)
+        return jax.device_get(jax.tree.map(_passing, tree))
     return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def _passing(x: Any) -> Any:
+    """The same array for a moment: one keeps what is fetched of it from several devices."""
+    if not isinstance(x, jax.Array) or x.is_fully_replicated:
+        return x
+    parts = [shard.data for shard in x.addressable_shards]
+    return jax.make_array_from_single_device_arrays(x.shape, x.sharding, parts)
 
 
 def sum_over_processes(tree: T) -> T:

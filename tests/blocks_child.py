@@ -1,7 +1,13 @@
-"""Samples in blocks on a mesh of four simulated devices; fails unless that changes nothing."""
+"""Samples in blocks on a mesh of four simulated devices; fails unless that changes nothing.
+
+    python tests/blocks_child.py [ADDRESS COUNT NUMBER]
+
+with the address of the first process, how many there are, and the number of this one.
+"""
+
+import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,7 +25,10 @@ CONFIG = TransformerConfig(
 )
 
 
-def main():
+def main(*process):
+    if process:
+        address, count, number = process
+        parallel.initialize(address, int(count), int(number))
     _blocks.BLOCK, _rows._SAMPLE_COST = 4, 4
     moves = []
     move = _rows.move
@@ -54,9 +63,8 @@ def main():
 
 def check_that_moves_stay_in_their_shards():
     """The program that moves a cache sends nothing from one device to another."""
-    cache = jnp.zeros((P, 8, 2, 4, 5))
     spec = jax.sharding.PartitionSpec("data", None, "model")
-    cache = jax.device_put(cache, jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec))
+    cache = parallel.shard(np.zeros((P, 8, 2, 4, 5), np.float32), spec)
     source = np.zeros((2, 4, 1), np.int32)
     program = _rows.taken.lower(cache, source, leading=2).compile()
     assert program.output_shardings.spec[0] == "data", program.output_shardings
@@ -65,4 +73,4 @@ def check_that_moves_stay_in_their_shards():
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

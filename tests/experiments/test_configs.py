@@ -15,7 +15,14 @@ from maxpo.studies import bandit, maze
 from maxpo.studies.centering import cells as centering
 from maxpo.studies.lm_centering import sweep as lm_centering
 from maxpo.studies.reliability import study as reliability
-from maxpo.studies.speed import estimator_speed, lm_lengths, lm_speed, maze_speed, step_speed
+from maxpo.studies.speed import (
+    checkpoint_speed,
+    estimator_speed,
+    lm_lengths,
+    lm_speed,
+    maze_speed,
+    step_speed,
+)
 from maxpo.studies.variance import baseline_weight, gradient_variance
 
 
@@ -51,6 +58,7 @@ CHECKS = {
     "centering": centering.check_config,
     "centering:quick": centering.check_config,
     "chaos": reliability.check_config,
+    "checkpoint_speed:quick": checkpoint_speed.check_config,
     "estimator_speed": estimator_speed.check_config,
     "gradient_variance:quick": gradient_variance.check_config,
     "lm_centering": lm_centering.check_config,

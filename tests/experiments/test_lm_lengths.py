@@ -41,9 +41,9 @@ def test_quick_variant(tmp_path):
 def test_completions_have_the_given_lengths_both_ways(monkeypatch):
     monkeypatch.setattr(_blocks, "BLOCK", 8)
     config = load_config(FILE)
-    config.new_tokens = 20
+    config.new_tokens, config.lengths.median = 20, 0.4
     lengths = study.given_lengths(config)
-    assert lengths["log-normal"].min() < 6 < 8 < lengths["log-normal"].max()
+    assert lengths["log-normal"].min() < 9 < 16 < lengths["log-normal"].max()
     for (name, _), call in study.sampling_calls(config).items():
         np.testing.assert_array_equal(call().mask.sum(axis=-1), lengths[name])
 

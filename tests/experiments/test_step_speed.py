@@ -123,9 +123,13 @@ def test_letters_are_tokens():
 
 
 @pytest.mark.parametrize("name", ["trl", "tunix"])
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.filterwarnings("ignore::UserWarning")
+# From Tunix's models, samplers and trainer.
+@pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning")
 def test_others_do_the_same_work(name, tmp_path):
     for package in study.PACKAGES[name]:
         pytest.importorskip(package)

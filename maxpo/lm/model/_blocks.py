@@ -21,8 +21,8 @@ BLOCK = 64
 def rooms(max_new_tokens: int) -> list[int]:
     """How many tokens caches have room for, one block after the other.
 
-    Blocks are half as long as all before them together, so that a step pays for at most half as
-    much again as there is, and the programs are few.
+    The third and later blocks are at most half as long as all before them together, so that a step
+    pays for at most half as much again as there is, and the programs are few.
     """
     last = max(max_new_tokens - 1, 1)  # No token attends to the last one.
     found, room = [], BLOCK
@@ -57,7 +57,9 @@ class Blocks:
         self._model, self._axes = (graph, state), axes
         self._chances, self._settings, self._count = chances, settings, P
         self._rooms = rooms(settings.max_new_tokens)
-        self._rows = _rows.of_groups(P, settings.group_size, parallel.data_size())
+        # A batch that the devices do not divide is not spread over them.
+        shards = 1 if P % parallel.data_size() else parallel.data_size()
+        self._rows = _rows.of_groups(P, settings.group_size, shards)
         # Tokens and log-probabilities of all samples, once some have gone.
         self._whole: list[jax.Array] | None = None
         self._weights, self._prompt, self._samples, self._seen = _first(

@@ -6,6 +6,7 @@ process. Here a slice is a view of a mapping of its own, which goes with it.
 
 import json
 import math
+import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -22,7 +23,6 @@ FLOATS = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": jnp.b
 Index = tuple[slice, ...]
 
 _CODES = {jnp.dtype(dtype): name for name, dtype in FLOATS.items()}
-_ALIGNMENT = 64
 _TILE = 128  # Numbers in a run: as many lines of what is read stay in the cache.
 
 
@@ -93,11 +93,13 @@ def header(shapes: Mapping[str, tuple[int, ...]], dtype: str) -> bytes:
 
 
 def empty(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """As NumPy's, but where it begins it suits JAX, which on a CPU then takes it without a copy."""
+    """Memory that begins with a page: on a CPU, JAX takes such arrays over without a copy.
+
+    Its pages are of the size that the system prefers. NumPy's own memory asks for huge ones, and on
+    a machine that was busy for long they may take longer to be found than to be filled.
+    """
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    return memory[start : start + size].view(dtype).reshape(shape)
+    return np.frombuffer(mmap.mmap(-1, size), dtype).reshape(shape)
 
 
 def copy(target: np.ndarray, source: np.ndarray) -> None:

@@ -115,40 +115,21 @@ def start(
     _check_integer("max_new_tokens", max_new_tokens, least=1)
     model.check_length(prompts.tokens.shape[1], max_new_tokens)
     vocab_size = model.vocab_size
-    ends = tuple(eos_id) if isinstance(eos_id, Sequence) else (eos_id,)
-    if not ends:
-        raise ValueError("expected at least one eos_id, got none")
-    for token in ends:
-        _check_integer("eos_id", token, least=0, most=vocab_size - 1)
+    ends = _end_tokens(eos_id, vocab_size)
     _check_integer("pad_id", pad_id, least=0, most=vocab_size - 1)
     if top_k is not None:
         _check_integer("top_k", top_k, least=1)
-    greedy = False
-    if not isinstance(temperature, jax.core.Tracer):
-        if not 0 <= np.asarray(temperature) < math.inf:  # NaN, too.
-            raise ValueError(f"expected a temperature of at least 0, got {temperature!r}")
-        greedy = bool(np.asarray(temperature) == 0)
-    if (
-        top_p is not None
-        and not isinstance(top_p, jax.core.Tracer)
-        and not 0 < np.asarray(top_p) <= 1
-    ):
-        raise ValueError(f"expected 0 < top_p <= 1, got {top_p!r}")
+    _check_top_p(top_p)
+    greedy = _is_greedy(temperature)
     # What truncates nothing need not be computed.
     if greedy or (top_k is not None and top_k >= vocab_size):
         top_k = None
     if greedy or (not isinstance(top_p, jax.core.Tracer) and top_p == 1):
         top_p = None
 
-    settings = Settings(
-        group_size=group_size,
-        max_new_tokens=max_new_tokens,
-        greedy=greedy,
-        top_k=top_k,
-        ends=tuple(int(token) for token in ends),
-        pad_id=pad_id,
-    )
-    as_float = partial(jnp.asarray, dtype=jnp.float32)
+    settings = Settings(group_size, max_new_tokens, greedy, top_k, ends, pad_id)
+    # Traced inside `jax.jit`, also where all arguments are constants there.
+    as_float = partial(jnp.full, (), dtype=jnp.float32)
     chances = Chances(key, as_float(temperature), None if top_p is None else as_float(top_p))
     graph, state = nnx.split(model)
     graph = _graphs.hashable(graph)
@@ -186,6 +167,30 @@ def _generate(
         enough=0,
     )
     return _decoding.completions(samples.tokens, samples.log_probs, settings)
+
+
+def _end_tokens(eos_id: int | Sequence[int], vocab_size: int) -> tuple[int, ...]:
+    ends = tuple(eos_id) if isinstance(eos_id, Sequence) else (eos_id,)
+    if not ends:
+        raise ValueError("expected at least one eos_id, got none")
+    for token in ends:
+        _check_integer("eos_id", token, least=0, most=vocab_size - 1)
+    return tuple(int(token) for token in ends)
+
+
+def _is_greedy(temperature: ArrayLike) -> bool:
+    if isinstance(temperature, jax.core.Tracer):
+        return False
+    if not 0 <= np.asarray(temperature) < math.inf:  # NaN, too.
+        raise ValueError(f"expected a temperature of at least 0, got {temperature!r}")
+    return bool(np.asarray(temperature) == 0)
+
+
+def _check_top_p(top_p: ArrayLike | None) -> None:
+    if top_p is None or isinstance(top_p, jax.core.Tracer):
+        return
+    if not 0 < np.asarray(top_p) <= 1:
+        raise ValueError(f"expected 0 < top_p <= 1, got {top_p!r}")
 
 
 def _check_integer(name: str, value: Any, *, least: int, most: int | None = None) -> None:

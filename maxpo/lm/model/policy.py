@@ -1,10 +1,10 @@
 """What training asks of a language model, so that any NNX module can be the policy.
 
-Sampling needs a `LanguageModel`, scoring and updates a `WithHiddenStates` or a `WithLogits`, and
-packed ones a `WithPacking`. `Transformer` is all but the logits' one; `Uncached` of
-`maxpo.lm.model.uncached` makes a policy of any module that maps tokens to logits. Beside these
-methods a policy may have a table `rules` (see `maxpo.lm.model.sharding`), without which it can be
-trained on one device only.
+Sampling needs a `LanguageModel`, of which a `WithGrowingCache` is faster at long completions,
+scoring and updates a `WithHiddenStates` or a `WithLogits`, and packed ones a `WithPacking`.
+`Transformer` is all but the logits' one; `Uncached` of `maxpo.lm.model.uncached` makes a policy of
+any module that maps tokens to logits. Beside these methods a policy may have a table `rules` (see
+`maxpo.lm.model.sharding`), without which it can be trained on one device only.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 NO_LENGTH = -1
+"""In place of the axis of tokens, for arrays of a cache that have none."""
 NOTHING_FROZEN: nnx.State = nnx.State({})
 """What a policy that is trained whole has beside trained parameters."""
 
@@ -34,7 +35,7 @@ class LanguageModel(Protocol):
     """What `maxpo.lm.model.generation.generate` calls.
 
     States `[..., D]` and caches are the model's own affair: they are handed from one method to the
-    next, caches as pytrees whose shapes do not change.
+    next, caches as pytrees whose shapes `decode` does not change.
     """
 
     @property

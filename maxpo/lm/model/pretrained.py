@@ -8,6 +8,7 @@ import itertools
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -108,12 +109,15 @@ def load_pretrained(
         folder, context_length=context_length, dtype=dtype, param_dtype=param_dtype, remat=remat
     )
     model = nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+    params = {entry: _param(model, entry.path) for entry in entries(config)}
+    shapes_of = {entry.path[-1]: param.get_value() for entry, param in params.items()}
+    specs = layout(shapes_of, RULES, fully_sharded=fully_sharded)
     tensors = find_tensors(Path(folder), safetensors)
     _check_tensors(folder, config, tensors)
-    for entry in entries(config):
-        param = _param(model, entry.path)
-        like = jax.ShapeDtypeStruct(param.shape, param.dtype)
-        param.set_value(_load(entry, tensors, like, fully_sharded=fully_sharded))
+    for entry, param in params.items():
+        spec = None if specs is None else specs[entry.path[-1]]
+        read = partial(_read, entry, tensors, param.dtype)
+        param.set_value(parallel.from_slices(param.shape, spec, read))
     return model
 
 
@@ -230,17 +234,6 @@ def _layers(entry: Entry, value: np.ndarray) -> Iterator[np.ndarray]:
     return iter(value if entry.is_stacked else value[None])
 
 
-def _load(
-    entry: Entry, tensors: Tensors, like: jax.ShapeDtypeStruct, *, fully_sharded: bool
-) -> jax.Array:
-    """A parameter, of which each device gets its slice."""
-    specs = layout({entry.path[-1]: like}, RULES, fully_sharded=fully_sharded)
-    spec = None if specs is None else specs[entry.path[-1]]
-    return parallel.from_slices(
-        like.shape, spec, lambda index: _read(entry, tensors, like.dtype, index)
-    )
-
-
 def _read(entry: Entry, tensors: Tensors, dtype: Any, index: Index) -> np.ndarray:
     """A slice of a parameter; of the files nothing else is read."""
     part = empty([at.stop - at.start for at in index], dtype)
@@ -268,9 +261,15 @@ def _arrays(model: Transformer, dtype: str) -> Iterator[tuple[str, np.ndarray]]:
         for number in range(len(param) if entry.is_stacked else 1):
             layer = parallel.fetch(_layer(param, number) if entry.is_stacked else param)
             for source, view in zip(entry.sources, entry.views(np.asarray(layer)), strict=True):
-                array = np.empty(view.shape, dtype)
-                copy(array, view)
-                yield source.name(number), array.reshape(source.shape)
+                yield source.name(number), _contiguous(view, dtype).reshape(source.shape)
+
+
+def _contiguous(view: np.ndarray, dtype: str) -> np.ndarray:
+    if view.flags.c_contiguous:
+        return view.astype(dtype, copy=False)
+    array = np.empty(view.shape, dtype)
+    copy(array, view)
+    return array
 
 
 @jax.jit

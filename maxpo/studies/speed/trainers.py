@@ -159,6 +159,7 @@ def our_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
         "max_new_tokens": config.new_tokens,
         "temperature": 1.0,
         "eval_k": 1,
+        "optimizer": "adamw",
         "learning_rate": LEARNING_RATE,
     }
     rl, grading, tokenizer = ConfigDict(fields), Grading(1.0, False), letters.ours()

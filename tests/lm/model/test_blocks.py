@@ -1,6 +1,7 @@
 """Sampling in blocks draws what a single loop draws, and pays for less."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -126,7 +127,7 @@ def test_a_step_pays_for_the_tokens_and_samples_that_there_are():
     assert slots[-1] <= P * N // 2
 
 
-def test_nothing_of_the_caller_is_donated():
+def test_nothing_of_the_caller_is_donated_and_nothing_compiled_again():
     class Given(Memory):
         """Puts an array of its own into the cache, and the prompts into theirs."""
 
@@ -149,7 +150,10 @@ def test_nothing_of_the_caller_is_donated():
             return hidden, written | {"own": own["own"]}
 
     policy = Given()
-    first, second = (in_blocks(policy, max_new_tokens=6) for _ in range(2))
+    first = in_blocks(policy, max_new_tokens=6)
+    programs = _blocks._first._cache_size(), _blocks._further._cache_size()
+    second = in_blocks(policy, max_new_tokens=6)
+    assert (_blocks._first._cache_size(), _blocks._further._cache_size()) == programs
     np.testing.assert_array_equal(first.tokens, second.tokens)
     assert np.asarray(policy.state[...]).all()
     assert np.asarray(PROMPTS.tokens).any()
@@ -160,6 +164,12 @@ def test_a_policy_whose_cache_does_not_grow_is_sampled_by_a_single_loop(monkeypa
     assert not isinstance(Memory(), WithGrowingCache)
     monkeypatch.setattr(generation, "Blocks", None)
     assert_same(in_blocks(Memory()), single_loop(Memory()))
+
+
+def test_constants_of_a_compiled_function_are_sampled_by_a_single_loop(monkeypatch):
+    monkeypatch.setattr(generation, "Blocks", None)
+    found = jax.jit(lambda: in_blocks(Memory(), temperature=jnp.float32(1)))()
+    np.testing.assert_array_equal(found.tokens, single_loop(Memory()).tokens)
 
 
 def test_the_first_block_is_one_of_few_that_cover_all_tokens(monkeypatch):
@@ -179,15 +189,24 @@ def test_the_first_block_is_one_of_few_that_cover_all_tokens(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_same_completions_on_a_mesh():
-    """Four simulated devices, where samples stay in their shards."""
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_same_completions_on_a_mesh(processes, tmp_path):
+    """Four simulated devices, where samples stay in their shards; no process knows all of them."""
     child = Path(__file__).parents[2] / "blocks_child.py"
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(child.parent.parent),
     }
-    done = subprocess.run(
-        [sys.executable, str(child)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{found.getsockname()[1]}"
+    logs = [tmp_path / f"log{number}" for number in range(processes)]
+    children = []
+    for number, path in enumerate(logs):
+        of_process = [address, str(processes), str(number)] if processes > 1 else []
+        with path.open("w") as log:
+            command = [sys.executable, str(child), *of_process]
+            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    codes = [each.wait(timeout=300) for each in children]
+    assert codes == [0] * processes, [path.read_text()[-3000:] for path in logs]
