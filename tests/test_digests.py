@@ -10,6 +10,7 @@ import pytest
 
 from maxpo import runs
 from maxpo.runs import _digests
+from maxpo.runs._files import TEMPORARY
 
 STATE = {"w": np.arange(300, dtype=np.int64) % 7, "step": 3}
 
@@ -125,3 +126,14 @@ def test_a_process_records_what_it_has_written(tmp_path: Path, monkeypatch: Any)
     monkeypatch.undo()
     flip(tmp_path / names[2], 0)
     assert str(tmp_path / names[2]) in _digests.find_damage(tmp_path)
+
+
+def test_records_that_other_processes_are_writing_are_no_files_of_the_checkpoint(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "array").write_text("1")
+    others = tmp_path / f".digests.1.json{TEMPORARY}"
+    others.write_text("{")
+    _digests.write_digests(tmp_path)
+    others.rename(tmp_path / "digests.1.json").write_text("{}")
+    assert not _digests.find_damage(tmp_path)

@@ -58,7 +58,8 @@ def _files_of(folder: Path, process: int) -> Iterator[str]:
     for root, _, names in os.walk(folder):
         for name in names:
             path = Path(root, name).relative_to(folder)
-            if _writer(path) == process and not name.startswith("digests."):
+            # Other processes are writing theirs.
+            if _writer(path) == process and not name.startswith(("digests.", ".digests.")):
                 yield path.as_posix()
 
 
