@@ -18,10 +18,12 @@ __all__ = [
     "NOTHING_FROZEN",
     "NO_LENGTH",
     "LanguageModel",
+    "PackedStates",
     "Scored",
     "WithGrowingCache",
     "WithHiddenStates",
     "WithLogits",
+    "WithPacking",
     "trainable",
 ]
 
