@@ -118,6 +118,8 @@ def test_a_process_records_what_it_has_written(tmp_path: Path, monkeypatch: Any)
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(name)
+    # What another process is writing now, and moves in the next moment.
+    (tmp_path / ".digests.2.json.maxpo-tmp").write_text("{")
     for process, own in ((0, names[:2]), (1, names[2:])):
         monkeypatch.setattr(_digests.jax, "process_index", lambda number=process: number)
         _digests.write_digests(tmp_path)

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 
 from maxpo import parallel
-from maxpo.runs._files import write_atomic
+from maxpo.runs._files import TEMPORARY, write_atomic
 
 _CHUNK = 1 << 22
 
@@ -58,8 +58,9 @@ def _files_of(folder: Path, process: int) -> Iterator[str]:
     for root, _, names in os.walk(folder):
         for name in names:
             path = Path(root, name).relative_to(folder)
-            # Other processes are writing theirs.
-            if _writer(path) == process and not name.startswith(("digests.", ".digests.")):
+            # The records of other processes may be on their way.
+            is_record = name.startswith("digests.") or name.endswith(TEMPORARY)
+            if _writer(path) == process and not is_record:
                 yield path.as_posix()
 
 
