@@ -40,6 +40,8 @@ def get_config(variant: str = "default") -> ConfigDict:
         "step_speed",
         "verification_speed",
         "lm_scaling",
+        "lm_lengths",
+        "checkpoint_speed",
         "estimator_speed",
     )
     if variant == "quick":
