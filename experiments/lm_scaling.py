@@ -63,6 +63,8 @@ def check_config(config: ConfigDict) -> None:
     names = [f"{part}.{name}" for part in PARTS for name in work]
     names += ["weak.devices", "weak.model", "long.devices", "optimizers.devices", *meshes]
     runs.check_numbers(config, at_least={**dict.fromkeys(names, 1), "lora.ranks": 0})
+    for part in ("weak", "long", "lora"):
+        _named_shape(config[part])
     for spec in config.optimizers.names:
         parse_optimizer("optimizers.names", spec)
     samples = config.long.prompts * config.long.group_size

@@ -1,5 +1,6 @@
 """The language-model study, shrunk, from its config to its figures, interrupted and killed."""
 
+import copy
 import json
 import os
 import re
@@ -83,7 +84,8 @@ def programs(config, cache):
     """Compiled once for all starts of this module, where a process would for itself."""
     made = stages.Programs(make_settings(config))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "Programs", lambda settings: made)
+        # A copy, as fine-tuning puts its result in the place of what it began from.
+        patch.setattr(stages, "Programs", lambda settings: copy.copy(made))
         yield made
 
 

@@ -189,7 +189,7 @@ def _check_numbers(config: ConfigDict) -> None:
         "verification.workers": 1,
     }
     positive = (
-        *("sft.learning_rate", "sft.max_gradient_norm", "sft.final_rate"),
+        *("sft.learning_rate", "sft.max_gradient_norm", "sft.final_rate", "model.lora.alpha"),
         *("verification.time_limit", "verification.memory_limit"),
     )
     runs.check_numbers(

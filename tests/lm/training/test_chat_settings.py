@@ -154,7 +154,7 @@ class Stub:
         rows = np.array([[five, 0, 2], [seven, 1, five]] * 2, np.int32)
         tokens = np.tile(rows, (len(prompts.tokens), 1, 1))
         mask = np.tile(np.array([[True, True, False], [True] * 3] * 2), (len(tokens), 1, 1))
-        return Completions(tokens, np.zeros(tokens.shape, np.float32), mask)
+        return lambda: Completions(tokens, np.zeros(tokens.shape, np.float32), mask)
 
 
 def test_the_verifier_sees_how_an_answer_begins(config, tmp_path, monkeypatch):
