@@ -3,7 +3,6 @@
 import os
 
 import hypothesis
-import pytest
 
 # Compiling is most of what tests do, and without LLVM's optimizations it takes two thirds of the
 # time. Before any test asks JAX for a device; to test what users run, set XLA_FLAGS="".
@@ -19,17 +18,18 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"
 hypothesis.settings.register_profile("maxpo", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("maxpo")
 
-# Their tests share what took long to make, so one worker of xdist does all of a file. The first two
-# take longest: begun last, the other workers would wait for them.
-ONE_WORKER = (
-    *("test_processes", "test_parallel", "test_lm", "test_lm_scaling", "test_transformer"),
-    *("test_trainer", "test_handover", "test_lora"),
+# Begun last, the other workers of xdist would wait for these. One worker does all of a file, whose
+# tests share what took long to make (--dist=loadfile).
+LONGEST = (
+    *("test_processes", "test_parallel", "test_lm", "test_lm_centering", "test_door"),
+    *("test_trainer", "test_transformer", "test_experiments", "test_estimators", "test_lm_scaling"),
+    *("test_verification", "test_runs", "test_unbiasedness", "test_update", "test_lora"),
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, too.
 def pytest_collection_modifyitems(items):
-    for item in items:
-        if item.path.stem in ONE_WORKER:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-    items.sort(key=lambda item: item.path.stem not in ONE_WORKER[:2])
+    def place(item):
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
