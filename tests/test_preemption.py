@@ -242,6 +242,35 @@ def run_bandit(folder: Path) -> None:
         assert child.returncode == 0, printed
 
 
+def test_a_program_ends_whatever_its_threads_do(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import atexit, signal, threading, time\n"
+        "from maxpo import runs\n"
+        "def experiment(config, workdir):\n"
+        "    atexit.register(print, 'at the end of Python')\n"
+        "    threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "    print('stopping')\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "runs.main(experiment, default_config='config.py')\n"
+    )
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program, "--workdir=run"],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 143, done.stderr
+    assert done.stdout == "stopping\n"
+    assert "SIGTERM: stopped" in done.stderr
+
+
 @pytest.mark.slow
 def test_an_experiment_exits_with_143_and_resumes_as_one(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -16,7 +16,7 @@ from ml_collections.config_flags import config_path
 from maxpo import parallel
 from maxpo._extras import MissingExtraError
 from maxpo.runs._config import UsageError, flatten, load_config, unknown
-from maxpo.runs._preemption import Preempted, preemptible
+from maxpo.runs._preemption import Preempted, leave, preemptible
 from maxpo.runs._progress import say
 from maxpo.runs._run import Run
 
@@ -85,6 +85,9 @@ def main(
     except Preempted:
         if created is not None and any(created.iterdir()):
             say(f"to go on from there add --workdir={created}")
+        # A pod's processes wait for each other at their end.
+        if _is_the_program() and not jax.distributed.is_initialized():
+            leave()
         raise
     except (ValueError, MissingExtraError) as error:
         if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
@@ -94,6 +97,11 @@ def main(
     finally:
         if created is not None and created.is_dir() and not any(created.iterdir()):
             created.rmdir()
+
+
+def _is_the_program() -> bool:
+    """Whether `main` was called by the module that was started, which does nothing after it."""
+    return sys._getframe(2).f_globals.get("__name__") == "__main__"
 
 
 def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:

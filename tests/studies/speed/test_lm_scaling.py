@@ -151,7 +151,7 @@ def test_large_models_have_their_names_parameters():
 @pytest.mark.slow
 def test_a_device_of_24_gb_trains_a_model_of_1b_by_adapters():
     case = experiment.lora_cases(load_config("configs/lm_scaling.py"))["LoRA of rank 32"]
-    found = lm_scaling.compile_update(case)
+    found = lm_scaling.compile_case(case)
     assert found["arguments"] == pytest.approx(lm_scaling.state_bytes(case), rel=0.01)
     assert found["arguments"] + found["temporaries"] < 24e9
 
