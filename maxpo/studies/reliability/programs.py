@@ -99,6 +99,7 @@ class Program:
             | {
                 # Where a resumed run is bit-identical to one that was not stopped.
                 "JAX_PLATFORMS": "cpu",
+                "JAX_ENABLE_COMPILATION_CACHE": "1",
                 "JAX_COMPILATION_CACHE_DIR": str(home / "programs"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             },
