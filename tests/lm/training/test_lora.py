@@ -157,7 +157,7 @@ def test_export_finds_the_base(run, checkpoint, tmp_path):
     [
         ({"pretrained": ""}, r"model\.lora\.rank: expected 0 without model\.pretrained, .* got 2"),
         ({"lora.rank": -1}, r"model\.lora\.rank: expected at least 0, got -1"),
-        ({"lora.alpha": 0.0}, r"model\.lora\.alpha: expected a positive number, got 0\.0"),
+        ({"lora.alpha": 0.0}, r"model\.lora\.alpha: expected more than 0, got 0\.0"),
         ({"lora.targets": ("head",)}, r"model\.lora\.targets: expected some of .*\['head'\]"),
     ],
 )
