@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from maxpo import lm
 from maxpo.lm.model.pretrained import save_pretrained
+from maxpo.runs import load_config
 
 END, ROLE, PAD, START = SPECIAL = ("<|im_end|>", "<|im_start|>", "<pad>", "<s>")
 TEMPLATE = (
@@ -47,3 +50,16 @@ def make_tiny_checkpoint(folder: Path, *, template: str | None = TEMPLATE) -> Pa
     model, _ = lm.new("nano", ours, context_length=96, hidden=16, heads=2, layers=1, mlp=16)
     save_pretrained(model, folder)
     return folder
+
+
+def make_tiny_config(folder: Path, checkpoint: Path) -> ConfigDict:
+    """Of a study that starts from a checkpoint, with a few problems that it writes to a folder."""
+    for name, numbers in (("train", "1234"), ("held_out", "567")):
+        lines = [json.dumps({"question": f"{n}+{n}=", "answer": "5"}) for n in numbers]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    config = load_config("configs/lm.py:jsonl")
+    config.methods = ("rloo",)
+    config.task.train_path = str(folder / "train.jsonl")
+    config.task.held_out_path = str(folder / "held_out.jsonl")
+    config.model.pretrained = str(checkpoint)
+    return config

@@ -151,7 +151,7 @@ def _generate(
 ) -> Completions:
     """Samples by a single loop."""
     model = _graphs.merged(graph, state)
-    (room,) = rooms(settings.max_new_tokens)[-1:]
+    room = rooms(settings.max_new_tokens)[-1]
     prompt, samples = _decoding.begin(model, prompts, chances, settings, room=room)
     samples, _ = _decoding.advance(
         model,

@@ -9,8 +9,6 @@ does what its argument describes and prints one line of JSON.
 """
 
 import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,6 +27,7 @@ from maxpo.lm.model.config import TransformerConfig
 from maxpo.lm.model.pretrained import load_pretrained, save_pretrained
 from maxpo.lm.model.sharding import RULES, layout
 from maxpo.lm.model.transformer import Transformer
+from maxpo.studies.speed.elsewhere import answer_elsewhere
 
 __all__ = ["READERS", "Job", "Timing", "check_config", "do", "measure", "table"]
 
@@ -191,17 +190,8 @@ def _peak_memory() -> int:
 
 def _do_elsewhere(job: Job) -> Timing:
     """`do` in a process that sees as many devices as the job has."""
-    flags = f"--xla_force_host_platform_device_count={job.devices}"
-    done = subprocess.run(
-        [sys.executable, "-m", "maxpo.studies.speed.checkpoint_speed", json.dumps(job._asdict())],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{job.action} failed:\n{done.stderr[-3000:]}")
-    return Timing(**json.loads(done.stdout.splitlines()[-1]))
+    module = "maxpo.studies.speed.checkpoint_speed"
+    return Timing(**answer_elsewhere(module, job._asdict(), devices=job.devices, what=job.action))
 
 
 if __name__ == "__main__":

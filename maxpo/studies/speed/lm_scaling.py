@@ -10,9 +10,7 @@ prints one line of JSON for the case that its argument describes.
 
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,6 +32,7 @@ from maxpo.lm.model.sharding import layout as layout_of
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.update import Batch, make_update
+from maxpo.studies.speed.elsewhere import answer_elsewhere
 from maxpo.studies.speed.moments import moment_bytes
 from maxpo.studies.speed.work import adapter_count, parameter_count, update_flops
 
@@ -106,17 +105,14 @@ def compile_case(case: Case) -> dict[str, Any]:
 
 def compile_elsewhere(case: Case) -> dict[str, Any]:
     """`compile_case` in a process that sees as many devices as the case has."""
-    flags = f"--xla_force_host_platform_device_count={case.data * case.model}"
-    done = subprocess.run(
-        [sys.executable, "-m", "maxpo.studies.speed.lm_scaling", json.dumps(case._asdict())],
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
-        capture_output=True,
-        text=True,
-        check=False,
+    devices = case.data * case.model
+    found: dict[str, Any] = answer_elsewhere(
+        "maxpo.studies.speed.lm_scaling",
+        case._asdict(),
+        devices=devices,
+        what=f"compiling for {devices} devices",
     )
-    if done.returncode:
-        raise RuntimeError(f"compiling for {flags} failed:\n{done.stderr[-3000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def state_bytes(case: Case) -> float:

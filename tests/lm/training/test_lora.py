@@ -17,7 +17,7 @@ from maxpo.lm.training import stages
 from maxpo.lm.training.handover import export
 from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.settings import make_settings
-from maxpo.runs import UsageError, load_config, read_checkpoint
+from maxpo.runs import UsageError, read_checkpoint
 from maxpo.training import init_state
 
 RANK = 2
@@ -32,15 +32,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("data")
-    for name, numbers in (("train", "1234"), ("held_out", "567")):
-        lines = [json.dumps({"question": f"{n}+{n}=", "answer": "5"}) for n in numbers]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    config = load_config("configs/lm.py:jsonl")
-    config.methods = ("rloo",)
-    config.task.train_path = str(folder / "train.jsonl")
-    config.task.held_out_path = str(folder / "held_out.jsonl")
-    config.model.pretrained = str(checkpoint)
+    config = tiny_checkpoint.make_tiny_config(tmp_path_factory.mktemp("data"), checkpoint)
     config.model.lora.rank = RANK
     config.sft.update(steps=2, batch_size=2, learning_rate=0.1, warmup_steps=0)
     config.rl.update(steps=2, prompts=2, group_size=4, max_new_tokens=4, eval_k=2, save_every=1)
