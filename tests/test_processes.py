@@ -26,15 +26,6 @@ def free_port():
         return found.getsockname()[1]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """Programs compiled by the first processes, for those that resume."""
-    return str(tmp_path_factory.mktemp("cache"))
-
-
-_children = []
-
-
 @pytest.fixture(autouse=True)
 def no_child_is_left():
     """A test that fails leaves processes that wait for each other, or work on."""
@@ -45,7 +36,7 @@ def no_child_is_left():
     _children.clear()
 
 
-def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
+def start(folder, count, *flags, address=None, ids=None, hosts=None):
     """Starts processes with one device each, as the command line of a pod does.
 
     Each on a host of its own, where there are hosts.
@@ -59,9 +50,6 @@ def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of what they do.
-        "JAX_ENABLE_COMPILATION_CACHE": "1",
-        "JAX_COMPILATION_CACHE_DIR": cache,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     children = []
     for number in range(count) if ids is None else ids:
@@ -139,11 +127,11 @@ def alone(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 4])
-def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
+def test_processes_killed_and_resumed_end_as_one(count, alone, tmp_path):
     """First one of them is killed, at which the others must end by themselves; then all are."""
     flags = flags_of(tmp_path)
     for victims in ([count - 1], range(count)):
-        children = start(tmp_path, count, cache, *flags)
+        children = start(tmp_path, count, *flags)
         done = len(read_metrics(tmp_path / "run" / METHOD))
         wait_for_line(children, tmp_path, done + 1)
         for victim in victims:
@@ -152,42 +140,42 @@ def test_processes_killed_and_resumed_end_as_one(count, alone, cache, tmp_path):
         assert all(codes[victim] == -signal.SIGKILL for victim in victims)
         assert all(code != 0 for code in codes), (codes, logs(tmp_path))
         assert not (tmp_path / "run" / "summary.json").exists()
-    finish(start(tmp_path, count, cache, *flags), tmp_path)
+    finish(start(tmp_path, count, *flags), tmp_path)
     assert_trained_as_one(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_a_sigterm_to_one_process_stops_all_after_the_same_step(alone, cache, tmp_path):
+def test_a_sigterm_to_one_process_stops_all_after_the_same_step(alone, tmp_path):
     flags = (*flags_of(tmp_path), f"--config.rl.save_every={parallel_child.STEPS}")
-    children = start(tmp_path, 2, cache, *flags)
+    children = start(tmp_path, 2, *flags)
     wait_for_line(children, tmp_path, 1)
     children[1].terminate()
     assert [child.wait(timeout=150) for child in children] == [143, 143], logs(tmp_path)
     step = read_metrics(tmp_path / "run" / METHOD)[-1]["step"]
     assert f"SIGTERM: saved step {step} in {tmp_path / 'run' / METHOD};" in logs(tmp_path)
     assert not (tmp_path / "run" / METHOD / "summary.json").exists()
-    finish(start(tmp_path, 2, cache, *flags), tmp_path)
+    finish(start(tmp_path, 2, *flags), tmp_path)
     assert_trained_as_one(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_a_slice_that_loses_a_host_goes_on_smaller(alone, cache, tmp_path):
+def test_a_slice_that_loses_a_host_goes_on_smaller(alone, tmp_path):
     """Four processes lose one in the middle of a step; two go on, with the same global batch."""
     flags = flags_of(tmp_path)
-    children = start(tmp_path, 4, cache, *flags)
+    children = start(tmp_path, 4, *flags)
     wait_for_line(children, tmp_path, 2)  # The first step is saved before.
     children[2].kill()
     codes = [child.wait(timeout=150) for child in children]
     assert all(codes), (codes, logs(tmp_path))
     saved = last_saved(tmp_path)
-    finish(start(tmp_path, 2, cache, *flags), tmp_path)
+    finish(start(tmp_path, 2, *flags), tmp_path)
     assert resumed_from(tmp_path) == saved
     # The prompts and samples of every step are those of one process, or parameters would differ.
     assert_trained_as_one(tmp_path, alone)
 
 
 @pytest.mark.slow
-def test_a_link_that_goes_down(cache, tmp_path):
+def test_a_link_that_goes_down(tmp_path):
     """For ten seconds, at which nothing happens; and for good, at which all end and resume."""
     steps = 12
     heartbeat = 20
@@ -197,7 +185,7 @@ def test_a_link_that_goes_down(cache, tmp_path):
         f"--heartbeat_seconds={heartbeat}",
     )
     with network_hosts.hosts(2) as hosts:
-        children = start(tmp_path, 2, cache, *flags, hosts=hosts)
+        children = start(tmp_path, 2, *flags, hosts=hosts)
         wait_for_line(children, tmp_path, 1)
         with hosts[1].link_down():
             time.sleep(10)
@@ -208,17 +196,17 @@ def test_a_link_that_goes_down(cache, tmp_path):
         assert all(codes), (codes, logs(tmp_path))
         saved = last_saved(tmp_path)
         assert stopped + 1 <= saved < steps
-        finish(start(tmp_path, 2, cache, *flags, hosts=hosts), tmp_path)
+        finish(start(tmp_path, 2, *flags, hosts=hosts), tmp_path)
     assert resumed_from(tmp_path) == saved
     assert_logged_once(tmp_path, steps)
 
 
-def test_processes_that_differ_are_refused(cache, tmp_path):
+def test_processes_that_differ_are_refused(tmp_path):
     flags = flags_of(tmp_path)
     address = f"127.0.0.1:{free_port()}"
     children = [
-        *start(tmp_path, 2, cache, *flags, address=address, ids=[0]),
-        *start(tmp_path, 2, cache, *flags, "--config.rl.steps=9", address=address, ids=[1]),
+        *start(tmp_path, 2, *flags, address=address, ids=[0]),
+        *start(tmp_path, 2, *flags, "--config.rl.steps=9", address=address, ids=[1]),
     ]
     codes = [child.wait(timeout=200) for child in children]
     assert codes == [2, 2], logs(tmp_path)

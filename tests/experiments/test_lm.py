@@ -62,26 +62,9 @@ def config(tmp_path_factory):
     return shrink(load_config("configs/lm.py:jsonl"), folder)
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    """What is compiled here, for the process that will be killed."""
-    folder = str(tmp_path_factory.mktemp("cache"))
-    settings = {
-        "jax_enable_compilation_cache": True,
-        "jax_compilation_cache_dir": folder,
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    yield {name.upper(): str(value) for name, value in settings.items()}
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
 @pytest.fixture(scope="module", autouse=True)
-def programs(config, cache):
-    """Compiled once for all starts of this module, where a process would for itself."""
+def programs(config):
+    """Traced once for all starts of this module, where a process would for itself."""
     made = stages.Programs(make_settings(config))
     with pytest.MonkeyPatch.context() as patch:
         # A copy, as fine-tuning puts its result in the place of what it began from.
@@ -207,7 +190,7 @@ def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, t
 
 
 @pytest.mark.slow
-def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, cache, tmp_path):
+def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     program = """
 import json, sys
@@ -222,7 +205,7 @@ lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])
     with (tmp_path / "log").open("w") as log:
         child = subprocess.Popen(
             [sys.executable, "-c", program, str(tmp_path / "config.json"), str(folder)],
-            env={**os.environ, **cache, "PYTHONPATH": os.pathsep.join(path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
             stdout=log,
             stderr=log,
         )
