@@ -18,6 +18,7 @@ from maxpo.runs import read_metrics
 
 CHILD = Path(parallel_child.__file__)
 METHOD = parallel_child.METHOD
+_children = []
 
 
 def free_port():
