@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
 from maxpo.lm.model.lora import LoRA, adapt, adapters_of
-from maxpo.lm.model.policy import WithPacking, trainable
+from maxpo.lm.model.policy import WithPacking
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
@@ -228,8 +228,7 @@ def train(
     if lora is not None:
         policy = adapt(policy, lora, key_of(seed, ADAPT))
     adapters = adapters_of(policy)
-    _, everything = split_policy(policy, tokenizer)
-    graph, params, frozen = trainable(policy)
+    graph, params, frozen = split_policy(policy, tokenizer)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
@@ -242,7 +241,7 @@ def train(
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
             "tokenizer": _short(tokenizer.to_json().encode()),
-            "policy": _digest(everything),
+            "policy": _digest(nnx.merge_state(params, frozen)),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
