@@ -60,6 +60,8 @@ def open_verifier(
         yield RewardFunction(function)
         return
     if isinstance(function, GroupReward):
-        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
+        raise ValueError(
+            f"workers: expected 0 for a group_reward, which scores a group at once, got {workers}"
+        )
     with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
         yield pool

@@ -358,11 +358,14 @@ def _check_optimizer(
         check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
     ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
-    unread = [name for name in ours if name in given]
+    unread = {name: given[name] for name in ours if name in given}
     if method.learning_rate is not None:
-        unread.append(f"learning_rate of the method {method.label!r}")
+        unread[f"learning_rate of the method {method.label!r}"] = method.learning_rate
     if unread:
-        raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
+        name, value = next(iter(unread.items()))
+        raise ValueError(
+            f"{name}: expected none beside an optimizer, which has its own, got {value}"
+        )
 
 
 def _scores_before(
