@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from full_disk import full_disk
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
@@ -774,17 +774,6 @@ def test_the_best_state_is_kept_beside_the_checkpoints(tmp_path: Path) -> None:
 
 
 # A full disk
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Lets no file of this process grow over `limit` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fails_late_is_named(tmp_path: Path, monkeypatch: Any) -> None:
