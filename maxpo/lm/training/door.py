@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -25,6 +24,7 @@ from maxpo.lm.tasks.rewards import GroupReward, Reward
 from maxpo.lm.tasks.text import Problem, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training._digests import policy_digest, tokenizer_digest
 from maxpo.lm.training.arguments import open_verifier, split_policy
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
@@ -240,8 +240,8 @@ def train(
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
-            "tokenizer": _short(tokenizer.to_json().encode()),
-            "policy": _digest(nnx.merge_state(params, frozen)),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "policy": policy_digest(nnx.merge_state(params, frozen)),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
@@ -442,16 +442,3 @@ def _name(reward: Reward | GroupReward) -> str:
     function: Any = reward.function if isinstance(reward, GroupReward) else reward
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}:{name}"
-
-
-def _short(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def _digest(params: nnx.State) -> str:
-    found = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        array = np.asarray(parallel.fetch(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return f"sha256:{found.hexdigest()[:16]}"
