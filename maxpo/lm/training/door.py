@@ -187,9 +187,9 @@ def train(
         raise ValueError("problems: expected at least one, got none")
     if held_out is not None and not held_out:
         raise ValueError("held_out: expected at least one problem or None, got none")
+    if log_every < 0:
+        raise ValueError(f"log_every: expected at least 0, got {log_every}")
     (chosen,) = parse_methods([method], group_size=group_size, adaptive=True)
-    if not binary:
-        check_graded([chosen.estimator], "method", "binary=False")
     config = _config(
         {
             "steps": steps,
@@ -211,17 +211,10 @@ def train(
             "patience": patience,
         },
     )
-    if config.rl.truncated == "penalty":
-        check_graded([chosen.estimator], "method", "truncated=penalty")
-    if log_every < 0:
-        raise ValueError(f"log_every: expected at least 0, got {log_every}")
+    _check_method(chosen, config, binary=binary)
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
-    if config.rl.packing and not isinstance(policy, WithPacking):
-        raise ValueError(
-            "packing: expected False for a policy without packed_hidden_states, got True for "
-            f"{type(policy).__name__}"
-        )
+    _check_packing(policy, config)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
@@ -342,6 +335,22 @@ def _config(
     config = ConfigDict({"rl": {**RL_DEFAULTS, **fixed, **given}, "evaluation": evaluation})
     check_rl(config)
     return config
+
+
+def _check_method(method: Method, config: ConfigDict, *, binary: bool) -> None:
+    """Raises ValueError if the method needs rewards of 0 or 1 and gets others."""
+    if not binary:
+        check_graded([method.estimator], "method", "binary=False")
+    if config.rl.truncated == "penalty":
+        check_graded([method.estimator], "method", "truncated=penalty")
+
+
+def _check_packing(policy: nnx.Module, config: ConfigDict) -> None:
+    if config.rl.packing and not isinstance(policy, WithPacking):
+        raise ValueError(
+            "packing: expected False for a policy without packed_hidden_states, got True for "
+            f"{type(policy).__name__}"
+        )
 
 
 def _check_optimizer(
