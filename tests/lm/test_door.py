@@ -14,6 +14,7 @@ from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import door
 from maxpo.lm.training.handover import export
 from maxpo.lm.training.named_optimizers import DEFAULT_B2
+from maxpo.lm.training.problems import encode
 from maxpo.runs import UsageError, load_config, read_metrics
 
 LETTERS = "abcd"
@@ -367,3 +368,23 @@ def test_mistakes_of_an_evaluation_are_named_before_any_work(wrong, message):
     arguments = {"problems": PROBLEMS, **EVALUATION, **wrong}
     with pytest.raises(ValueError, match=message):
         lm.evaluate(make_policy(), TOKENIZER, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("more", "widths"),
+    [({}, 2), ({"zero_variance_groups": "oversample", "oversampling": 2}, 1)],
+)
+def test_no_problem_comes_twice_in_a_step_that_draws_others(monkeypatch, tmp_path, more, widths):
+    """Three prompts of a width are enough for steps of 2, and not for steps of up to 4."""
+    found = []
+
+    def stop(*arguments, **options):
+        found.append(encode(*arguments, **options)[0])
+        raise StopIteration
+
+    monkeypatch.setattr(door, "encode", stop)
+    problems = [lm.Problem(letter * size, "a") for size in (1, 60) for letter in "abc"]
+    settings = SETTINGS | {"prompts": 2, "workdir": tmp_path / "run"} | more
+    with pytest.raises(StopIteration):
+        lm.train(make_policy(), TOKENIZER, problems, optimizer="adamw", **settings)
+    assert len(set(found[0].buckets)) == widths

@@ -36,7 +36,7 @@ from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
 from maxpo.lm.training.optimizer import make_optimizer
-from maxpo.lm.training.problems import encode
+from maxpo.lm.training.problems import encode, problems_per_step
 from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
 from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
@@ -216,7 +216,10 @@ def train(
     _check_optimizer(optimizer, rules, chosen, rl)
     _check_packing(policy, config)
     train_on, judged = encode(
-        problems, problems if held_out is None else held_out, tokenizer, batch=prompts
+        problems,
+        problems if held_out is None else held_out,
+        tokenizer,
+        batch=problems_per_step(config.rl),
     )
     if lora is not None:
         policy = adapt(policy, lora, key_of(seed, ADAPT))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.tasks.text import Problem
@@ -17,6 +18,7 @@ __all__ = [
     "batch_of_step",
     "choose_widths",
     "encode",
+    "problems_per_step",
     "prompt_encoder",
     "shared_prompts",
 ]
@@ -149,6 +151,16 @@ def shared_prompts(train: Sequence[Problem], held_out: Sequence[Problem]) -> int
     """How many held-out problems have the prompt of a problem to train on."""
     known = {problem.prompt for problem in train}
     return sum(problem.prompt in known for problem in held_out)
+
+
+def problems_per_step(rl: ConfigDict) -> int:
+    """The most problems for which a step samples; none of them is to come twice in one.
+
+    Args:
+      rl: The `rl` of a config: `prompts`, and how often others may be drawn.
+    """
+    rounds: int = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
+    return rl.prompts * rounds
 
 
 def batch_of_step(

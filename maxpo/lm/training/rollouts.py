@@ -21,7 +21,7 @@ from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer, end_ids
 from maxpo.lm.tasks.verification import PendingScores, Scores
 from maxpo.lm.training.grading import Grading, deciding
-from maxpo.lm.training.problems import EncodedProblems, batch_of_step
+from maxpo.lm.training.problems import EncodedProblems, batch_of_step, problems_per_step
 from maxpo.lm.training.update import Batch
 
 __all__ = [
@@ -295,10 +295,8 @@ class Collector:
 
     def _numbers(self, step: int) -> np.ndarray:
         """Numbers of the problems of all rounds of a step."""
-        rl = self.rl
-        rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
-        count = len(self.train.problems)
-        return batch_of_step(self.seed, step, rl.prompts * rounds, count, self.train.buckets)
+        size, count = problems_per_step(self.rl), len(self.train.problems)
+        return batch_of_step(self.seed, step, size, count, self.train.buckets)
 
     def _select(
         self, completions: Completions, scores: Scores, numbers: np.ndarray, varied: np.ndarray

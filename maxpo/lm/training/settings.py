@@ -20,7 +20,12 @@ from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
 from maxpo.lm.training.named_optimizers import check_optimizer
-from maxpo.lm.training.problems import EncodedProblems, encode, shared_prompts
+from maxpo.lm.training.problems import (
+    EncodedProblems,
+    encode,
+    problems_per_step,
+    shared_prompts,
+)
 from maxpo.lm.training.task_settings import check_task, load_task, without_long_prompts
 from maxpo.methods import Method, check_graded, parse_methods
 
@@ -161,10 +166,8 @@ def layout(config: ConfigDict, tree: Any) -> Any:
 
 
 def _largest_batch(config: ConfigDict) -> int:
-    """The most problems that a step takes; none of them is to come twice in one."""
-    rl, sft = config.rl, config.sft
-    rounds = rl.oversampling if rl.zero_variance_groups == "oversample" else 1
-    return max(rl.prompts * rounds, sft.batch_size if sft.steps else 1)
+    """The most problems that a step takes."""
+    return max(problems_per_step(config.rl), config.sft.batch_size if config.sft.steps else 1)
 
 
 def _check_numbers(config: ConfigDict) -> None:
