@@ -35,7 +35,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.remat = True
     # Parts of each trainer's update, divisors of the prompts: what a part computes stays in a CPU's
     # cache.
-    config.micro_batches = ConfigDict({"maxpo": 16, "trl": 16, "tunix": 1})
+    config.micro_batches = ConfigDict({"maxpo": 16, "trl": 16, "tunix": 4})
     config.prompts = 16
     config.group_size = 16
     config.prompt_length = 32
@@ -53,7 +53,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     if variant == "smollm2":
         config.repeats = 3
         config.prompts, config.group_size = 2, 4
-        config.micro_batches.update(maxpo=1, trl=1)
+        config.micro_batches.update(maxpo=1, trl=1, tunix=1)
         config.new_tokens = 32
         config.model.update(hidden=576, layers=30, heads=9, kv_heads=3, mlp=1536)
         config.model.vocab_size = 49_152
