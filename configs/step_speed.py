@@ -35,7 +35,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.remat = True
     # Parts of each trainer's update, divisors of the prompts: what a part computes stays in a CPU's
     # cache.
-    config.micro_batches = ConfigDict({"maxpo": 16, "trl": 16, "tunix": 4})
+    config.micro_batches = ConfigDict({"maxpo": 16, "trl": 16, "tunix": 16})
     config.prompts = 16
     config.group_size = 16
     config.prompt_length = 32
