@@ -33,6 +33,9 @@ def get_config(variant: str = "default") -> ConfigDict:
     # Whether this library computes layers again in the backward pass: on a CPU that saves more
     # traffic to memory than it costs.
     config.remat = True
+    # Parts of each trainer's update, divisors of the prompts: what a part computes stays in a CPU's
+    # cache.
+    config.micro_batches = ConfigDict({"maxpo": 16, "trl": 16, "tunix": 16})
     config.prompts = 16
     config.group_size = 16
     config.prompt_length = 32
@@ -50,6 +53,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     if variant == "smollm2":
         config.repeats = 3
         config.prompts, config.group_size = 2, 4
+        config.micro_batches.update(maxpo=1, trl=1, tunix=1)
         config.new_tokens = 32
         config.model.update(hidden=576, layers=30, heads=9, kv_heads=3, mlp=1536)
         config.model.vocab_size = 49_152
@@ -58,6 +62,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.trl = config.tunix = False
         config.repeats = 2
         config.prompts, config.group_size = 2, 4
+        config.micro_batches.update(maxpo=2, trl=2, tunix=2)
         config.prompt_length, config.new_tokens = 4, 6
         config.model.update(hidden=16, layers=1, heads=2, kv_heads=1, mlp=24, vocab_size=32)
         config.starts = 0

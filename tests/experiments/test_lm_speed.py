@@ -31,6 +31,7 @@ def shrink(config):
     """Every variant to the same small model, its other settings kept."""
     config.repeats = 2
     config.prompts, config.group_size = 2, 4
+    config.micro_batches = min(config.micro_batches, 2)
     config.prompt_length, config.new_tokens = 3, 9
     config.model.update(vocab_size=32, hidden=16, layers=1, heads=4, kv_heads=2, mlp=24)
     config.long_vocabulary.prompt_length, config.long_vocabulary.new_tokens = 4, 60
@@ -114,8 +115,12 @@ def test_peaks_of_known_devices(monkeypatch):
 def test_losses_are_the_same(small, update):
     _, model, batch = small
     loss, gradients = update
-    for other in (study.whole_sequence_loss, study.unchunked_loss):
-        function, state = study.update_function(model, other)
+    for other, parts in (
+        (study.whole_sequence_loss, 1),
+        (study.unchunked_loss, 1),
+        (study.policy_loss, 2),
+    ):
+        function, state = study.update_function(model, other, parts)
         other_loss, other_gradients = jax.jit(function)(state, batch)
         np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
         jax.tree.map(
@@ -214,6 +219,7 @@ def test_bad_configs_are_refused_before_any_work(tmp_path, monkeypatch):
     for fields, message in (
         ({"repeats": 0}, "repeats of at least 1, got 0"),
         ({"new_tokens": 4}, "new_tokens of at least 5, got 4"),
+        ({"micro_batches": 3}, "micro_batches: expected a divisor of prompts = 2, got 3"),
         ({"huggingface_caches": ("paged",)}, r"\('dynamic', 'static'\), got \('paged',\)"),
         ({"model.size": "huge"}, "'tiny', .*, got 'huge'"),
         ({"long_vocabulary.model.heads": 3}, "kv_heads to divide heads = 3"),

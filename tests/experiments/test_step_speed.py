@@ -197,6 +197,8 @@ def test_bad_configs_are_refused_before_any_work(tmp_path, monkeypatch, capsys):
     for fields, message in (
         ({"repeats": 0}, "repeats: expected at least 1, got 0"),
         ({"group_size": 1}, "group_size: expected at least 2, got 1"),
+        ({"micro_batches.trl": 0}, "micro_batches.trl: expected at least 1, got 0"),
+        ({"micro_batches.tunix": 3}, "micro_batches.tunix: .* divisor of prompts = 2, got 3"),
         ({"trl_cache": "paged"}, r"trl_cache: .*'static'\), got 'paged'"),
         ({"model.heads": 3, "model.kv_heads": 2}, "kv_heads to divide heads = 3"),
     ):

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from maxpo import parallel
 from maxpo.lm.model import _attention, _rotary
+from maxpo.lm.model._cpu_attention import cpu_attention
 from maxpo.lm.model._products import wide_einsum, with_rank_of
 from maxpo.lm.model._rotary import Rotation
 from maxpo.lm.model.config import TransformerConfig
@@ -87,7 +88,11 @@ def _matmul_backward(
     if narrow_input:
         of_kernel = wide_einsum("td,tf->df", rows, rows_of_result)
     else:
-        of_kernel = wide_einsum("tf,td->fd", rows_of_result, rows).T
+        of_kernel = wide_einsum("tf,td->fd", rows_of_result, rows)
+        if jax.default_backend() == "cpu":
+            # Else the compiler turns the product around, to save the transposition of the result.
+            of_kernel = jax.lax.optimization_barrier(of_kernel)
+        of_kernel = of_kernel.T
     return of_result @ kernel.astype(x.dtype).T, of_kernel.astype(kernel.dtype)
 
 
@@ -129,6 +134,16 @@ def project(
     if weights.key_norm is not None:
         key = _attention.rms_norm(key, weights.key_norm, config.norm_epsilon)
     return _rotary.rotate(query, rotation), _rotary.rotate(key, rotation), value
+
+
+def attend(
+    config: TransformerConfig, query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Attention of a layer that may be differentiated; arguments as `_attention.attention`."""
+    # Not without `remat`: it gains less there, and rounds otherwise than the runs that there are.
+    if config.remat and jax.default_backend() == "cpu":
+        return cpu_attention(query, key, value, mask)
+    return _attention.attention(query, key, value, mask)
 
 
 def finish(

@@ -1,6 +1,7 @@
 """A decoder-only language model in the shape of today's open ones (Llama, Qwen2, Qwen3)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -189,14 +190,14 @@ class Transformer(nnx.Module):
             query, prompt_key, prompt_value = _layer.project(
                 config, weights, prompt, prompt_rotation
             )
-            attended = _attention.attention(query, prompt_key, prompt_value, prompt_mask)
+            attended = _layer.attend(config, query, prompt_key, prompt_value, prompt_mask)
             prompt = _layer.finish(config, weights, prompt, attended)
             # Two attentions merged by their log-sum-exps would not need the copies, but JAX lets
             # no gradient through those. The copies live for one layer and are small next to it.
             query, key, value = _layer.project(config, weights, own, rotation)
             key = jnp.concatenate([jnp.repeat(prompt_key, N, axis=0), key], axis=1)
             value = jnp.concatenate([jnp.repeat(prompt_value, N, axis=0), value], axis=1)
-            attended = _attention.attention(query, key, value, seen)
+            attended = _layer.attend(config, query, key, value, seen)
             return (prompt, _layer.finish(config, weights, own, attended)), None
 
         start = (self._embed(prompts.tokens, prompts.mask), self._embed(inputs, None))
@@ -248,7 +249,7 @@ class Transformer(nnx.Module):
         ) -> tuple[tuple[jax.Array, jax.Array], None]:
             prompt, own = states
             query, key, value = _layer.project(config, weights, prompt, prompt_rotation)
-            attended = _attention.attention(query, key, value, prompt_mask)
+            attended = _layer.attend(config, query, key, value, prompt_mask)
             prompt = _layer.finish(config, weights, prompt, attended)
             # Not constrained, so that a mesh may keep the heads cut over `model`.
             seen = (jnp.swapaxes(key, 1, 2), jnp.swapaxes(value, 1, 2), jnp.asarray(prompts.mask))
@@ -378,12 +379,14 @@ class Transformer(nnx.Module):
         config = self.config
         rotation = self._rotation(_attention.positions_of(mask))
         seen = _attention.causal_mask(mask)
+        # What is kept is sampled from, and is not differentiated.
+        attend = _attention.attention if keep else partial(_layer.attend, config)
 
         def step(
             states: jax.Array, weights: LayerWeights
         ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
             query, key, value = _layer.project(config, weights, states, rotation)
-            attended = _attention.attention(query, key, value, seen)
+            attended = attend(query, key, value, seen)
             return _layer.finish(config, weights, states, attended), (key, value) if keep else None
 
         return jax.lax.scan(

@@ -9,7 +9,7 @@ same batch: P prompts, N completions of T tokens each.
 * An update is a forward and a backward pass, `mean(-A log pi(y | x))` with respect to all
   parameters, without the optimizer's step. It counts the P N (S + T) tokens of all prompts and
   completions on both sides, although ours runs a prompt once for its group. What it takes where it
-  does not is a row of its own.
+  does not is a row of its own. Both sides cut it into the same micro-batches.
 """
 
 import functools
@@ -115,6 +115,7 @@ def check_config(config: ConfigDict) -> None:
         config,
         at_least={
             "seed": 0,
+            "micro_batches": 1,
             "peak.flops": 0,
             "peak.bandwidth": 0,
             "long_vocabulary.prompts": 1,
@@ -127,6 +128,11 @@ def check_config(config: ConfigDict) -> None:
         raise ValueError(
             "peak.flops, peak.bandwidth: expected both, or 0 for both, got "
             f"{config.peak.flops:g} and {config.peak.bandwidth:g}"
+        )
+    if config.prompts % config.micro_batches:
+        raise ValueError(
+            f"micro_batches: expected a divisor of prompts = {config.prompts}, got "
+            f"{config.micro_batches}"
         )
     model_config(config)
     model_config(config.long_vocabulary)
@@ -210,15 +216,30 @@ def unchunked_loss(model: Transformer, batch: Batch) -> jax.Array:
 
 
 def update_function(
-    model: Transformer, loss: Callable[[Transformer, Batch], jax.Array]
+    model: Transformer, loss: Callable[[Transformer, Batch], jax.Array], micro_batches: int = 1
 ) -> tuple[Callable[[Any, Batch], tuple[jax.Array, Any]], Any]:
-    """A function of parameters and batch that returns loss and gradients, and the parameters."""
+    """A function of parameters and batch that returns loss and gradients, and the parameters.
+
+    Args:
+      model: The policy.
+      loss: A mean over the batch.
+      micro_batches: Parts of the batch, one in memory at a time; a divisor of the prompts.
+    """
     graph, state = nnx.split(model)
 
     def update(state: Any, batch: Batch) -> tuple[jax.Array, Any]:
         return jax.value_and_grad(lambda state: loss(nnx.merge(graph, state), batch))(state)
 
-    return update, state
+    def accumulated(state: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        def add(total: Any, part: Batch) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, update(state, part)), None
+
+        parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, state))
+        total: Any = jax.lax.scan(add, zeros, parts)[0]
+        return jax.tree.map(lambda x: x / micro_batches, total)
+
+    return update if micro_batches == 1 else accumulated, state
 
 
 def our_calls(config: ConfigDict, model: Transformer, batch: Batch, key: jax.Array) -> Calls:
@@ -240,7 +261,7 @@ def our_calls(config: ConfigDict, model: Transformer, batch: Batch, key: jax.Arr
     if peak(config):  # Only decoding's bandwidth asks for it.
         calls["first token"] = functools.partial(sample, max_new_tokens=1)
     for name, loss in (("update", policy_loss), ("unshared update", whole_sequence_loss)):
-        update, state = update_function(model, loss)
+        update, state = update_function(model, loss, config.micro_batches)
         calls[name] = functools.partial(jax.jit(update), state, batch)
     calls.update(_decoding_calls(config, model, batch))
     return calls
@@ -324,17 +345,19 @@ def huggingface_calls(config: ConfigDict, model: Transformer, batch: Batch) -> C
 
     def update() -> Any:
         theirs.zero_grad(set_to_none=True)
+        parts = (x.chunk(config.micro_batches) for x in (sequences, sequence_mask, advantages))
+        loss = sum(map(part_of_update, *parts))
+        return loss, {name: parameter.grad for name, parameter in theirs.named_parameters()}
+
+    def part_of_update(sequences: Any, mask: Any, advantages: Any) -> Any:
         logits = theirs(
-            input_ids=sequences,
-            attention_mask=sequence_mask,
-            use_cache=False,
-            logits_to_keep=T + 1,
+            input_ids=sequences, attention_mask=mask, use_cache=False, logits_to_keep=T + 1
         ).logits[:, :-1]
         log_probs = torch.log_softmax(logits.float(), dim=-1)
         chosen = log_probs.gather(-1, sequences[:, -T:, None])[..., 0]
-        loss = -(advantages * chosen).mean()
+        loss = -(advantages * chosen).mean() / config.micro_batches
         loss.backward()
-        return loss, {name: parameter.grad for name, parameter in theirs.named_parameters()}
+        return loss.detach()
 
     calls: Calls = {
         f"transformers sampling, {cache} cache": functools.partial(sample, cache)

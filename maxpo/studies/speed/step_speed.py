@@ -76,10 +76,17 @@ def check_config(config: ConfigDict) -> list[str]:
             "prompt_length": 1,
             "new_tokens": 1,
             "starts": 0,
+            **{f"micro_batches.{name}": 1 for name in TRAINERS},
             "model.vocab_size": 4,
         },
     )
     model_config(config)
+    for name, parts in config.micro_batches.items():
+        if config.prompts % parts:
+            raise ValueError(
+                f"micro_batches.{name}: expected a divisor of prompts = {config.prompts}, got "
+                f"{parts}"
+            )
     if config.trl_cache not in CACHES:
         raise ValueError(f"trl_cache: expected one of {CACHES}, got {config.trl_cache!r}")
     others = [name for name in PACKAGES if _is_timed(name, config[name])]

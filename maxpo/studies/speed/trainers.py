@@ -3,8 +3,9 @@
 Each is its own whole loop, held before each step: P prompts of S tokens, N samples of T tokens
 each, a reward that takes no time, advantages that are the rewards less their mean, and one step of
 AdamW after a bound on the gradient. There is no reference model. The models are Qwen3s of one
-shape, in float32, with random weights of their own. This library's may compute layers again in the
-backward pass; the others keep what they have computed.
+shape, in float32, with random weights of their own. Each may cut its update into micro-batches, of
+which one is in memory at a time. This library's may compute layers again in the backward pass; the
+others keep what they have computed.
 """
 
 import dataclasses
@@ -155,6 +156,7 @@ def our_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
         "steps": _more_steps(config),
         "save_every": _more_steps(config),
         "prompts": config.prompts,
+        "micro_batches": config.micro_batches.maxpo,
         "group_size": config.group_size,
         "max_new_tokens": config.new_tokens,
         "temperature": 1.0,
@@ -204,7 +206,7 @@ def trl_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(config.seed)
-    shape = model_config(config)
+    shape, samples = model_config(config), config.prompts * config.group_size
     model = transformers.Qwen3ForCausalLM(
         transformers.Qwen3Config(
             vocab_size=shape.vocab_size,
@@ -227,7 +229,8 @@ def trl_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Path)
         bf16=False,
         gradient_checkpointing=False,
         max_steps=_more_steps(config),
-        per_device_train_batch_size=config.prompts * config.group_size,
+        per_device_train_batch_size=samples // config.micro_batches.trl,
+        gradient_accumulation_steps=config.micro_batches.trl,
         num_generations=config.group_size,
         max_completion_length=config.new_tokens,
         learning_rate=LEARNING_RATE,
@@ -303,6 +306,10 @@ def tunix_loop(config: ConfigDict, letters: Letters, reward: Reward, folder: Pat
                 ),
                 eval_every_n_steps=_more_steps(config),
                 max_steps=_more_steps(config),
+                mini_batch_size=config.prompts,
+                train_micro_batch_size=config.prompts // config.micro_batches.tunix,
+                rollout_micro_batch_size=config.prompts,
+                compute_logps_micro_batch_size=config.prompts,
             ),
             rollout_config=tunix.RolloutConfig(
                 max_prompt_length=config.prompt_length,
