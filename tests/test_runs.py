@@ -1007,9 +1007,16 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch: Any, ca
     for _ in runs.steps(20, 30, every=2):
         pass
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "28/30 updates, 0.5333 updates/s, 00:03 left"
-    assert lines[-1] == "30/30 updates, 0.4762 updates/s, 00:00 left"
+    assert lines[0] == "28/30 updates, 1.5 seconds each, 00:03 left"  # From 22 on, after 3 s.
+    assert lines[-1] == "30/30 updates, 1.9 seconds each, 00:00 left"
     assert len(lines) == 2
+    clock = iter(np.arange(0, 1000, 0.25))
+    list(runs.progress(range(100), unit="problems"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "40/100 problems, 4.0 a second, 00:15 left"
+    clock = iter(np.arange(0, 1000, 12.0))
+    list(runs.steps(0, 2))
+    assert capsys.readouterr().err.splitlines()[0] == "1/2 updates, 12.0 seconds so far"
     assert list(runs.progress([], unit="batches")) == []
     assert capsys.readouterr().err == ""
 
@@ -1072,6 +1079,18 @@ def test_format_table_shows_an_error_that_does_not_exist_as_a_dash(
     with runs.Run({}, tmp_path) as run:
         run.report()
     assert capsys.readouterr().out == first
+
+
+def test_format_table_shows_two_digits_of_errors() -> None:
+    pairs = [(0.094686, 0.0098), (-0.008, 0.0172), (0.14285, 4.5e-5), (812.4, 31.0), (0.5, 0.0)]
+    rows = [{"x": value, "x_sem": error} for value, error in pairs]
+    assert runs.format_table(rows).splitlines()[1:] == [
+        "0.0947 ± 0.0098",
+        "-0.008 ± 0.017",
+        "0.142850 ± 0.000045",
+        "812 ± 31",
+        "0.5000 ± 0",
+    ]
 
 
 def test_format_table_takes_stored_floats_for_numbers() -> None:
