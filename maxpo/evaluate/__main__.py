@@ -3,13 +3,12 @@
     python -m maxpo.evaluate [LABEL=]FILE ... [--out=FOLDER]
 
 FILE has a record for each sample, with its problem and its score, as JSON lines or a JSON list,
-plain or gzipped. Files of one LABEL are seeds of one method, and LABEL='run*.jsonl' stands for all of
-them; without a label, a file is a method, and has its path for a name. Differences are those to the
-first method, on the problems that both have.
+plain or gzipped. Files of one LABEL are seeds of one method, and LABEL='run*.jsonl' takes all that
+match; without a label, a file is a method, and has its path for a name. Differences are those to
+the first method, on the problems that both have.
 """
 
 import argparse
-import glob
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -89,7 +88,8 @@ def _methods(words: Sequence[str]) -> dict[str, list[str]]:
         if not equals or Path(word).exists():
             label = path = word
         # Shells leave the pattern of LABEL=PATTERN to us.
-        matches = [] if Path(path).exists() else sorted(glob.glob(path))
+        file = Path(path)
+        matches = [] if file.exists() else sorted(map(str, file.parent.glob(file.name)))
         methods.setdefault(label, []).extend(matches or [path])
     return methods
 
