@@ -15,7 +15,7 @@ from ml_collections.config_flags import config_path
 
 from maxpo import parallel
 from maxpo._extras import MissingExtraError
-from maxpo.runs._config import UsageError, flatten, load_config, unknown
+from maxpo.runs._config import UsageError, flatten, load_config, unknown, variants_of
 from maxpo.runs._preemption import Preempted, leave, preemptible
 from maxpo.runs._progress import say
 from maxpo.runs._run import Run
@@ -226,8 +226,10 @@ def _keep_programs() -> None:
 def _help(spec: str, config: ConfigDict) -> str:
     program = sys.modules["__main__"].__doc__ or ""
     fields = "\n".join(f"  --config.{name}={value}" for name, value in flatten(config).items())
+    known = variants_of(spec)
+    variants = f"      its variants: {', '.join(known)}\n" if known else ""
     return (
-        f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n"
+        f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n{variants}"
         f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n"
         f"  --nocompilation_cache  compile all programs, also those of earlier runs\n"
         f"  --distributed  one process of several; where JAX does not find them out also\n"

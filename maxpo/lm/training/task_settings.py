@@ -67,7 +67,7 @@ def load_task(
     if trains and (shared := shared_prompts(task.train, task.held_out)):
         runs.say(
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
-            "problem to train on: results on them tell how much is remembered"
+            "training problem; results on those measure what was memorized"
         )
     return task, is_chat
 
