@@ -54,8 +54,8 @@ def load_task(
     is_chat = _wants_chat(config, checkpoint)
     if not is_chat and any(each.messages for each in (*task.train, *task.held_out)):
         raise ValueError(
-            "task.prompt_field: expected texts where prompts are no chats, got messages; they need "
-            "model.pretrained with a chat template, and task.chat=True"
+            "task.prompt_field: expected texts where prompts are not chats, got messages; they "
+            "need model.pretrained with a chat template, and task.chat=True"
         )
     if is_chat:
         assert checkpoint is not None
@@ -196,7 +196,7 @@ def _wants_chat(task: ConfigDict, checkpoint: Path | None) -> bool:
     for name in () if wanted else ("system", "chat_options"):
         if task[name]:
             raise ValueError(
-                f"task.{name}: expected none where prompts are no chats, got {task[name]!r}"
+                f"task.{name}: expected none where prompts are not chats, got {task[name]!r}"
             )
     return wanted
 
