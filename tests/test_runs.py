@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo._extras import missing_extra
-from maxpo.runs import _checkpoints, _metrics, _progress
+from maxpo.runs import _checkpoints, _main, _metrics, _progress
 
 CHILD = Path(__file__).with_name("runs_child.py")
 CONFIG = {"learning_rate": 0.1, "policy": {"width": 64}}
@@ -1223,6 +1223,8 @@ def test_main_makes_time_stamped_folders_that_do_not_collide(experiment: Recorde
         (["--wrkdir=x"], "unknown flag --wrkdir (did you mean --workdir?)"),
         (["bandit"], "expected only flags, got bandit"),
         (["--workdir=configs"], "configs is neither empty nor the folder of a run"),
+        (["--workdir=configs/demo.py"], "workdir: expected a folder, got the file "),
+        (["--workdir=configs/demo.py/run"], "workdir: expected a folder, got the file "),
     ],
 )
 def test_bad_usage_is_one_sentence_and_exit_code_2(
@@ -1236,6 +1238,19 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    experiment: Recorder, monkeypatch: Any, capsys: Any
+) -> None:
+    # Which are rights that the superuser has everywhere.
+    monkeypatch.setattr(_main.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match="2"):
+        call(experiment, "--workdir=new/run")
+    assert capsys.readouterr().err == (
+        f"error: workdir: expected a folder that can be written, got {Path.cwd()}\n"
+    )
+    assert not experiment.calls
 
 
 def test_a_folder_of_another_config_exits_with_2_and_a_finished_run_with_0(

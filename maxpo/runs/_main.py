@@ -79,6 +79,7 @@ def main(
             path, _, variant = spec.partition(":")
             parts = (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant))
             workdir = created = new_folder("-".join(part for part in parts if part))
+        _check_workdir(workdir.expanduser().absolute())
         # Not before `_join`, in which JAX takes the signal for itself.
         with preemptible():
             train_and_evaluate(config, workdir)
@@ -97,6 +98,15 @@ def main(
     finally:
         if created is not None and created.is_dir() and not any(created.iterdir()):
             created.rmdir()
+
+
+def _check_workdir(folder: Path) -> None:
+    """Refuses a folder that a run could not have, before the work that comes ahead of the run."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"workdir: expected a folder, got the file {nearest}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"workdir: expected a folder that can be written, got {nearest}")
 
 
 def _is_the_program() -> bool:
