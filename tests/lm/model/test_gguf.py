@@ -522,7 +522,10 @@ def test_program(tmp_path, capsys):
     [
         ([], "the following arguments are required: FILE, DIR"),
         (["none.gguf", "hf"], "expected a GGUF file, got none.gguf, which is none"),
-        (["no_package", "hf"], "or an installed package that holds one, got no_package"),
+        (
+            ["no_package", "hf"],
+            "expected a GGUF file or an installed package that holds one, got no_",
+        ),
         (["none.gguf", "hf", "--dtype=float16"], "argument --dtype: invalid choice: 'float16'"),
         (["none.gguf", "hf", "--typ=float32"], "unrecognized arguments: --typ=float32"),
     ],
