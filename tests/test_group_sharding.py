@@ -1,14 +1,10 @@
 """Estimators on a mesh of 8 simulated devices: the same values, and nothing is communicated."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
+import group_sharding_child
 import pytest
-
-CHILD = Path(__file__).with_name("group_sharding_child.py")
+import simulated_devices
 
 
 @pytest.mark.slow
@@ -18,21 +14,8 @@ CHILD = Path(__file__).with_name("group_sharding_child.py")
     [("Auto", 64), ("Explicit", 8), ("Explicit", 64)],
 )
 def test_groups_sharded_over_devices(kind, size):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # They come after the partitioning.
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(CHILD.parent.parent),
-    }
-    done = subprocess.run(
-        [sys.executable, str(CHILD), kind, str(size)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    (output,) = simulated_devices.outputs(group_sharding_child.__file__, kind, size, devices=8)
+    rows = [json.loads(line) for line in output.splitlines()]
     results = [row for row in rows if row["name"] != "error"]
     assert len(results) == (7 if size == 8 else 71)
     for row in results:

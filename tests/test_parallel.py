@@ -1,41 +1,21 @@
 """Eight simulated devices train what one trains."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import jax
 import numpy as np
 import parallel_child
 import pytest
+import simulated_devices
 
 from maxpo import parallel
 from maxpo.lm.training.settings import make_settings
 from maxpo.runs import read_metrics
-
-CHILD = Path(parallel_child.__file__)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """The folder that a process with eight devices has left, and the parameters in it."""
     folder = tmp_path_factory.mktemp("devices") / "eight"
-    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
-    settings = {
-        "PYTHONPATH": path,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of what it does.
-    }
-    done = subprocess.run(
-        [sys.executable, str(CHILD), str(folder)],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
+    simulated_devices.outputs(parallel_child.__file__, folder, devices=8)
     with np.load(folder / "parameters.npz") as stored:
         found = dict(stored)
     return folder, found

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,17 +12,12 @@ import network_hosts
 import numpy as np
 import parallel_child
 import pytest
+import simulated_devices
 
 from maxpo.runs import read_metrics
 
 CHILD = Path(parallel_child.__file__)
 METHOD = parallel_child.METHOD
-
-
-def free_port():
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -51,14 +45,9 @@ def start(folder, count, cache, *flags, address=None, ids=None, hosts=None):
     Each on a host of its own, where there are hosts.
     """
     address = address or (f"{hosts[0].address}:4321" if hosts else None)
-    address = address or f"127.0.0.1:{free_port()}"
-    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
+    address = address or simulated_devices.free_address()
     environment = {
-        **os.environ,
-        "PYTHONPATH": path,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # Compiling is most of what they do.
+        **simulated_devices.environment(1),
         "JAX_ENABLE_COMPILATION_CACHE": "1",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -215,7 +204,7 @@ def test_a_link_that_goes_down(cache, tmp_path):
 
 def test_processes_that_differ_are_refused(cache, tmp_path):
     flags = flags_of(tmp_path)
-    address = f"127.0.0.1:{free_port()}"
+    address = simulated_devices.free_address()
     children = [
         *start(tmp_path, 2, cache, *flags, address=address, ids=[0]),
         *start(tmp_path, 2, cache, *flags, "--config.rl.steps=9", address=address, ids=[1]),

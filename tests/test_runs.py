@@ -7,7 +7,6 @@ import json
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -23,6 +22,7 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from full_disk import full_disk
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from matplotlib.figure import Figure
@@ -539,6 +539,29 @@ def test_a_checkpoint_whose_metrics_are_lost_is_not_used(tmp_path: Path, capsys:
     assert "metrics.jsonl" in capsys.readouterr().err
 
 
+def test_a_resumed_run_reads_its_metrics_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with runs.Run({}, tmp_path) as run:
+        run.restore({"w": jnp.zeros(3)})
+        run.log(1, {"loss": 1})
+        run.save(1, {"w": jnp.ones(3)})
+    opened = []
+    open_path = Path.open
+
+    def noted(path: Path, *arguments: Any, **options: Any) -> Any:
+        opened.append(path.name)
+        return open_path(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", noted)
+    with runs.Run({}, tmp_path) as run:
+        run.restore({"w": jnp.zeros(3)})
+        run.log(2, {"loss": 2})
+        run.save(2, {"w": jnp.ones(3)})
+    assert opened.count("metrics.jsonl") == 1
+    assert [row["loss"] for row in runs.read_metrics(tmp_path)] == [1, 2]
+
+
 def test_the_last_state_of_a_finished_run_can_be_used(tmp_path: Path) -> None:
     state = small_state()
     with runs.Run({}, tmp_path) as run:
@@ -672,7 +695,7 @@ def test_a_line_of_timings_that_no_run_wrote_ends_them(tmp_path: Path) -> None:
     for line in ("no JSON", "[1]", '{"seconds": 1}', '{"step": "x"}'):
         path = tmp_path / "timings.jsonl"
         path.write_text(f'{{"step": 0}}\n{line}\n{{"step": 0}}\n')
-        assert _metrics.size_up_to(path, 5) == len('{"step": 0}\n')
+        assert _metrics.lines_up_to(path, 5) == b'{"step": 0}\n'
 
 
 def test_appended_lines_are_those_that_came_before_the_checkpoint(tmp_path: Path) -> None:
@@ -751,17 +774,6 @@ def test_the_best_state_is_kept_beside_the_checkpoints(tmp_path: Path) -> None:
 
 
 # A full disk
-
-
-@contextlib.contextmanager
-def full_disk(limit: int) -> Iterator[None]:
-    """Lets no file of this process grow over `limit` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_disk_that_fails_late_is_named(tmp_path: Path, monkeypatch: Any) -> None:

@@ -6,7 +6,7 @@ its first call on, which suits groups of changing size.
 
 `max_at_k`, `rank_warp` and `maxpo` are the functions of the same name of `maxpo` and
 `maxpo.estimators`, with their rules for masks, ties, NaN and k, and differ from them by rounding.
-They are computed in float64 from the same weights.
+They are computed in float64 from the same weights. All groups have one k.
 
 Groups of unequal size: give the rewards of all groups as one vector, and with `groups` the label of
 each sample's group, whatever the order. A group with too few samples for k then gets 0, where
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from maxpo._groups import Groups, as_k
-from maxpo._numbers import host_floats
+from maxpo._numbers import host_floats, is_scalar
 from maxpo._subsets import all_below
 
 __all__ = ["Array", "Place", "Weights", "max_at_k", "maxpo", "rank_warp"]
@@ -222,6 +222,11 @@ def _pad(array: Array, mask: Array | None, place: Place) -> tuple[Array, Array]:
 
 
 def _as_k(name: str, k: float, groups: Groups, *, left_out: int | None) -> float:
+    if not is_scalar(k):
+        raise TypeError(
+            f"{name}: expected one k for all groups, got the shape {list(np.shape(k))}; the "
+            "function of this name for JAX takes one for each group."
+        )
     # An array of JAX stays one in `as_k`, and would take the rest to its device.
     if isinstance(k, (np.generic, np.ndarray, jax.Array)) and k.ndim == 0:
         k = k.item()

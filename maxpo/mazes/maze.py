@@ -22,7 +22,7 @@ Kind = Literal["perfect", "rooms"]
 View = Literal["local", "full"]
 
 ACTIONS = ("up", "right", "down", "left")
-MOVES = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+MOVES = np.array(solver.MOVES)
 
 
 class Maze(NamedTuple):

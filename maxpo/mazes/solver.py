@@ -5,9 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-__all__ = ["distances", "optimal_actions", "optimal_return"]
+__all__ = ["MOVES", "distances", "optimal_actions", "optimal_return"]
 
-_MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
+"""Rows and columns that an action moves by: up, right, down, left."""
 
 
 def distances(walls: jax.Array, source: jax.Array, ends: jax.Array) -> jax.Array:
@@ -100,8 +101,7 @@ def _one_move_away(values: jax.Array, outside: jax.Array | int) -> list[jax.Arra
     height, width = values.shape
     padded = jnp.pad(values, 1, constant_values=outside)
     return [
-        padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
-        for down, right in _MOVES
+        padded[1 + down : 1 + down + height, 1 + right : 1 + right + width] for down, right in MOVES
     ]
 
 

@@ -22,29 +22,15 @@ class MetricsFile:
       checksum: CRC-32 of these.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, head: bytes):
+        """Opens it and drops all that comes after its first bytes, which are `head`."""
         self.path = path
         self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        self.size = os.fstat(self._descriptor).st_size
-        self.checksum = zlib.crc32(self._head(self.size))
-        sync(path.parent)
-
-    def begins_with(self, size: int, checksum: int | None) -> bool:
-        """Returns whether the first `size` bytes are there, whole lines, and have this checksum.
-
-        None is that of a run of an older version, which kept none.
-        """
-        head = self._head(size)
-        if len(head) < size or not (head.endswith(b"\n") or not head):
-            return False
-        return checksum is None or zlib.crc32(head) == checksum
-
-    def cut(self, size: int) -> None:
-        """Drops everything after the first `size` bytes."""
-        os.ftruncate(self._descriptor, size)
-        self.size = size
-        self.checksum = zlib.crc32(self._head(size))
+        os.ftruncate(self._descriptor, len(head))
+        self.size = len(head)
+        self.checksum = zlib.crc32(head)
         self.sync()
+        sync(path.parent)
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Adds a line and hands it to the operating system.
@@ -75,11 +61,6 @@ class MetricsFile:
         finally:
             os.close(self._descriptor)
 
-    def _head(self, size: int) -> bytes:
-        """The first `size` bytes, or what there is of them."""
-        with self.path.open("rb") as file:
-            return file.read(size)
-
 
 def read_metrics(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Returns what a run has logged so far, in order, with "NaN" and "Infinity" as floats again.
@@ -97,20 +78,36 @@ def read_timings(folder: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return _read_lines(Path(folder, "timings.jsonl"))
 
 
-def size_up_to(path: Path, step: int) -> int:
-    """Returns how many bytes the lines of the steps up to `step` take, at the start of the file.
+def head_as_saved(path: Path, size: int, checksum: int | None) -> bytes | None:
+    """Returns the first `size` bytes of the file; None if they are not as they were at the save.
+
+    They are if they are there, end with a whole line and have this checksum, which is None in a run
+    of an older version, which kept none.
+    """
+    head = b""
+    if path.exists():
+        with path.open("rb") as file:
+            head = file.read(size)
+    if len(head) < size or not (head.endswith(b"\n") or not head):
+        return None
+    return head if checksum in (None, zlib.crc32(head)) else None
+
+
+def lines_up_to(path: Path, step: int) -> bytes:
+    """Returns the lines of the steps up to `step` at the start of the file, if there is one.
 
     A line that a kill tore ends them, as does one of a later step.
     """
+    content = path.read_bytes() if path.exists() else b""
     size = 0
-    for line in path.read_bytes().splitlines(keepends=True):
+    for line in content.splitlines(keepends=True):
         try:
             if not line.endswith(b"\n") or json.loads(line)["step"] > step:
                 break
         except (ValueError, LookupError, TypeError):
             break
         size += len(line)
-    return size
+    return content[:size]
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

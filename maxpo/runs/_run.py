@@ -25,7 +25,7 @@ from maxpo.runs._checkpoints import (
 from maxpo.runs._config import UsageError, differences, flatten
 from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_atomic, write_json
 from maxpo.runs._loggers import Loggers, Place, check_loggers
-from maxpo.runs._metrics import MetricsFile, size_up_to
+from maxpo.runs._metrics import MetricsFile, head_as_saved, lines_up_to
 from maxpo.runs._preemption import GO_ON, Preempted, is_asked_for
 from maxpo.runs._progress import say
 from maxpo.runs._table import Rows, format_table
@@ -290,8 +290,8 @@ class Run:
         if not self._primary:
             return
         if self._timings is None:
-            self._timings = MetricsFile(self.folder / "timings.jsonl")
-            self._timings.cut(size_up_to(self._timings.path, self._resumed))
+            path = self.folder / "timings.jsonl"
+            self._timings = MetricsFile(path, lines_up_to(path, self._resumed))
         self._timings.append({"step": int(step), **timings})
 
     def append(self, name: str, step: int, record: Mapping[str, Any]) -> None:
@@ -311,11 +311,11 @@ class Run:
         try:
             file = self._records.get(name)
             if file is None:
-                file = self._records[name] = MetricsFile(self.folder / f"{name}.jsonl")
+                path = self.folder / f"{name}.jsonl"
                 # Lines of its last step may have come after the checkpoint; and a line that comes
                 # before one is not waited for, and may be lost where a machine fails.
-                there = size_up_to(file.path, self._resumed)
-                file.cut(min(there, self._appended.get(name, 0)))
+                head = lines_up_to(path, self._resumed)[: self._appended.get(name, 0)]
+                file = self._records[name] = MetricsFile(path, head)
             file.append({"step": int(step), **record})
         except OSError as error:
             self._given_up.add(name)
@@ -511,15 +511,14 @@ class Run:
         """Opens the metrics with their first `size` bytes."""
         if not self._primary:
             return
-        metrics = MetricsFile(self.folder / "metrics.jsonl")
-        if not metrics.begins_with(size, checksum):
-            held = metrics.size
-            metrics.close()
+        path = self.folder / "metrics.jsonl"
+        head = head_as_saved(path, size, checksum)
+        if head is None:
+            held = path.stat().st_size if path.exists() else 0
             raise DamagedCheckpointError(
-                f"{metrics.path}, which holds {held} bytes, is not as it was at the save"
+                f"{path}, which holds {held} bytes, is not as it was at the save"
             )
-        metrics.cut(size)
-        self._metrics = metrics
+        self._metrics = MetricsFile(path, head)
 
 
 def _check_folder(folder: Path, config: dict[str, Any]) -> bool:

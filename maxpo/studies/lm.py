@@ -16,6 +16,7 @@ from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import read_summary
 from maxpo.lm.training.settings import Settings, make_settings
 from maxpo.lm.training.stages import SFT, Stages
+from maxpo.methods import Method
 
 __all__ = ["HeldOut", "Scores", "compare", "evaluate", "figures", "run_stages", "start_of", "table"]
 
@@ -50,8 +51,8 @@ def run_stages(settings: Settings, folder: Path) -> Scores:
         # Seed by seed: a study that is stopped early has compared all methods on some of them.
         for seed in range(config.seeds):
             for method in settings.methods:
-                name = f"{method.folder}-seed{seed}"
-                summary = stages.post_train(method, config.seed + seed, params, folder / name)
+                own = _folder_of(folder, method, seed)
+                summary = stages.post_train(method, config.seed + seed, params, own)
                 summaries.setdefault(method.label, []).append(summary)
     _say_failures([summary for of_seeds in summaries.values() for summary in of_seeds])
     return {
@@ -127,7 +128,7 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Calla
     def learning() -> Figure:
         histories = {
             method.label: [
-                runs.read_metrics(folder / f"{method.folder}-seed{seed}")
+                runs.read_metrics(_folder_of(folder, method, seed))
                 for seed in range(settings.config.seeds)
             ]
             for method in settings.methods
@@ -135,6 +136,11 @@ def figures(settings: Settings, scores: Scores, folder: Path) -> dict[str, Calla
         return learning_curves(histories, settings.config.rl.eval_k)
 
     return {"best_of_k": best_of_k, "learning_curves": learning}
+
+
+def _folder_of(study: Path, method: Method, seed: int) -> Path:
+    """Where a method is trained with one seed."""
+    return study / f"{method.folder}-seed{seed}"
 
 
 def _verifiers(settings: Settings) -> VerifierPool:
@@ -183,7 +189,7 @@ def _throughput(settings: Settings, label: str, folder: Path) -> dict[str, float
     rows = [
         row
         for seed in range(settings.config.seeds)
-        for row in runs.read_timings(folder / f"{method.folder}-seed{seed}")
+        for row in runs.read_timings(_folder_of(folder, method, seed))
         if row["step"] > 1
     ]
     if not rows:

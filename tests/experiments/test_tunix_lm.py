@@ -1,19 +1,12 @@
 """The run with Tunix: its real config, shrunk; what it refuses; and that it resumes as done."""
 
 import pytest
+import tunix_warnings
 
 from experiments import tunix_lm
 from maxpo.runs import load_config, read_metrics
 
-# From Tunix's models, samplers and trainer.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning"),
-]
+pytestmark = tunix_warnings.IGNORED
 
 FILE = "configs/tunix_lm.py"
 

@@ -156,6 +156,8 @@ def test_beyond_the_range_of_float32():
         ({"rewards": [1.0, 2.0], "k": 1, "where": [True] * 3}, ValueError, "broadcasts"),
         ({"rewards": [1.0, 0.0, 1.0], "k": 4}, ValueError, "N = 3 samples, got k = 4"),
         ({"rewards": [1.0, None], "k": 1}, TypeError, "None"),
+        ({"rewards": [[1, 2]] * 3, "k": [1, 1, 1]}, TypeError, r"one k .* got the shape \[3\]; "),
+        ({"rewards": [[1, 2]] * 3, "k": np.ones(3)}, TypeError, r"one k .* got the shape \[3\]; "),
         ({"rewards": [1.0, 2.0], "k": 0, "groups": [1, 1]}, ValueError, "k >= 1, got k = 0"),
         ({"rewards": [1.0, 2.0], "k": np.inf, "groups": [1, 1]}, ValueError, "k >= 1"),
         ({"rewards": [1.0, 2.0], "k": "4", "groups": [1, 1]}, TypeError, "real scalar"),

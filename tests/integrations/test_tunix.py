@@ -5,6 +5,7 @@ import importlib
 import jax
 import numpy as np
 import pytest
+import tunix_warnings
 from flax import nnx
 
 from experiments import tunix_lm
@@ -15,15 +16,7 @@ from maxpo.runs import load_config
 pytest.importorskip("tunix")
 registry = importlib.import_module("tunix.rl.function_registry")
 
-# From Tunix's models, samplers and trainer.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:optax.global_norm is deprecated:DeprecationWarning"),
-]
+pytestmark = tunix_warnings.IGNORED
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tunix_warnings
 from flax import nnx
 
 from maxpo import lm
@@ -15,14 +16,7 @@ from maxpo.lm.model.uncached import Uncached
 
 pytest.importorskip("tunix")
 
-# From Tunix's models.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:'.value' access is now deprecated:DeprecationWarning"),
-]
+pytestmark = tunix_warnings.IGNORED
 
 TOKENIZER = lm.CharTokenizer("abcd=")
 

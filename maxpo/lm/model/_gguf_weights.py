@@ -1,5 +1,6 @@
 """A model's tensors: from a GGUF file to one of safetensors with Hugging Face's names."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxpo import runs
+from maxpo.lm.model._checkpoint_entries import shapes
 from maxpo.lm.model._checkpoint_files import listed
 from maxpo.lm.model._gguf_config import EMBEDDING, OUTPUT, ROPE_FACTORS
 from maxpo.lm.model._gguf_file import GGUFFile
@@ -14,6 +16,26 @@ from maxpo.lm.model._safetensors import header
 from maxpo.lm.model.config import TransformerConfig
 
 __all__ = ["Weight", "list_weights", "write_weights"]
+
+# GGUF's names by Hugging Face's, of the model's tensors and of a layer's, without their ends.
+_OF_MODEL = {
+    "model.embed_tokens.weight": EMBEDDING,
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": OUTPUT,
+}
+_OF_LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 
 _ROWS = 4096  # How many become numbers at a time: a large embedding need not fit twice.
 
@@ -28,7 +50,7 @@ class Weight(NamedTuple):
 
 
 def list_weights(file: GGUFFile, config: TransformerConfig) -> list[Weight]:
-    """The tensors of a model, in the order of its layers.
+    """The tensors of a model.
 
     Raises:
       ValueError: If the file lacks some, has others, or has them of other shapes or of a type that
@@ -78,51 +100,25 @@ def write_weights(output: BinaryIO, file: GGUFFile, weights: Sequence[Weight], d
 
 def _weights(config: TransformerConfig, *, permuted: bool) -> Iterator[Weight]:
     """All tensors of a model."""
-    c, width = config, config.head_width
-
-    def weight(source: str, target: str, *shape: int) -> Weight:
-        return Weight(source, target, shape, np.arange(shape[0]))
-
-    def heads(source: str, target: str, count: int) -> Weight:
-        return Weight(source, target, (count * width, c.hidden), _row_order(count, width, permuted))
-
-    yield weight(EMBEDDING, "model.embed_tokens.weight", c.vocab_size, c.hidden)
-    for number in range(c.layers):
-        there, here = f"blk.{number}.", f"model.layers.{number}."
-        attention, mlp = f"{here}self_attn.", f"{here}mlp."
-        yield weight(f"{there}attn_norm.weight", f"{here}input_layernorm.weight", c.hidden)
-        yield heads(f"{there}attn_q.weight", f"{attention}q_proj.weight", c.heads)
-        yield heads(f"{there}attn_k.weight", f"{attention}k_proj.weight", c.kv_heads)
-        yield weight(
-            f"{there}attn_v.weight", f"{attention}v_proj.weight", c.kv_heads * width, c.hidden
-        )
-        if c.attention_bias:
-            for part, count in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
-                yield weight(
-                    f"{there}attn_{part}.bias", f"{attention}{part}_proj.bias", count * width
-                )
-        if c.qk_norm:
-            for part in "qk":
-                yield weight(
-                    f"{there}attn_{part}_norm.weight", f"{attention}{part}_norm.weight", width
-                )
-        yield weight(
-            f"{there}attn_output.weight", f"{attention}o_proj.weight", c.hidden, c.heads * width
-        )
-        yield weight(f"{there}ffn_norm.weight", f"{here}post_attention_layernorm.weight", c.hidden)
-        yield weight(f"{there}ffn_gate.weight", f"{mlp}gate_proj.weight", c.mlp, c.hidden)
-        yield weight(f"{there}ffn_up.weight", f"{mlp}up_proj.weight", c.mlp, c.hidden)
-        yield weight(f"{there}ffn_down.weight", f"{mlp}down_proj.weight", c.hidden, c.mlp)
-    yield weight("output_norm.weight", "model.norm.weight", c.hidden)
-    if not c.tied_embeddings:
-        yield weight(OUTPUT, "lm_head.weight", c.vocab_size, c.hidden)
+    heads = {"attn_q": config.heads, "attn_k": config.kv_heads} if permuted else {}
+    for target, shape in shapes(config).items():
+        source = _source(target)
+        count = heads.get(source.split(".")[-2])
+        rows = np.arange(shape[0]) if count is None else _neighbors(count, config.head_width)
+        yield Weight(source, target, shape, rows)
 
 
-def _row_order(heads: int, width: int, permuted: bool) -> np.ndarray:
-    """Which row of queries or keys in the file is which of Hugging Face's.
+def _source(target: str) -> str:
+    """The name in a GGUF file of a tensor that Hugging Face calls `target`."""
+    stem, _, kind = target.rpartition(".")
+    layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", stem)
+    return f"blk.{layer[1]}.{_OF_LAYER[layer[2]]}.{kind}" if layer else _OF_MODEL[target]
+
+
+def _neighbors(heads: int, width: int) -> np.ndarray:
+    """Which row of queries or keys in a permuted file is which of Hugging Face's.
 
     Rotary positions turn pairs of rows. Hugging Face pairs row i of a head with row i + width / 2;
     files of the architecture "llama" hold the two next to each other.
     """
-    rows = np.arange(heads * width)
-    return rows.reshape(heads, -1, 2).swapaxes(1, 2).ravel() if permuted else rows
+    return np.arange(heads * width).reshape(heads, -1, 2).swapaxes(1, 2).ravel()

@@ -126,7 +126,7 @@ def layout(tree: Any, rules: Rules | None, *, fully_sharded: bool) -> Any:
                 over = DATA if fully_sharded else None
             if over is not None and np.shape(leaf)[axis] % mesh.shape[over]:
                 raise ValueError(
-                    f"mesh: expected axis {axis} of {_names(path)[-1]} to divide by {over} = "
+                    f"mesh: expected axis {axis} of {_full_name(path)} to divide by {over} = "
                     f"{mesh.shape[over]}, got the shape {list(np.shape(leaf))}"
                 )
             axes.append(over)
@@ -182,8 +182,8 @@ def _rule(path: tuple[Any, ...], leaf: Any, rules: Rules) -> Rule | None:
     rule = next((rules[name] for name in reversed(names) if name in rules), None)
     if rule is None and np.ndim(leaf) >= 2:
         raise ValueError(
-            f"rules: expected one for every matrix, got none for {'.'.join(filter(None, names))} "
-            f"of the shape {list(np.shape(leaf))}; say how it is cut and whether it decays, as in "
+            f"rules: expected one for every matrix, got none for {_full_name(path)} of the "
+            f"shape {list(np.shape(leaf))}; say how it is cut and whether it decays, as in "
             "maxpo.lm.model.sharding.RULES"
         )
     return rule
@@ -191,3 +191,9 @@ def _rule(path: tuple[Any, ...], leaf: Any, rules: Rules) -> Rule | None:
 
 def _names(path: tuple[Any, ...]) -> list[str]:
     return [str(getattr(key, "key", getattr(key, "name", ""))) for key in path]
+
+
+def _full_name(path: tuple[Any, ...]) -> str:
+    """As in the model, where no one writes the `value` of a variable."""
+    names = [name for name in _names(path) if name]
+    return ".".join(names[:-1] if names[-1:] == ["value"] else names)

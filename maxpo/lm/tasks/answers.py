@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any, NamedTuple
 
+from maxpo._extras import missing_extra
 from maxpo.lm.tasks.text import Problem, preloads, text_only
 
 __all__ = [
@@ -130,9 +131,7 @@ def _math_verify() -> Any:
     try:
         import math_verify
     except ImportError as error:
-        raise ImportError(
-            "the verifier 'math' needs the package math-verify: pip install 'maxpo[math]'"
-        ) from error
+        raise missing_extra("the verifier 'math'", "math-verify", "math", error) from error
     # It warns of the time limit that is switched off.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
     return math_verify

@@ -134,9 +134,11 @@ def make_reasoning_task(
             raise ValueError(f"{name}: expected at least 1, got {size}")
     if threshold is not None and not 0 < threshold <= 1:
         raise ValueError(f"threshold: expected a number in (0, 1] or None, got {threshold}")
-
     if threshold is not None and verifier != "scorer":
-        raise ValueError(f"threshold is for verifier='scorer', got {threshold} with {verifier!r}")
+        raise ValueError(
+            f"threshold: expected None for any verifier but 'scorer', got {threshold} with "
+            f"{verifier!r}"
+        )
 
     scorer = ReasoningVerifier(dataset, options, threshold)
     verify = find_verifier(verifier, scorer=scorer) if isinstance(verifier, str) else verifier

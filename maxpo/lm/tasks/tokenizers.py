@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from maxpo._extras import missing_extra
+from maxpo.lm.tasks.text import shown
 
 if TYPE_CHECKING:
     import tokenizers
@@ -132,7 +133,7 @@ class CharTokenizer:
         except KeyError as error:
             raise ValueError(
                 f"character {error.args[0]!r} is not in the alphabet {self.alphabet!r};"
-                f" it occurs in {_shortened(text)!r}"
+                f" it occurs in {shown(text)}"
             ) from None
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -178,7 +179,7 @@ class CharTokenizer:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(
                 "expected a CharTokenizer's JSON, with type 'characters' and an alphabet,"
-                f" got {_shortened(text)!r}"
+                f" got {shown(text)}"
             ) from error
 
 
@@ -405,9 +406,5 @@ def read_json_object(file: Path) -> dict[str, Any]:
     except ValueError as error:  # Not JSON, or not UTF-8.
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {_shortened(repr(config))}")
+        raise ValueError(f"{file}: expected a JSON object, got {shown(config)}")
     return config
-
-
-def _shortened(text: str, length: int = 80) -> str:
-    return text if len(text) <= length else text[:length] + "..."

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from maxpo import runs
 from maxpo.lm.model.lora import LoRA
 from maxpo.lm.tasks.tokenizers import read_json_object
-from maxpo.lm.training._checkpoint_digest import checkpoint_digest
+from maxpo.lm.training._digests import checkpoint_digest
 
 __all__ = ["Adapted", "read_lora", "write_lora"]
 

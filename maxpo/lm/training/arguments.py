@@ -1,11 +1,12 @@
 """What callers from Python hand over: a policy, and a reward."""
 
 import contextlib
+import itertools
 from collections.abc import Iterator
-from typing import Any
 
 from flax import nnx
 
+from maxpo.lm.model.policy import trainable
 from maxpo.lm.tasks.rewards import GroupReward, Reward, RewardFunction
 from maxpo.lm.tasks.text import load_verifier
 from maxpo.lm.tasks.tokenizers import Tokenizer
@@ -15,26 +16,27 @@ from maxpo.lm.training.rollouts import Verify
 __all__ = ["open_verifier", "split_policy"]
 
 
-def split_policy(policy: nnx.Module, tokenizer: Tokenizer) -> tuple[nnx.GraphDef, nnx.State]:
-    """The structure and the parameters of a policy.
+def split_policy(
+    policy: nnx.Module, tokenizer: Tokenizer
+) -> tuple[nnx.GraphDef, nnx.State, nnx.State]:
+    """A policy's structure, what is trained of it, and what is not, see `trainable`.
 
     Raises:
       ValueError: If it has other variables than parameters, or fewer tokens than the tokenizer.
     """
-    parts: Any = nnx.split(policy, nnx.Param, ...)
-    graph, params, rest = parts
-    if left := nnx.to_flat_state(rest):
-        path, variable = left[0]
-        raise ValueError(
-            "policy: expected no variables but nnx.Param, got "
-            f"{type(variable).__name__} at {'.'.join(map(str, path))}"
-        )
+    graph, params, frozen = trainable(policy)
+    for path, variable in itertools.chain(nnx.to_flat_state(params), nnx.to_flat_state(frozen)):
+        if not isinstance(variable, nnx.Param):
+            raise ValueError(
+                "policy: expected no variables but nnx.Param, got "
+                f"{type(variable).__name__} at {'.'.join(map(str, path))}"
+            )
     size = getattr(getattr(policy, "config", None), "vocab_size", tokenizer.vocab_size)
     if size < tokenizer.vocab_size:
         raise ValueError(
             f"tokenizer: expected at most the policy's {size} tokens, got {tokenizer.vocab_size}"
         )
-    return graph, params
+    return graph, params, frozen
 
 
 @contextlib.contextmanager
@@ -58,6 +60,8 @@ def open_verifier(
         yield RewardFunction(function)
         return
     if isinstance(function, GroupReward):
-        raise ValueError("workers: expected 0 for a group_reward, whose samples are scored at once")
+        raise ValueError(
+            f"workers: expected 0 for a group_reward, which scores a group at once, got {workers}"
+        )
     with VerifierPool(function, workers=workers, time_limit=time_limit) as pool:
         yield pool

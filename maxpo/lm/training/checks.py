@@ -17,6 +17,7 @@ __all__ = [
     "LOSSES",
     "TRUNCATED",
     "ZERO_VARIANCE_GROUPS",
+    "check_b2",
     "check_diagnostics",
     "check_rl",
 ]
@@ -119,18 +120,20 @@ def check_diagnostics(config: ConfigDict, methods: Sequence[Method]) -> None:
 def _check_sizes(config: ConfigDict) -> None:
     rl = config.rl
     cut = rl.minibatches * rl.micro_batches
+    for name, parts in (
+        ("rl.sampling_batches", rl.sampling_batches),
+        ("rl.minibatches * rl.micro_batches", cut),
+    ):
+        if rl.prompts % parts:
+            raise ValueError(
+                f"{name}: expected a divisor of rl.prompts = {rl.prompts}, got {parts}"
+            )
     for name, size in (
         ("rl.prompts / rl.sampling_batches", rl.prompts // rl.sampling_batches),
         ("rl.prompts / (rl.minibatches * rl.micro_batches)", rl.prompts // cut),
         ("evaluation.prompts", config.evaluation.prompts),
     ):
         parallel.check_batch(name, size)
-    for name, whole, part in (
-        ("rl.sampling_batches", rl.prompts, rl.sampling_batches),
-        ("rl.minibatches * rl.micro_batches", rl.prompts, rl.minibatches * rl.micro_batches),
-    ):
-        if whole % part:
-            raise ValueError(f"{name}: expected a divisor of rl.prompts = {whole}, got {part}")
     samples = config.evaluation.samples
     if rl.eval_k not in powers_up_to(samples):
         raise ValueError(
@@ -171,8 +174,9 @@ def _check_truncated(rl: ConfigDict) -> None:
 def _check_loss(rl: ConfigDict) -> None:
     if rl.loss == "score_function" and rl.epochs * rl.minibatches > 1:
         raise ValueError(
-            "rl.loss: score_function is only right for the policy that drew the samples; expected "
-            f"clipped_ratio for {rl.epochs} epochs of {rl.minibatches} minibatches"
+            f"rl.loss: expected clipped_ratio for {rl.epochs} epochs of {rl.minibatches} "
+            "minibatches, got score_function, which is only right for the policy that drew the "
+            "samples"
         )
     if rl.importance_level == "sequence" and rl.loss_aggregation == "token":
         raise ValueError(
@@ -185,7 +189,7 @@ def _check_loss(rl: ConfigDict) -> None:
             f"rl.importance_level=token, got {rl.length}"
         )
     if rl.kl_coefficient and rl.kl_estimator == "k1":
-        raise ValueError("rl.kl_estimator: expected k2 or k3, k1's gradient is only noise")
+        raise ValueError("rl.kl_estimator: expected k2 or k3, got k1, whose gradient is only noise")
     if rl.zero_variance_groups == "oversample" and rl.oversampling < 2:
         raise ValueError(
             f"rl.oversampling: expected at least 2 to oversample, got {rl.oversampling}"

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -18,13 +17,14 @@ from ml_collections import ConfigDict
 
 from maxpo import parallel, runs
 from maxpo.lm.model.lora import LoRA, adapt, adapters_of
-from maxpo.lm.model.policy import WithPacking, trainable
+from maxpo.lm.model.policy import WithPacking
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
 from maxpo.lm.tasks.text import Problem, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training._digests import policy_digest, tokenizer_digest
 from maxpo.lm.training.arguments import open_verifier, split_policy
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
@@ -187,9 +187,9 @@ def train(
         raise ValueError("problems: expected at least one, got none")
     if held_out is not None and not held_out:
         raise ValueError("held_out: expected at least one problem or None, got none")
+    if log_every < 0:
+        raise ValueError(f"log_every: expected at least 0, got {log_every}")
     (chosen,) = parse_methods([method], group_size=group_size, adaptive=True)
-    if not binary:
-        check_graded([chosen.estimator], "method", "binary=False")
     config = _config(
         {
             "steps": steps,
@@ -211,25 +211,17 @@ def train(
             "patience": patience,
         },
     )
-    if config.rl.truncated == "penalty":
-        check_graded([chosen.estimator], "method", "truncated=penalty")
-    if log_every < 0:
-        raise ValueError(f"log_every: expected at least 0, got {log_every}")
+    _check_method(chosen, config, binary=binary)
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
-    if config.rl.packing and not isinstance(policy, WithPacking):
-        raise ValueError(
-            "packing: expected False for a policy without packed_hidden_states, got True for "
-            f"{type(policy).__name__}"
-        )
+    _check_packing(policy, config)
     train_on, judged = encode(
         problems, problems if held_out is None else held_out, tokenizer, batch=prompts
     )
     if lora is not None:
         policy = adapt(policy, lora, key_of(seed, ADAPT))
     adapters = adapters_of(policy)
-    _, everything = split_policy(policy, tokenizer)
-    graph, params, frozen = trainable(policy)
+    graph, params, frozen = split_policy(policy, tokenizer)
     identity = {
         "method": chosen._asdict(),
         **config.to_dict(),
@@ -241,8 +233,8 @@ def train(
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
-            "tokenizer": _short(tokenizer.to_json().encode()),
-            "policy": _digest(everything),
+            "tokenizer": tokenizer_digest(tokenizer),
+            "policy": policy_digest(nnx.merge_state(params, frozen)),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
@@ -345,6 +337,22 @@ def _config(
     return config
 
 
+def _check_method(method: Method, config: ConfigDict, *, binary: bool) -> None:
+    """Raises ValueError if the method needs rewards of 0 or 1 and gets others."""
+    if not binary:
+        check_graded([method.estimator], "method", "binary=False")
+    if config.rl.truncated == "penalty":
+        check_graded([method.estimator], "method", "truncated=penalty")
+
+
+def _check_packing(policy: nnx.Module, config: ConfigDict) -> None:
+    if config.rl.packing and not isinstance(policy, WithPacking):
+        raise ValueError(
+            "packing: expected False for a policy without packed_hidden_states, got True for "
+            f"{type(policy).__name__}"
+        )
+
+
 def _check_optimizer(
     optimizer: optax.GradientTransformation | str,
     rules: Rules | None,
@@ -359,11 +367,14 @@ def _check_optimizer(
         check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
     ours = ("learning_rate", "warmup_steps", "max_gradient_norm", "b2", "weight_decay")
-    unread = [name for name in ours if name in given]
+    unread = {name: given[name] for name in ours if name in given}
     if method.learning_rate is not None:
-        unread.append(f"learning_rate of the method {method.label!r}")
+        unread[f"learning_rate of the method {method.label!r}"] = method.learning_rate
     if unread:
-        raise ValueError(f"{unread[0]}: expected none beside an optimizer, which has its own")
+        name, value = next(iter(unread.items()))
+        raise ValueError(
+            f"{name}: expected none beside an optimizer, which has its own, got {value}"
+        )
 
 
 def _scores_before(
@@ -449,16 +460,3 @@ def _name(reward: Reward | GroupReward) -> str:
     function: Any = reward.function if isinstance(reward, GroupReward) else reward
     name = getattr(function, "__qualname__", type(function).__qualname__)
     return f"{getattr(function, '__module__', '')}:{name}"
-
-
-def _short(content: bytes) -> str:
-    return f"sha256:{hashlib.sha256(content).hexdigest()[:16]}"
-
-
-def _digest(params: nnx.State) -> str:
-    found = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(params):
-        array = np.asarray(parallel.fetch(leaf))
-        found.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return f"sha256:{found.hexdigest()[:16]}"

@@ -78,7 +78,7 @@ def evaluate(
     for name, value in (("samples", samples), ("prompts", prompts)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}")
-    graph, params = split_policy(policy, tokenizer)
+    graph, params, frozen = split_policy(policy, tokenizer)
     _, encoded = encode(problems, problems, tokenizer, batch=prompts)
     draw = make_draw(
         graph,
@@ -86,6 +86,7 @@ def evaluate(
         group_size=samples,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
+        frozen=frozen,
     )
     grading = Grading(success, binary=False)
     with open_verifier(reward, workers, time_limit) as verify:

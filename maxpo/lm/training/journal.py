@@ -10,6 +10,7 @@ import numpy as np
 from maxpo import runs
 from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.text import Problem
+from maxpo.lm.tasks.verification import Scores
 from maxpo.lm.training.evaluation import Judge, Judged
 from maxpo.lm.training.folders import COMPLETIONS
 from maxpo.lm.training.rollouts import Rollouts, Sampler
@@ -78,7 +79,7 @@ class Journal:
         run.append(COMPLETIONS, step, {"split": split, **of_problem, "completions": lines})
 
     def _written(
-        self, completions: Completions, scores: Any, p: int, sampler: Sampler
+        self, completions: Completions, scores: Scores, p: int, sampler: Sampler
     ) -> Iterable[dict[str, Any]]:
         """What is known of each completion of a group without its reward."""
         group = jax.tree.map(lambda array: array[p : p + 1], completions)

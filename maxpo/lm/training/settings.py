@@ -1,6 +1,5 @@
 """A config becomes what training needs, or an error that says what is wrong with it."""
 
-import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from maxpo.lm.model.lora import LoRA
 from maxpo.lm.model.sharding import RULES
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks import text, tokenizers
-from maxpo.lm.training._checkpoint_digest import checkpoint_digest
+from maxpo.lm.training._digests import checkpoint_digest, tokenizer_digest
 from maxpo.lm.training.checks import check_b2, check_diagnostics, check_rl
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.handover import checkpoint_folder
@@ -116,13 +115,12 @@ def digests(settings: Settings) -> dict[str, str]:
     other problems now, is refused as another config is.
     """
     task = settings.task
-    tokenizer = settings.tokenizer.to_json().encode()
     shared = shared_prompts(task.train, task.held_out)
     held_out = f"{len(task.held_out)} problems, {shared} of them in train"
     found = {
         "train": f"{len(task.train)} problems, {text.digest(task.train)}",
         "held_out": f"{held_out}, {text.digest(task.held_out)}",
-        "tokenizer": f"sha256:{hashlib.sha256(tokenizer).hexdigest()[:16]}",
+        "tokenizer": tokenizer_digest(settings.tokenizer),
     }
     if (folder := settings.checkpoint) is not None:
         found["pretrained"] = checkpoint_digest(folder)

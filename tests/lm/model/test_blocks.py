@@ -1,15 +1,11 @@
 """Sampling in blocks draws what a single loop draws, and pays for less."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
+import blocks_child
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated_devices
 from flax import nnx
 from memory import VOCABULARY, WIDTH, Memory
 
@@ -190,23 +186,7 @@ def test_the_first_block_is_one_of_few_that_cover_all_tokens(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_same_completions_on_a_mesh(processes, tmp_path):
+def test_the_same_completions_on_a_mesh(processes):
     """Four simulated devices, where samples stay in their shards; no process knows all of them."""
-    child = Path(__file__).parents[2] / "blocks_child.py"
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={4 // processes}",
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": str(child.parent.parent),
-    }
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    logs = [tmp_path / f"log{number}" for number in range(processes)]
-    children = []
-    for number, path in enumerate(logs):
-        of_process = [address, str(processes), str(number)] if processes > 1 else []
-        with path.open("w") as log:
-            command = [sys.executable, str(child), *of_process]
-            children.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
-    codes = [each.wait(timeout=300) for each in children]
-    assert codes == [0] * processes, [path.read_text()[-3000:] for path in logs]
+    devices = 4 // processes
+    simulated_devices.outputs(blocks_child.__file__, devices=devices, processes=processes)

@@ -2,17 +2,13 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import checkpoint_child
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import simulated_devices
 from flax import nnx
 
 from maxpo.lm.model._safetensors import copy
@@ -22,7 +18,6 @@ from maxpo.lm.model.transformer import Transformer
 
 pytest.importorskip("safetensors.numpy")
 
-CHILD = Path(checkpoint_child.__file__)
 LLAMA = TransformerConfig(
     vocab_size=256,
     context_length=16,
@@ -55,31 +50,10 @@ def write(folder, *names):
         save_pretrained(distinct(CONFIGS[name]), folder / "models" / name)
 
 
-def run(folder, *, devices, processes=1):
-    """What each process prints."""
-    path = os.pathsep.join([str(Path.cwd()), str(CHILD.parent)])
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{found.getsockname()[1]}"
-    children = [
-        subprocess.Popen(
-            [
-                *(sys.executable, str(CHILD), str(folder)),
-                *([address, str(processes), str(number)] if processes > 1 else []),
-            ],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(processes)
-    ]
-    outputs = [child.communicate(timeout=300) for child in children]
-    for child, (_, errors) in zip(children, outputs, strict=True):
-        assert child.returncode == 0, errors[-4000:]
-    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+def run(folder, **counts):
+    """What each process has found."""
+    outputs = simulated_devices.outputs(checkpoint_child.__file__, folder, **counts)
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
 
 
 def part_of(name, devices):

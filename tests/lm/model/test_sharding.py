@@ -24,7 +24,7 @@ class Shape:
             {"qkv": Shape(2, 16, 3, 4, 6)},
             r"axis 2 of qkv to divide by model = 2, .* \[2, 16, 3, 4, 6",
         ),
-        ({"a": {"embedding": Shape(15, 8)}}, r"axis 0 of embedding to divide by model = 2"),
+        ({"a": {"embedding": Shape(15, 8)}}, r"axis 0 of a.embedding to divide by model = 2"),
         ({"down": Shape(2, 8, 6)}, r"axis 2 of down to divide by data = 4"),
     ],
 )
@@ -33,8 +33,16 @@ def test_sizes_that_do_not_divide_are_named(tree, message):
         layout(tree, RULES, fully_sharded=True)
 
 
-def shapes(**overrides):
-    config = make_config("nano", vocab_size=16, context_length=8, **overrides)
+def test_sizes_that_do_not_divide_are_named_as_in_the_model():
+    mesh = jax.sharding.AbstractMesh((1, 3), ("data", "model"))
+    message = r"axis 1 of layers\.down to divide by model = 3, got the shape \[3, 256, 96\]"
+    params = shapes(vocab_size=15, heads=3, kv_heads=3, mlp=256)
+    with jax.sharding.use_abstract_mesh(mesh), pytest.raises(ValueError, match=message):
+        layout(params, RULES, fully_sharded=True)
+
+
+def shapes(vocab_size=16, **overrides):
+    config = make_config("nano", vocab_size=vocab_size, context_length=8, **overrides)
     return nnx.state(nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0))))
 
 

@@ -1,8 +1,6 @@
 """What a run from a checkpoint leaves for other programs, compared with transformers."""
 
-import contextlib
 import json
-import resource
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_checkpoint
 from flax import nnx
+from full_disk import full_disk
 
 from maxpo import lm
 from maxpo.lm.tasks.rewards import RewardFunction
@@ -156,17 +155,6 @@ def test_folders_that_are_no_checkpoints(study, run, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     with pytest.raises(ValueError, match="expected a checkpoint or a run with a folder hf/, got"):
         checkpoint_folder(tmp_path)
-
-
-@contextlib.contextmanager
-def full_disk(limit):
-    """Lets no file of this process grow over `limit` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "model.safetensors"])

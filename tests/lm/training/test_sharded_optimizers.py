@@ -1,39 +1,22 @@
 """Optimizers on a mesh of 8 simulated devices: the same steps, and each device holds its part."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import optimizers_child
 import pytest
+import simulated_devices
 
 from maxpo.lm.model.config import TransformerConfig
 from maxpo.studies.speed.moments import moment_bytes
 from maxpo.studies.speed.work import parameter_count
 
 SPECS = ("adamw", "lion:moments=bfloat16", "adafactor", "muon")
-CHILD = Path(optimizers_child.__file__)
 
 
 @pytest.fixture(scope="module")
 def found():
-    settings = {
-        "PYTHONPATH": str(Path.cwd()),
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # They come after the partitioning.
-    }
-    done = subprocess.run(
-        [sys.executable, str(CHILD), *SPECS],
-        env={**os.environ, **settings},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {row["optimizer"]: row for row in map(json.loads, done.stdout.splitlines())}
+    (output,) = simulated_devices.outputs(optimizers_child.__file__, *SPECS, devices=8)
+    return {row["optimizer"]: row for row in map(json.loads, output.splitlines())}
 
 
 @pytest.mark.slow
