@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 __all__ = [
     "STYLES",
+    "WIDTH",
     "Line",
     "Style",
     "draw_line",
@@ -23,6 +24,8 @@ __all__ = [
 ]
 
 Style = dict[str, Any]
+
+WIDTH = 11.0  # Inches of figures with panels side by side, so that letters have one size on a page.
 
 # Dashes and shades besides colors, so that lines can be told apart in gray.
 STYLES: dict[str, tuple[str, Any]] = {
@@ -167,7 +170,7 @@ def learning_curves(
       log: Titles of panels with a logarithmic axis.
     """
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(11, 3.7 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.7 * rows), layout="constrained")
     axes = figure.subplots(rows, 2, sharex=True, squeeze=False)
     for axis, (title, lines) in zip(axes.flat, panels.items(), strict=False):
         for (label, line), style in zip(lines.items(), styles(list(lines)).values(), strict=True):

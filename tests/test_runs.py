@@ -30,7 +30,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo._extras import missing_extra
-from maxpo.runs import _checkpoints, _metrics, _progress
+from maxpo.runs import _checkpoints, _main, _metrics, _progress
 
 CHILD = Path(__file__).with_name("runs_child.py")
 CONFIG = {"learning_rate": 0.1, "policy": {"width": 64}}
@@ -287,7 +287,7 @@ def test_a_figure_that_fails_costs_nothing_but_itself(
     assert {path.name for path in tmp_path.glob("*.png")} == {"whole.png"}
     assert "whole.png" in printed.out
     assert "Traceback" in printed.err
-    assert "warning: the figure broken is missing" in printed.err
+    assert "warning: the figure broken was not drawn" in printed.err
     with runs.Run({}, tmp_path) as run:
         assert run.report() == {"best": 0.5}
     assert "broken" not in capsys.readouterr().err
@@ -1019,9 +1019,16 @@ def test_progress_is_plain_lines_where_there_is_no_terminal(monkeypatch: Any, ca
     for _ in runs.steps(20, 30, every=2):
         pass
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "28/30 updates, 0.5333 updates/s, 00:03 left"
-    assert lines[-1] == "30/30 updates, 0.4762 updates/s, 00:00 left"
+    assert lines[0] == "28/30 updates, 1.5 seconds each, 00:03 left"  # From 22 on, after 3 s.
+    assert lines[-1] == "30/30 updates, 1.9 seconds each, 00:00 left"
     assert len(lines) == 2
+    clock = iter(np.arange(0, 1000, 0.25))
+    list(runs.progress(range(100), unit="problems"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "40/100 problems, 4.0 a second, 00:15 left"
+    clock = iter(np.arange(0, 1000, 12.0))
+    list(runs.steps(0, 2))
+    assert capsys.readouterr().err.splitlines()[0] == "1/2 updates, 12.0 seconds so far"
     assert list(runs.progress([], unit="batches")) == []
     assert capsys.readouterr().err == ""
 
@@ -1086,6 +1093,18 @@ def test_format_table_shows_an_error_that_does_not_exist_as_a_dash(
     assert capsys.readouterr().out == first
 
 
+def test_format_table_shows_two_digits_of_errors() -> None:
+    pairs = [(0.094686, 0.0098), (-0.008, 0.0172), (0.14285, 4.5e-5), (812.4, 31.0), (0.5, 0.0)]
+    rows = [{"x": value, "x_sem": error} for value, error in pairs]
+    assert runs.format_table(rows).splitlines()[1:] == [
+        "0.0947 ± 0.0098",
+        "-0.008 ± 0.017",
+        "0.142850 ± 0.000045",
+        "812 ± 31",
+        "0.5000 ± 0",
+    ]
+
+
 def test_format_table_takes_stored_floats_for_numbers() -> None:
     rows = [{"x": "NaN"}, {"x": 1.0}, {"x": "Infinity"}]
     assert runs.format_table(rows).splitlines() == ["    x", "  nan", "1.000", "  inf"]
@@ -1096,8 +1115,10 @@ def test_format_table_takes_stored_floats_for_numbers() -> None:
 CONFIG_FILE = """
 from ml_collections import ConfigDict, config_dict
 
+VARIANTS = ("small", "big")
+
 def get_config(variant="small"):
-    if variant not in ("small", "big"):
+    if variant not in VARIANTS:
         raise ValueError(f"variant must be small or big, got {variant}")
     config = ConfigDict()
     config.learning_rate = 0.1
@@ -1214,6 +1235,8 @@ def test_main_makes_time_stamped_folders_that_do_not_collide(experiment: Recorde
         (["--wrkdir=x"], "unknown flag --wrkdir (did you mean --workdir?)"),
         (["bandit"], "expected only flags, got bandit"),
         (["--workdir=configs"], "configs is neither empty nor the folder of a run"),
+        (["--workdir=configs/demo.py"], "workdir: expected a folder, got the file "),
+        (["--workdir=configs/demo.py/run"], "workdir: expected a folder, got the file "),
     ],
 )
 def test_bad_usage_is_one_sentence_and_exit_code_2(
@@ -1227,6 +1250,19 @@ def test_bad_usage_is_one_sentence_and_exit_code_2(
     assert printed.startswith("error: ")
     assert printed.count("\n") == 1
     assert not Path("runs").exists() or not list(Path("runs").iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_any_work(
+    experiment: Recorder, monkeypatch: Any, capsys: Any
+) -> None:
+    # Which are rights that the superuser has everywhere.
+    monkeypatch.setattr(_main.os, "access", lambda path, mode: False)
+    with pytest.raises(SystemExit, match="2"):
+        call(experiment, "--workdir=new/run")
+    assert capsys.readouterr().err == (
+        f"error: workdir: expected a folder that can be written, got {Path.cwd()}\n"
+    )
+    assert not experiment.calls
 
 
 def test_a_folder_of_another_config_exits_with_2_and_a_finished_run_with_0(
@@ -1344,6 +1380,7 @@ def test_help_shows_the_flags_and_the_fields(experiment: Recorder, capsys: Any) 
     call(experiment, "--config=configs/demo.py:big", "--help")
     printed = capsys.readouterr().out
     assert "--workdir=DIR" in printed
+    assert "its variants: small, big\n" in printed
     assert "--config.policy.width=512" in printed
     assert not experiment.calls
 

@@ -2,10 +2,10 @@
 
     python -m maxpo.evaluate [LABEL=]FILE ... [--out=FOLDER]
 
-FILE has a record for each sample, with its problem and its score: JSON lines, or a JSON list in a
-.json, either of them also with .gz. Files of one LABEL are seeds of one method; without a label, a
-file is a method, and has its path for a name. Differences are those to the first method, on the
-problems that both have.
+FILE has a record for each sample, with its problem and its score, as JSON lines or a JSON list,
+plain or gzipped. Files of one LABEL are seeds of one method, and LABEL='run*.jsonl' takes all that
+match; without a label, a file is a method, and has its path for a name. Differences are those to
+the first method, on the problems that both have.
 """
 
 import argparse
@@ -28,7 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
       argv: The command line without the program's name; that of the process if None.
     """
     arguments = _parser().parse_args(argv)
+    out = None if arguments.out is None else Path(arguments.out)
     try:
+        if out is not None and out.exists() and not out.is_dir():
+            raise UsageError(f"--out: expected a folder, got the file {out}")
         evaluation = evaluate(
             _methods(arguments.files),
             k=arguments.k,
@@ -39,13 +42,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             pool=arguments.pool,
         )
         print(to_text(evaluation), flush=True)
-        if arguments.out is not None:
-            write(evaluation, Path(arguments.out))
+        if out is not None:
+            write(evaluation, out)
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
 
 
@@ -69,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         help="read only these records; 'last' is the largest number, '*' any value",
     )
-    add("--success", type=float, default=1.0, help="the score from which a sample is correct")
+    add("--success", type=float, default=1.0, help="the least score that is correct; 1 without it")
     add("--pool", action="store_true", help="files of a label are samples of one model, not seeds")
     add("--out", metavar="FOLDER", help="write evaluation.json and evaluation.png there")
     return parser
@@ -83,7 +87,10 @@ def _methods(words: Sequence[str]) -> dict[str, list[str]]:
         # A path may have an equals sign of its own.
         if not equals or Path(word).exists():
             label = path = word
-        methods.setdefault(label, []).append(path)
+        # Shells leave the pattern of LABEL=PATTERN to us.
+        file = Path(path)
+        matches = [] if file.exists() else sorted(map(str, file.parent.glob(file.name)))
+        methods.setdefault(label, []).extend(matches or [path])
     return methods
 
 

@@ -114,7 +114,7 @@ def _metric(record: Mapping[str, Any]) -> str | None:
         return None
     if len(metrics) > 1:
         raise UsageError(
-            f"metrics: expected one, got {', '.join(map(str, metrics))}; name one with score"
+            f"metrics: expected one, got {', '.join(map(str, metrics))}; name one by --score"
         )
     return str(metrics[0])
 
@@ -125,12 +125,12 @@ def _first(name: str, known: tuple[str, ...], record: Mapping[str, Any]) -> str:
             return field
     raise UsageError(
         f"{name}: expected one of the fields {', '.join(known)}, got {', '.join(record)}; "
-        f"name the field with {name}"
+        f"name another by --{name}"
     )
 
 
 def _shown(record: Mapping[str, Any], field: str) -> str:
     if field not in record:
-        return f"no such field among {', '.join(record)}"
+        return f"a record that has only {', '.join(record)}"
     text = repr(record[field])
     return text if len(text) <= 40 else f"{text[:40]}..."

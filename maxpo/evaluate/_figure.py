@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from maxpo.evaluate._curves import Curve
 from maxpo.evaluate._evaluation import Evaluation
 from maxpo.evaluate._report import metrics_of
-from maxpo.plotting import draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_errors
 
 __all__ = ["draw"]
 
@@ -21,7 +21,7 @@ def draw(evaluation: Evaluation) -> Figure:
     metrics = metrics_of(evaluation)
     first, *others = evaluation.sources
     rows = 2 if others else 1
-    figure = Figure(figsize=(6.4 * len(metrics), 4.4 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 2 * len(metrics), 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, len(metrics), squeeze=False)
     for column, (name, metric) in zip(axes.T, metrics.items(), strict=True):
         ks = metric.curves[first].k.tolist()

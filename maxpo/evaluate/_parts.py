@@ -52,13 +52,14 @@ def choose_parts(
         wanted = max(filter(_is_number, values), default=None) if value == LAST else value
         kept = [part for part in kept if part[place] is not None and _is(part[place], wanted)]
         if not kept:
-            raise UsageError(f"{path}: expected records of {field}={value}, got {_shown(values)}")
+            found = _shown(x for x in values if x is not None) or "records without that field"
+            raise UsageError(f"{path}: expected records of {field}={value}, got {found}")
     for place, field in enumerate(fields):
         values = [part[place] for part in kept]
         if field not in chosen and len(set(values)) > 1:
             raise UsageError(
                 f"{path}: expected records of one {field}, got {_shown(values)}; "
-                f"choose with where {field}=VALUE"
+                f"choose one by --where={field}=VALUE"
             )
     return kept
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from maxpo.evaluate._fields import Fields, find_fields, problem_of, scores_of
 from maxpo.evaluate._parts import Part, choose_parts, part_fields, part_of
-from maxpo.evaluate._records import records, where
+from maxpo.evaluate._records import records
 from maxpo.evaluate._values import Samples
 from maxpo.runs import UsageError
 
@@ -58,14 +58,14 @@ class Reader:
         names = part_fields(self._chosen)
         parts: dict[Part, tuple[list[int], list[float]]] = {}
         numbers = self.numbers
-        for number, record in records(path):
+        for place, record in records(path):
             try:
                 if fields is None:
                     fields = find_fields(record, problem=self._problem, score=self._score)
                 problem = numbers.setdefault(problem_of(record, fields), len(numbers))
                 found = scores_of(record, fields)
             except UsageError as error:
-                raise UsageError(f"{where(path, number)}: {error}") from None
+                raise UsageError(f"{place}: {error}") from None
             part = part_of(record, names)
             if part not in parts:
                 parts[part] = [], []

@@ -1,64 +1,77 @@
 """Records of a file: JSON lines or a JSON list, plain or gzipped."""
 
+import codecs
+import contextlib
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from maxpo.runs import UsageError
 
-__all__ = ["records", "where"]
+__all__ = ["records"]
 
 Record = dict[str, Any]
 
 BLOCK = 1 << 20  # Characters that are decoded at a time.
+GZIP = b"\x1f\x8b"
 
 
-def records(path: Path) -> Iterator[tuple[int, Record]]:
-    """Yields the objects of a file with their numbers, which `where` turns into a place.
+def records(path: Path) -> Iterator[tuple[str, Record]]:
+    """Yields the objects of a file with their places, `file:line`, or `file[index]` in a list.
 
-    `.json` is a list of objects; everything else has one on each line, and blank lines are skipped.
-    `.gz` at the end of a name is gzip.
+    A file is known by its content: it is gzip if it begins like it, and a JSON list if its text
+    begins with a bracket. Anything else has one object on each line; blank lines are skipped.
 
     Raises:
       UsageError: If the file cannot be read, or holds something else; it says where.
     """
     try:
-        with _open(path) as file:
-            yield from _of_list(path, file) if _is_list(path) else _of_lines(path, file)
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UsageError(f"{path}: expected text in UTF-8, got {error}") from None
+        with _open(path) as (file, is_list):
+            yield from _of_list(path, file) if is_list else _of_lines(path, file)
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise UsageError(f"{path}: expected text in UTF-8, got the byte {byte:#x}") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error):
+        raise UsageError(f"{path}: expected a whole gzip file, got one that is damaged") from None
+    except IsADirectoryError:
+        raise UsageError(f"{path}: expected a file, got a folder") from None
     except OSError as error:
-        raise UsageError(f"{path}: expected a file to read, got {error.strerror}") from None
+        reason = str(error.strerror).lower()
+        raise UsageError(f"{path}: expected a file to read, got {reason}") from None
 
 
-def where(path: Path, number: int) -> str:
-    """The place of a record, as `file:line`, or as `file[index]` in a list."""
-    return f"{path}[{number}]" if _is_list(path) else f"{path}:{number}"
+class _Text(NamedTuple):
+    file: IO[str]
+    is_list: bool
 
 
-def _is_list(path: Path) -> bool:
-    return path.name.removesuffix(".gz").endswith(".json")
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[_Text]:
+    with path.open("rb") as raw:
+        binary = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw
+        start = binary.peek(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
+        # Some editors put a mark of the byte order first, which utf-8-sig skips.
+        with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
+            yield _Text(file, start.startswith(b"["))
 
 
-def _open(path: Path) -> IO[str]:
-    # Some editors put a mark of the byte order first, which utf-8-sig skips.
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8-sig")
-    return path.open(encoding="utf-8-sig")
-
-
-def _of_lines(path: Path, file: IO[str]) -> Iterator[tuple[int, Record]]:
+def _of_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
+    name = str(path)
     number = 0
     while lines := file.readlines(BLOCK):
         for line, found in zip(lines, _decoded(lines), strict=True):
             number += 1
             if len(found) == 1 and type(found[0]) is dict:
-                yield number, found[0]
+                yield f"{name}:{number}", found[0]
             elif found:
-                raise _unexpected(path, number, line.strip())
+                shown = _shortened(line.strip())
+                raise UsageError(
+                    f"{name}:{number}: expected a whole JSON object on this line, got {shown}"
+                )
 
 
 def _decoded(lines: list[str]) -> list[list[Any]]:
@@ -81,19 +94,19 @@ def _decoded_line(line: str) -> list[Any]:
         return [None] if line.strip() else []
 
 
-def _of_list(path: Path, file: IO[str]) -> Iterator[tuple[int, Record]]:
+def _of_list(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
     try:
         found = json.loads(file.read())
     except json.JSONDecodeError as error:
-        raise UsageError(f"{path}:{error.lineno}: expected a JSON list, got {error.msg}") from None
-    if not isinstance(found, list):
-        raise UsageError(f"{path}: expected a JSON list of objects, got {type(found).__name__}")
-    for number, record in enumerate(found):
+        place = f"{path}:{error.lineno}"
+        raise UsageError(f"{place}: expected a whole JSON list, got {error.msg.lower()}") from None
+    for index, record in enumerate(found):
+        place = f"{path}[{index}]"
         if not isinstance(record, dict):
-            raise _unexpected(path, number, json.dumps(record))
-        yield number, record
+            shown = _shortened(json.dumps(record))
+            raise UsageError(f"{place}: expected a JSON object, got {shown}")
+        yield place, record
 
 
-def _unexpected(path: Path, number: int, text: str) -> UsageError:
-    shown = text if len(text) <= 40 else f"{text[:40]}..."
-    return UsageError(f"{where(path, number)}: expected a JSON object, got {shown}")
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:40]}..."

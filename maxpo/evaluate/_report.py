@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+import numpy as np
+
 from maxpo.evaluate._curves import Curve
 from maxpo.evaluate._evaluation import Evaluation, Metric, Source
 from maxpo.runs import format_table
@@ -24,13 +26,14 @@ def _columns(metric: Metric) -> dict[str, Curve]:
 
 
 def to_text(evaluation: Evaluation) -> str:
-    """What was read, a table of each metric, and which problems are left out of which value."""
+    """What was read, and a table of each metric with what there is to know about its values."""
     sources = [_read(label, source) for label, of in evaluation.sources.items() for source in of]
     parts = ["\n".join(sources)]
     for name, metric in metrics_of(evaluation).items():
-        columns = _columns(metric)
-        left_out = [_left_out(label, curve) for label, curve in columns.items()]
-        parts.append("\n".join([_table(name, columns), *filter(None, left_out)]))
+        lines = [_table(name, _columns(metric)), *_notes(metric)]
+        if name == "pass@k" and evaluation.graded and not _any_correct(metric):
+            lines.append("no score is as high as --success, so no sample is correct")
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
 
 
@@ -73,6 +76,25 @@ def _table(name: str, columns: dict[str, Curve]) -> str:
             row[f"{label}_sem"] = float(curve.error[i])
         rows.append(row)
     return format_table(rows)
+
+
+def _notes(metric: Metric) -> list[str]:
+    """Which values are missing, or not those of all problems."""
+    first = next(iter(metric.curves))
+    found = [_left_out(label, curve) for label, curve in metric.curves.items()]
+    for label, curve in metric.differences.items():
+        name = f"{label} - {first}"
+        both = metric.curves[label].problems.any() and metric.curves[first].problems.any()
+        found.append(
+            f'{name}: the two have no problem in common (7 is not the same as "7")'
+            if both and not curve.problems.any()
+            else _left_out(name, curve)
+        )
+    return list(filter(None, found))
+
+
+def _any_correct(metric: Metric) -> bool:
+    return any(np.nan_to_num(curve.value).any() for curve in metric.curves.values())
 
 
 def _left_out(label: str, curve: Curve) -> str:

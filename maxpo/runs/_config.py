@@ -8,6 +8,7 @@ import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -30,13 +31,7 @@ def load_config(spec: str) -> ConfigDict:
       UsageError: If there is no such file, it has no such variant, or it is not a config file.
     """
     path, colon, variant = spec.partition(":")
-    if not Path(path).is_file():
-        raise UsageError(f"there is no config file {path}")
-    module_spec = importlib.util.spec_from_file_location("maxpo_config", path)
-    if module_spec is None or module_spec.loader is None:
-        raise UsageError(f"--config: expected a Python file, got {path}")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = _load_module(path)
     get_config = getattr(module, "get_config", None)
     if get_config is None:
         raise UsageError(f"{path} defines no get_config()")
@@ -53,6 +48,22 @@ def load_config(spec: str) -> ConfigDict:
     if not isinstance(config, ConfigDict):
         raise UsageError(f"{path} must return a ConfigDict, got {type(config).__name__}")
     return config
+
+
+def variants_of(spec: str) -> tuple[str, ...]:
+    """The variants that a config file lists as its `VARIANTS`; of a spec as in `load_config`."""
+    return tuple(getattr(_load_module(spec.partition(":")[0]), "VARIANTS", ()))
+
+
+def _load_module(path: str) -> ModuleType:
+    if not Path(path).is_file():
+        raise UsageError(f"there is no config file {path}")
+    spec = importlib.util.spec_from_file_location("maxpo_config", path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--config: expected a Python file, got {path}")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def check_variant(variant: str, known: Collection[str]) -> None:

@@ -163,8 +163,8 @@ class Loggers:
             assert self._open is not None
             self._open.pop(name, None)
             say(
-                f"warning: the logger {name} gets no more of this run, metrics.jsonl has all of "
-                f"it: {type(error).__name__}: {error}"
+                f"warning: the logger {name} failed and gets no more of this run, all of which is "
+                f"in metrics.jsonl: {type(error).__name__}: {error}"
             )
 
 

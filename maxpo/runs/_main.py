@@ -15,7 +15,7 @@ from ml_collections.config_flags import config_path
 
 from maxpo import parallel
 from maxpo._extras import MissingExtraError
-from maxpo.runs._config import UsageError, flatten, load_config, unknown
+from maxpo.runs._config import UsageError, flatten, load_config, unknown, variants_of
 from maxpo.runs._preemption import Preempted, leave, preemptible
 from maxpo.runs._progress import say
 from maxpo.runs._run import Run
@@ -79,6 +79,7 @@ def main(
             path, _, variant = spec.partition(":")
             parts = (Path(path).stem, re.sub(r"[^\w.=,-]+", "-", variant))
             workdir = created = new_folder("-".join(part for part in parts if part))
+        _check_workdir(workdir.expanduser().absolute())
         # Not before `_join`, in which JAX takes the signal for itself.
         with preemptible():
             train_and_evaluate(config, workdir)
@@ -97,6 +98,15 @@ def main(
     finally:
         if created is not None and created.is_dir() and not any(created.iterdir()):
             created.rmdir()
+
+
+def _check_workdir(folder: Path) -> None:
+    """Refuses a folder that a run could not have, before the work that comes ahead of the run."""
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"workdir: expected a folder, got the file {nearest}")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"workdir: expected a folder that can be written, got {nearest}")
 
 
 def _is_the_program() -> bool:
@@ -226,8 +236,10 @@ def _keep_programs() -> None:
 def _help(spec: str, config: ConfigDict) -> str:
     program = sys.modules["__main__"].__doc__ or ""
     fields = "\n".join(f"  --config.{name}={value}" for name, value in flatten(config).items())
+    known = variants_of(spec)
+    variants = f"      its variants: {', '.join(known)}\n" if known else ""
     return (
-        f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n"
+        f"{program.strip()}\n\n  --config=FILE[:VARIANT]  the config, {spec} here\n{variants}"
         f"  --workdir=DIR  the run's folder, a new one under runs/ without it\n"
         f"  --nocompilation_cache  compile all programs, also those of earlier runs\n"
         f"  --distributed  one process of several; where JAX does not find them out also\n"

@@ -81,23 +81,33 @@ class _Bar:
 
 class _Lines:
     def __init__(self, start: int, total: int, unit: str):
-        self._start, self._total, self._unit = start, total, unit
+        self._total, self._unit = total, unit
         self._done = self._said = start
         self._began = self._last = time.monotonic()
+        self._first: tuple[int, float] | None = None
 
     def update(self, done: int) -> None:
         self._done = done
-        if time.monotonic() - self._last >= SECONDS_BETWEEN_LINES:
-            self._say()
+        now = time.monotonic()
+        if self._first is None:
+            self._first = done, now
+        if now - self._last >= SECONDS_BETWEEN_LINES:
+            self._say(now)
 
     def close(self) -> None:
         if self._done > self._said:
-            self._say()
+            self._say(time.monotonic())
 
-    def _say(self) -> None:
-        self._last = time.monotonic()
-        self._said = self._done
-        seconds = max(self._last - self._began, 1e-9)
-        rate = (self._done - self._start) / seconds
+    def _say(self, now: float) -> None:
+        self._last, self._said = now, self._done
+        say(f"{self._done}/{self._total} {self._unit}, {self._pace(now)}")
+
+    def _pace(self, now: float) -> str:
+        """How fast it goes since the end of the first turn, in which programs are compiled."""
+        done, then = self._first or (self._done, now)
+        if self._done == done:
+            return f"{now - self._began:.1f} seconds so far"
+        rate = (self._done - done) / max(now - then, 1e-9)
         left = tqdm.format_interval((self._total - self._done) / rate)
-        say(f"{self._done}/{self._total} {self._unit}, {rate:.4g} {self._unit}/s, {left} left")
+        pace = f"{rate:.1f} a second" if rate >= 1 else f"{1 / rate:.1f} seconds each"
+        return f"{pace}, {left} left"

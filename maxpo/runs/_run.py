@@ -111,7 +111,7 @@ class Run:
                 self.summary = _read_own(
                     self.folder / "summary.json", "remove it to have it written once more"
                 )
-                say(f"{self.folder} holds a finished run, there is nothing left to do")
+                say(f"{self.folder} holds a finished run; there is nothing left to do")
         except BaseException:
             self.close()
             raise
@@ -136,7 +136,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"cannot create {self.folder}: {error.strerror}") from error
+            raise UsageError(f"workdir: cannot create {self.folder}: {error.strerror}") from error
         self._lock = lock(self.folder)
         # Once more: another process may have begun a run here before the lock was ours.
         if _check_folder(self.folder, config):
@@ -319,7 +319,7 @@ class Run:
             file.append({"step": int(step), **record})
         except OSError as error:
             self._given_up.add(name)
-            say(f"warning: {name}.jsonl ends here, everything else goes on: {error}")
+            say(f"warning: {name}.jsonl gets no more lines, and the run goes on: {error}")
 
     def keep_best(self, step: int, state: Any) -> None:
         """Keeps a state in `best/`, in the place of the one before, beside the last checkpoints.
@@ -414,9 +414,9 @@ class Run:
                     write_atomic(self.folder / f"{name}.png", content.getvalue())
             except Exception:
                 say(
-                    f"{traceback.format_exc()}warning: the figure {name} is missing, everything "
-                    f"else is there; to draw it again remove {self.folder / 'summary.json'} and "
-                    "start the run once more"
+                    f"{traceback.format_exc()}warning: the figure {name} was not drawn, and all "
+                    f"else is there; to draw it, remove {self.folder / 'summary.json'} and start "
+                    "the run again"
                 )
         self._figures.clear()
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from maxpo.runs._files import NOT_FINITE
 
+MOST_DECIMALS = 8
+
 Rows = Sequence[Mapping[str, Any]] | Mapping[str, Mapping[str, Any]]
 
 
@@ -17,7 +19,8 @@ def format_table(rows: Rows) -> str:
         name to the row. Columns come in the order in which they are met; a value a row does not
         have is shown as "-". Floats are shown with 4 significant digits; "NaN" and "Infinity", as
         a summary has them, are floats. A column `x_sem` is no column of its own but the standard
-        error after `x`, or "-" where there is none, as of the mean of one number.
+        error after `x`, or "-" where there is none, as of the mean of one number. Two digits of the
+        error count, and the value has as many decimals.
 
     >>> print(format_table({"maxpo": {"max@4": 0.91234, "seeds": 32}, "grpo": {"max@4": 0.5}}))
             max@4  seeds
@@ -68,14 +71,21 @@ def _with_errors(row: Mapping[str, Any]) -> dict[str, Any]:
             continue
         merged[column] = value
         if f"{column}_sem" in row and value is not None:
-            merged[column] = f"{_cell(value)} ± {_error(row[f'{column}_sem'])}"
+            merged[column] = _value_and_error(value, row[f"{column}_sem"])
     return merged
 
 
-def _error(error: Any) -> str:
+def _value_and_error(value: Any, error: Any) -> str:
+    """Two significant digits of the error, and as many decimals of the value."""
     if error is None or (isinstance(error, float) and math.isnan(error)):
-        return "-"
-    return f"{error:.2g}" if isinstance(error, int | float) else str(error)
+        return f"{_cell(value)} ± -"
+    if not isinstance(error, float) or not isinstance(value, float):
+        return f"{_cell(value)} ± {error}"
+    decimals = 1 - math.floor(math.log10(error)) if 0 < error < math.inf else MOST_DECIMALS
+    if decimals < MOST_DECIMALS and abs(value) < 1e9:
+        decimals = max(decimals, 0)
+        return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+    return f"{_cell(value)} ± {error:.2g}"
 
 
 def _to_float(value: Any) -> Any:

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from maxpo import plotting
 from maxpo.mazes.maze import MOVES, Maze
-from maxpo.plotting import Style, draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, Style, draw_line, legend_below, styles, tidy, with_errors
 from maxpo.studies import maze
 
 __all__ = ["BEFORE", "curves", "draw_maze", "draw_paths", "learning_curves", "trajectories", "walk"]
@@ -36,7 +36,7 @@ def curves(
       eval_k: The k that was trained for, marked.
       optimum: Mean of the best possible returns, drawn as a line; None where unknown.
     """
-    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots(1, 2)
     titles = ("max@k: expected best return of k episodes", "pass@k: the best goal is among k")
     lines = styles([name for name in figures if name != BEFORE]) | {BEFORE: _BEFORE_STYLE}
@@ -73,7 +73,7 @@ def trajectories(study: maze.Study, states: Mapping[str, Any], keys: jax.Array) 
     panels = {BEFORE: before} | {name: states[name] for name in study.methods}
     columns = min(len(panels), 3)
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(3.6 * columns, 4.1 * rows + 0.3), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 3 * columns, 4.1 * rows + 0.3), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     values = np.asarray(instance.values)
     for axis, (name, state) in zip(axes, panels.items(), strict=False):

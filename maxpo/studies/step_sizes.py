@@ -15,7 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
-from maxpo.plotting import draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_errors
 from maxpo.studies import bandit
 from maxpo.studies.variance import moments
 
@@ -97,7 +97,7 @@ def step_size_figure(
       learning_rates: Its step sizes.
       eval_ks: The k of each law's J_k.
     """
-    figure = Figure(figsize=(4.2 * len(objectives), 4.2), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     axes = figure.subplots(1, len(objectives), squeeze=False)[0]
     for axis, (law, by_method) in zip(axes, objectives.items(), strict=True):
         lines = styles(list(by_method))

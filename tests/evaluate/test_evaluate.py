@@ -103,10 +103,10 @@ def test_what_is_printed(files, capsys):
 base: {files["base"]}: 7 samples of 4 problems (problem: problem; score: score)
 new: {files["new"]}: 9 samples of 4 problems (problem: problem; score: score)
 
-pass@k  base           new            new - base
-     1  0.3750 ± 0.24  0.8125 ± 0.12  0.2500 ± 0.25
-     2  0.6667 ± 0.33  1.000 ± 0      0.3333 ± 0.33
-     4  -              1.000 ± -      -
+pass@k  base         new          new - base
+     1  0.38 ± 0.24  0.81 ± 0.12  0.25 ± 0.25
+     2  0.67 ± 0.33  1.000 ± 0    0.33 ± 0.33
+     4  -            1.000 ± -    -
 left out, of 4 problems of base: 1 at k=2; 4 at k=4
 left out, of 4 problems of new: 1 at k=2; 3 at k=4
 left out, of 5 problems of new - base: 2 at k=1,2; 5 at k=4
@@ -172,7 +172,7 @@ def run(*words):
 def test_mistakes_are_one_sentence(files, tmp_path, capsys):
     assert run("none.jsonl") == 2
     assert capsys.readouterr().err == (
-        "error: none.jsonl: expected a file to read, got No such file or directory\n"
+        "error: none.jsonl: expected a file to read, got no such file or directory\n"
     )
     assert run(files["base"], files["base"]) == 2
     assert run(files["base"], "--k=1,x") == 2
@@ -180,10 +180,45 @@ def test_mistakes_are_one_sentence(files, tmp_path, capsys):
     assert run(files["base"], "--where=x") == 2
     assert "argument --where: expected FIELD=VALUE, got x" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
-    assert run(files["base"], f"--out={tmp_path / 'file'}") == 1
+    assert run(files["base"], f"--out={tmp_path / 'file'}") == 2
+    file = tmp_path / "file"
+    assert capsys.readouterr() == ("", f"error: --out: expected a folder, got the file {file}\n")
+    assert run(files["base"], f"--out={file / 'below'}") == 1
     captured = capsys.readouterr()
-    assert "error: " in captured.err
-    assert "0.3750" in captured.out
+    assert captured.err == f"error: {file / 'below'}: Not a directory\n"
+    assert "0.38 ± 0.24" in captured.out
+
+
+def test_a_label_may_have_a_pattern(tmp_path, capsys):
+    for name in ("b1", "b0", "other"):
+        write(tmp_path / f"{name}.jsonl", {"a": [1]})
+    main([f"b={tmp_path}/b*.jsonl"])
+    read = [line.split(": ")[:2] for line in capsys.readouterr().out.splitlines()[:2]]
+    assert read == [["b", f"{tmp_path}/b0.jsonl"], ["b", f"{tmp_path}/b1.jsonl"]]
+    assert run(f"b={tmp_path}/c*.jsonl") == 2
+    assert "c*.jsonl: expected a file to read" in capsys.readouterr().err
+    path = write(tmp_path / "b[0].jsonl", {"a": [0]})  # Which is also a pattern of b0.jsonl.
+    main([f"b={path}"])
+    assert f"b: {path}: 1 samples" in capsys.readouterr().out
+
+
+def test_files_without_a_common_problem(tmp_path, capsys):
+    write(tmp_path / "x.jsonl", {7: [0.5, 0.25]})
+    write(tmp_path / "y.jsonl", {"7": [0.5, 0.25]})
+    main([f"x={tmp_path}/x.jsonl", f"y={tmp_path}/y.jsonl"])
+    out = capsys.readouterr().out
+    assert 'y - x: the two have no problem in common (7 is not the same as "7")' in out
+    assert "left out" not in out
+
+
+def test_no_correct_sample_is_explained_where_scores_are_graded(tmp_path, capsys):
+    note = "no score is as high as --success, so no sample is correct"
+    path = write(tmp_path / "x.jsonl", {"a": [0.5, 0.25]})
+    for words, noted in (([], True), (["--success=0.5"], False)):
+        main([path, *words])
+        assert (note in capsys.readouterr().out) == noted
+    main([write(tmp_path / "zeros.jsonl", {"a": [0, 0]})])
+    assert note not in capsys.readouterr().out
 
 
 def test_a_path_may_have_an_equals_sign(tmp_path, capsys):
@@ -211,7 +246,7 @@ def test_options_reach_the_evaluation(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "4 samples of 2 problems (problem: id; score: mine)" in out
     assert "1  0.5000 ± 0" in out  # 6 of 4 and 6, 7 of 5 and 7
-    assert "1  5.500 ± 0.5" in out
+    assert "1  5.50 ± 0.50" in out
 
 
 def test_no_jax(files):

@@ -83,6 +83,8 @@ def test_its_folder_is_that_of_a_run(whole):
     assert stored["rl"]["group_size"] == 8
     summary = json.loads((result.folder / "summary.json").read_text())
     assert summary["table"][1]["pass@1"] == result.curve["after"].value[0]
+    # Which would be the same numbers again.
+    assert not any(name.startswith("max@") for name in summary["table"][1])
     assert summary["verified"] == 4 * 32 + 30 * 4 * 8
     for name in ("best_of_k", "learning_curves"):
         assert (result.folder / f"{name}.png").stat().st_size > 5000
@@ -133,6 +135,8 @@ def test_a_reward_of_a_group_sees_all_of_it(tmp_path):
     )
     assert set(sizes) == {8, 32}
     assert 0 < result.max_curve["before"].value[0] <= 1
+    summary = json.loads((result.folder / "summary.json").read_text())
+    assert summary["table"][0]["max@1"] == result.max_curve["before"].value[0]
     with pytest.raises(ValueError, match=r"reward: expected 32 numbers .* got 1"):
         lm.train(
             make_policy(),

@@ -48,7 +48,7 @@ class GGUFFile:
         try:
             self._reader = gguf.GGUFReader(path)
         except _DAMAGES as error:
-            raise ValueError(f"{path} is no whole GGUF file: {error}") from None
+            raise ValueError(f"{path} is not a whole GGUF file: {error}") from None
         self.path = path
         # The package would read the numbers of the other order as if they were of this one.
         if self._reader.endianess != gguf.GGUFEndian.LITTLE:

@@ -61,7 +61,7 @@ def list_tensors(path: Path, safetensors: ModuleType) -> dict[str, StoredTensor]
         with safetensors.safe_open(path, framework="numpy"):
             pass
     except safetensors.SafetensorError as error:
-        raise ValueError(f"{path} is no whole safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a whole safetensors file: {error}") from None
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         entries = json.loads(file.read(length))

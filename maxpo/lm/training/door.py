@@ -418,17 +418,18 @@ def _finish(
     method: Method,
     eval_k: int,
 ) -> None:
-    """Ends the run with its curves, a table of them, and figures."""
+    """Ends the run with its curves, a table of them, and figures; max@k where it is not pass@k."""
+    shown = curves if _are_graded(curves) else {"pass": curves["pass"]}
     rows = []
     for name in (BEFORE, AFTER):
         row: dict[str, Any] = {"": name}
-        for quantity, of in curves.items():
+        for quantity, of in shown.items():
             for k in sorted({1, eval_k, of[name].k[-1]}):
                 row |= of[name].at(k, f"{quantity}@{k}")
         rows.append(row)
 
     def best_of_k() -> Figure:
-        panels = {f"{name}@k on held-out problems": of for name, of in curves.items()}
+        panels = {f"{name}@k on held-out problems": of for name, of in shown.items()}
         return best_of_k_figure(panels, BEFORE)
 
     def learning() -> Figure:
@@ -440,6 +441,14 @@ def _finish(
         name: {label: curve._asdict() for label, curve in of.items()} for name, of in curves.items()
     }
     run.finish({**summary, **stored}, table=rows)
+
+
+def _are_graded(curves: Mapping[str, Mapping[str, Curve]]) -> bool:
+    """Whether max@k is another quantity than pass@k, as it is not where rewards are 0 and 1."""
+    return any(
+        not np.allclose(curves["max"][name].value, of.value, atol=1e-6, equal_nan=True)
+        for name, of in curves["pass"].items()
+    )
 
 
 def _identity(reward: Reward | GroupReward | str) -> str | dict[str, Any]:

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from maxpo import plotting
 from maxpo.lm.training.evaluation import Curve
-from maxpo.plotting import Line, draw_line, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, Line, draw_line, styles, tidy, with_errors
 
 __all__ = ["BAND", "PANELS", "POINTS", "History", "best_of_k_figure", "learning_curves"]
 
@@ -38,7 +38,7 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
     """
     columns = min(len(panels), 2)
     rows = -(-len(panels) // 2)
-    figure = Figure(figsize=(6.4 * columns, 4.8 * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH / 2 * columns, 4.2 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, (title, curves) in zip(axes, panels.items(), strict=True):
         lines = styles([label for label in curves if label != before])

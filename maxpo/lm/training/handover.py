@@ -32,9 +32,13 @@ def checkpoint_folder(path: str | os.PathLike[str], name: str = "model.pretraine
       name: What gives it, for the message.
 
     Raises:
-      ValueError: If it is the folder of a run that has none, or that of a study of several.
+      ValueError: If it is no folder, or that of a run that has no model, or of a study of several.
     """
     folder = Path(path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"{name}: expected the folder of a checkpoint, got {folder}, which is no folder"
+        )
     if (folder / HF / "config.json").is_file():
         return folder / HF
     if (folder / "metrics.jsonl").exists() or (folder / "summary.json").exists():

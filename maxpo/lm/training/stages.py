@@ -135,7 +135,7 @@ class Stages:
             self._save_shape(run)
             state, start = run.restore(state, donate=True)
             timer = Timer()
-            for step in runs.steps(start, config.steps, unit="warm-up updates"):
+            for step in runs.steps(start, config.steps, unit="fine-tuning updates"):
                 numbers = batch_of_step(
                     settings.config.seed,
                     step,

@@ -54,8 +54,8 @@ def load_task(
     is_chat = _wants_chat(config, checkpoint)
     if not is_chat and any(each.messages for each in (*task.train, *task.held_out)):
         raise ValueError(
-            "task.prompt_field: expected texts where prompts are no chats, got messages; they need "
-            "model.pretrained with a chat template, and task.chat=True"
+            "task.prompt_field: expected texts where prompts are not chats, got messages; they "
+            "need model.pretrained with a chat template, and task.chat=True"
         )
     if is_chat:
         assert checkpoint is not None
@@ -67,7 +67,7 @@ def load_task(
     if trains and (shared := shared_prompts(task.train, task.held_out)):
         runs.say(
             f"warning: {shared} of the {len(task.held_out)} held-out problems have the prompt of a "
-            "problem to train on: results on them tell how much is remembered"
+            "training problem; results on those measure what was memorized"
         )
     return task, is_chat
 
@@ -196,7 +196,7 @@ def _wants_chat(task: ConfigDict, checkpoint: Path | None) -> bool:
     for name in () if wanted else ("system", "chat_options"):
         if task[name]:
             raise ValueError(
-                f"task.{name}: expected none where prompts are no chats, got {task[name]!r}"
+                f"task.{name}: expected none where prompts are not chats, got {task[name]!r}"
             )
     return wanted
 

@@ -172,8 +172,8 @@ class Trainer:
             assert best is not None
             metric = self.schedule.metric
             runs.say(
-                f"ends after step {step}: {metric} was best, {best[metric]:.4f}, after step "
-                f"{best['step']}, {self.schedule.patience} evaluations before"
+                f"stops early, after step {step}: {metric} was best after step {best['step']}, "
+                f"{best[metric]:.4f}, and no better in {self.schedule.patience} evaluations since"
             )
         return is_over
 

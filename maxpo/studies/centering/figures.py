@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maxpo.plotting import STYLES, legend_below, tidy
+from maxpo.plotting import STYLES, WIDTH, legend_below, tidy
 from maxpo.studies.variance.gradient_variance import PAIR
 
 __all__ = ["coordinates", "gains", "prediction"]
@@ -32,7 +32,7 @@ def prediction(cells: Rows, fits: Mapping[str, Any]) -> Figure:
       cells: Those of the summary; what never reached its target is left out.
       fits: The summary's `prediction`.
     """
-    figure = Figure(figsize=(11, 5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
     shown = [row for row in cells if np.isfinite(row["samples_ratio"]) and row["samples_ratio"]]
     ratios = [row[label] for row in shown for label in ("predicted_ratio", "samples_ratio")]
@@ -83,7 +83,7 @@ def gains(cells: Rows, grid: Mapping[str, Sequence[Any]]) -> Figure:
     optimizers, counts = grid["optimizer"], grid["groups_per_update"]
     rates, ks = grid["success_rate"], grid["k"]
     width, height = max(1.2 * len(ks), 3.2), max(0.7 * len(rates), 1.8)
-    size = (width * len(counts) + 2, (height + 0.4) * len(optimizers) + 0.6)
+    size = (min(width * len(counts) + 2, WIDTH), (height + 0.4) * len(optimizers) + 0.6)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(optimizers), len(counts), sharex=True, sharey=True, squeeze=False)
     axis_names = ("optimizer", "groups_per_update", "success_rate", "k")
@@ -121,15 +121,19 @@ def coordinates(rows: Rows) -> Figure:
     Args:
       rows: Those of `maxpo.studies.centering.frozen.coordinates`.
     """
-    figure = Figure(figsize=(4 * (len(rows) + 1), 4.4), layout="constrained")
-    axes = figure.subplots(1, len(rows) + 1)
+    panels = len(rows) + 1
+    lines = -(-panels // 2)
+    figure = Figure(figsize=(WIDTH, 4.2 * lines), layout="constrained")
+    axes = figure.subplots(lines, 2, squeeze=False).ravel()
+    for axis in axes[panels:]:
+        axis.set_visible(False)
     noise = [np.asarray(rows[0][name]["noise"]) for name in PAIR]
     axes[0].plot(*noise, "o", markersize=3, alpha=0.5, color=STYLES["maxpo"][0])
     axes[0].axline((0, 0), slope=1, color="#777777", linewidth=1, linestyle="--")
     axes[0].set_xlabel(f"noise of a coordinate, {PAIR[0]}")
     axes[0].set_ylabel(f"the same, {PAIR[1]}")
     tidy(axes[0], "standard deviation of one group's gradient", margin=0.05)
-    for axis, row in zip(axes[1:], rows, strict=True):
+    for axis, row in zip(axes[1:panels], rows, strict=True):
         for name, marker in zip(PAIR, "so", strict=True):
             values = row[name]
             axis.plot(
@@ -143,7 +147,7 @@ def coordinates(rows: Rows) -> Figure:
             )
         axis.axline((0, 0), slope=1, color="#777777", linewidth=1, linestyle="--")
         axis.set_xlabel("mean direction of Adam, predicted")
+        axis.set_ylabel("measured")
         tidy(axis, f"b2 = {row['b2']:g}", margin=0.05)
-    axes[1].set_ylabel("measured")
     legend_below(figure, axes[1])
     return figure

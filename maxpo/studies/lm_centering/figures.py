@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maxpo.plotting import draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_errors
 from maxpo.studies.lm_centering.comparison import Curves, best
 
 __all__ = ["figure"]
@@ -23,7 +23,7 @@ def figure(
       eval_k: The k of pass@k.
       evaluate_every: Updates from one point of a curve to the next.
     """
-    figure = Figure(figsize=(11, 4 * len(by_start)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4 * len(by_start)), layout="constrained")
     axes = figure.subplots(len(by_start), 2, squeeze=False)
     for (steps, of_start), (left, right) in zip(by_start.items(), axes, strict=True):
         start = f"{in_format[steps]:.1%} of the start's samples in format"
@@ -53,6 +53,8 @@ def _draw_rates(axis: Axes, of_start: Curves) -> None:
         final = np.stack([of_start[method][rate][-1] for rate in rates])
         draw_line(axis, *with_errors(rates, final.mean(axis=1), _errors(final)), method, style)
     axis.set_xscale("log")
+    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axis.minorticks_off()
 
 
 def _errors(values: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from maxpo import estimators, runs
-from maxpo.plotting import tidy
+from maxpo.plotting import WIDTH, tidy
 from maxpo.studies.speed.turns import take_turns
 
 __all__ = [
@@ -258,7 +258,7 @@ _LINES = {
 
 def scaling_figure(timings: Sequence[Timing]) -> Figure:
     """Time and memory for each reward over the group size, both axes logarithmic."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4), layout="constrained")
     time_axis, memory_axis = figure.subplots(1, 2)
     for name, (color, dashes, marker) in _LINES.items():
         rows = sorted((t for t in timings if t.name == name), key=lambda t: t.group_size)

@@ -34,7 +34,7 @@ from maxpo.lm.model.pretrained import save_pretrained
 from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.token_log_probs import completion_log_probs, token_log_probs
 from maxpo.lm.model.transformer import Transformer
-from maxpo.plotting import tidy
+from maxpo.plotting import WIDTH, tidy
 from maxpo.studies.speed.work import parameters_of_layers, update_flops
 
 __all__ = [
@@ -478,7 +478,7 @@ def table(
 
 def figure(config: ConfigDict, seconds: Mapping[str, list[float]]) -> Figure:
     """Seconds of each whole call, with the range of its rounds, and of a step by the quarters."""
-    drawing = Figure(figsize=(10, 3.6), layout="constrained")
+    drawing = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     calls, quarters = drawing.subplots(1, 2, width_ratios=(3, 2))
     is_quarter = [f"decoding, quarter {q + 1}" for q in range(QUARTERS)]
     names = [name for name in seconds if name not in is_quarter]
@@ -492,7 +492,7 @@ def figure(config: ConfigDict, seconds: Mapping[str, list[float]]) -> Figure:
     steps = [1e3 * np.median(seconds[name]) / _quarter(config) for name in is_quarter]
     starts = 1 + np.arange(QUARTERS) * _quarter(config)
     quarters.plot(starts, steps, color="#1f4e9c", marker="o")
-    quarters.set_ylim(bottom=0)
+    quarters.set_ylim(0, 1.1 * max(steps))
     quarters.set_xlabel("tokens already sampled")
     quarters.set_title("one decoding step (ms)", loc="left", fontsize=11)
     for axis in (calls, quarters):

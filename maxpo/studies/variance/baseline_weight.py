@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from maxpo import baseline_weight, estimators, runs
 from maxpo.bandits.task import expected_max
-from maxpo.plotting import tidy
+from maxpo.plotting import WIDTH, tidy
 from maxpo.studies.jobs import Job, Row
 from maxpo.studies.variance import count_baselines
 from maxpo.studies.variance import points as variance_points
@@ -464,7 +464,7 @@ def figure(rows: Sequence[Row], group_size: int) -> Figure:
       rows: Measured cells.
       group_size: N of the left panel.
     """
-    drawn = Figure(figsize=(13, 5.2), layout="constrained")
+    drawn = Figure(figsize=(WIDTH, 5), layout="constrained")
     left, right = drawn.subplots(1, 2, width_ratios=(1.25, 1))
     _draw_map(left, group_size)
     known = [row for row in rows if row["resolved"] and row["rule_sem"] <= _KNOWN]
@@ -505,8 +505,8 @@ def _draw_map(axis: Any, n: int) -> None:
     axis.set_xlabel(f"k   (N = {n})")
     axis.set_ylabel("success rate, 0/1 rewards")
     axis.set_title(
-        "% of variance that the best weight in [0, 1] saves over the better of 0 and 1\n"
-        "many arms, closed form; on the line 0 and 1 are equal, above it 1 is better",
+        "% of variance that the best weight saves over the better of 0 and 1\n"
+        "(many arms; on the line 0 and 1 are equal, above it 1 is better)",
         loc="left",
         fontsize=10,
     )
@@ -534,8 +534,8 @@ def _draw_cells(axis: Any, rows: Sequence[Row]) -> None:
     axis.set_xlabel("V(best constant weight in [0, 1]) / min(V(0), V(1))")
     axis.set_ylabel("V(weight of past updates) / min(V(0), V(1))")
     axis.set_title(
-        f"{len(rows)} cells; above the line: worse than the better of 0 and 1,\n"
-        "on the dotted one: all that a constant weight can save",
+        f"{len(rows)} cells; above the line: worse than 0 and 1,\n"
+        "on the dotted one: all that a constant can save",
         loc="left",
         fontsize=10,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from maxpo.plotting import draw_line, legend_below, styles, tidy
+from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy
 
 __all__ = ["regime_map", "sweeps"]
 
@@ -37,7 +37,7 @@ def sweeps(rows: Sequence[Mapping[str, Any]]) -> Figure:
       rows: Rows of the section `sweep`.
     """
     names = [name for name in _SHOWN if all(name in row["variance"] for row in rows)]
-    figure = Figure(figsize=(12, 7), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 6.6), layout="constrained")
     axes = figure.subplots(2, 3, sharey=True)
     lines = styles(names)
     for axis, (name, (label, scale, position)) in zip(axes.flat, _PANELS.items(), strict=True):
@@ -83,7 +83,7 @@ def regime_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
       rows: Rows of the section `map`.
     """
     arms = list(dict.fromkeys(row["num_arms"] for row in rows))
-    figure = Figure(figsize=(6.2 * len(arms) + 1, 5), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.4), layout="constrained")
     axes = figure.subplots(1, len(arms), sharey=True, squeeze=False)[0]
     rates = sorted({row["success_rate"] for row in rows})
     ks = sorted({row["k"] for row in rows})
@@ -110,8 +110,7 @@ def regime_map(rows: Sequence[Mapping[str, Any]]) -> Figure:
                 va="center",
             )
         axis.set_title(
-            f"{num_arms} arms, {num_arms - 1}-dimensional gradient: "
-            f"maxpo has less in {np.mean(grid < 0):.0%} of the cells",
+            f"{num_arms} arms: maxpo has less in {np.mean(grid < 0):.0%} of the cells",
             loc="left",
             fontsize=11,
         )

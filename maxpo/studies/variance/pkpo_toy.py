@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from maxpo import max_at_k
 from maxpo.bandits import task as bandit
 from maxpo.methods import bind_estimator
-from maxpo.plotting import styles, tidy
+from maxpo.plotting import WIDTH, styles, tidy
 from maxpo.studies.variance.moments import Estimate, mean
 
 __all__ = ["STD", "Draws", "curve", "draw", "exact_objective", "figure", "variance", "variances"]
@@ -152,7 +152,7 @@ def variances(
 
 def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str, Any]]) -> Figure:
     """Objective and derivative over theta, and variance over N: lines exact, points estimated."""
-    drawn = Figure(figsize=(13, 4.2), layout="constrained")
+    drawn = Figure(figsize=(WIDTH, 3.9), layout="constrained")
     left, middle, right = drawn.subplots(1, 3)
     ks = list(dict.fromkeys(row["k"] for row in curves))
     low, high = (pick(row["theta"] for row in curves) for pick in (min, max))
@@ -176,8 +176,8 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
                 markersize=4,
                 label=f"k = {k}",
             )
-    left.set_title("objective $J_k$: exact (line) and estimated", loc="left", fontsize=11)
-    middle.set_title(r"derivative $dJ_k / d\theta$: exact and by maxpo", loc="left", fontsize=11)
+    left.set_title("objective $J_k$ (points: estimates)", loc="left", fontsize=11)
+    middle.set_title(r"derivative $dJ_k / d\theta$ (points: maxpo)", loc="left", fontsize=11)
     middle.axhline(0, color="black", linewidth=0.6)
     for axis in (left, middle):
         axis.set_xlabel(r"$\theta$")
@@ -193,9 +193,7 @@ def figure(curves: Sequence[Mapping[str, Any]], variances: Sequence[Mapping[str,
             **style,
         )
     theta, k = variances[0]["theta"], variances[0]["k"]
-    right.set_title(
-        rf"variance of the derivative, $\theta$ = {theta:g}, k = {k}", loc="left", fontsize=11
-    )
+    right.set_title(rf"its variance at $\theta$ = {theta:g}, k = {k}", loc="left", fontsize=11)
     right.set_xscale("log", base=2)
     right.set_yscale("log")
     right.set_xticks([row["group_size"] for row in variances])

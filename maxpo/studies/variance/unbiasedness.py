@@ -19,7 +19,7 @@ from matplotlib.ticker import MaxNLocator
 
 from maxpo import estimators
 from maxpo.bandits import task as bandit
-from maxpo.plotting import tidy
+from maxpo.plotting import WIDTH, tidy
 
 __all__ = [
     "CASES",
@@ -207,7 +207,7 @@ _LINES = {
 
 def figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """What centering and standardizing do: norm and direction over k, a column for each case."""
-    drawn = Figure(figsize=(10, 6.5), layout="constrained")
+    drawn = Figure(figsize=(WIDTH, 6.5), layout="constrained")
     axes = drawn.subplots(2, len(CASES), sharex=True, sharey="row", squeeze=False)
     for column, case in enumerate(CASES):
         for axis, metric in zip(axes[:, column], ("ratio", "cosine"), strict=True):

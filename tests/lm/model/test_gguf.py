@@ -457,8 +457,8 @@ def test_bad_files(tmp_path):
     for content, message in (
         (b"", "begin as a GGUF file"),
         (b"PK\3\4" + whole[4:], r"begin as a GGUF file, with b'GGUF', got b'PK"),
-        *((whole[:length], "is no whole GGUF file") for length in (4, 20, 300, 3000, 9000)),
-        (whole[:-1000], "is no whole GGUF file"),
+        *((whole[:length], "is not a whole GGUF file") for length in (4, 20, 300, 3000, 9000)),
+        (whole[:-1000], "is not a whole GGUF file"),
     ):
         file.write_bytes(content)
         with pytest.raises(ValueError, match=message):
@@ -522,6 +522,10 @@ def test_program(tmp_path, capsys):
     [
         ([], "the following arguments are required: FILE, DIR"),
         (["none.gguf", "hf"], "expected a GGUF file, got none.gguf, which is none"),
+        (
+            ["no_package", "hf"],
+            "expected a GGUF file or an installed package that holds one, got no_",
+        ),
         (["none.gguf", "hf", "--dtype=float16"], "argument --dtype: invalid choice: 'float16'"),
         (["none.gguf", "hf", "--typ=float32"], "unrecognized arguments: --typ=float32"),
     ],

@@ -465,7 +465,7 @@ def test_shards(folder):
     whole = (folder / "a.safetensors").read_bytes()
     for damaged in (b"", whole[:4], whole[:100], whole[:-1], b"PK" + whole[2:]):
         (folder / "a.safetensors").write_bytes(damaged)
-        with pytest.raises(ValueError, match=r"a\.safetensors is no whole safetensors file"):
+        with pytest.raises(ValueError, match=r"a\.safetensors is not a whole safetensors file"):
             check_pretrained(folder, config)
     for bad in (["a.safetensors"], {"x": 3}, "a"):
         path.write_text(json.dumps({"weight_map": bad}))
@@ -478,7 +478,7 @@ def test_folders_that_are_no_checkpoints(folder):
         load_pretrained(folder / "nowhere")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(ValueError, match=r"model\.safetensors is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is not a whole safetensors file"):
         load_pretrained(folder)
     weights.unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors or .*index\.json in .* neither"):

@@ -197,7 +197,7 @@ def test_a_full_disk_is_said_once_and_ends_nothing(tmp_path, monkeypatch, capsys
     assert [line["step"] for line in lines_of(tmp_path)] == [1, 2]
     assert [row["step"] for row in runs.read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
     printed = capsys.readouterr().err
-    assert printed.count("warning: completions.jsonl ends here, everything else goes on") == 1
+    assert printed.count("warning: completions.jsonl gets no more lines, and the run goes on") == 1
     assert printed.count("No space left on device") == 1
 
 
@@ -206,7 +206,7 @@ def test_a_file_that_cannot_be_opened_ends_nothing(tmp_path, capsys):
         (tmp_path / "completions.jsonl").mkdir()
         for step in (1, 2):
             Journal(1, 1).train(run, step, *collect())
-    assert capsys.readouterr().err.count("warning: completions.jsonl ends here") == 1
+    assert capsys.readouterr().err.count("warning: completions.jsonl gets no more lines") == 1
 
 
 def test_its_lines_are_read_as_scores(tmp_path):

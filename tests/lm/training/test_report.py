@@ -345,7 +345,7 @@ def test_a_finished_run(tmp_path):
     (tmp_path / "best_of_k.png").write_bytes(b"\x89PNG\r\n\x1a\nfigure")
     page = text_of(report.write_report(tmp_path))
     assert "finished at step 40 of 40" in page
-    assert "0.5000 ± 0.01" in page
+    assert "0.500 ± 0.010" in page
     assert 'src="data:image/png;base64,iVBORw0KGgpmaWd1cmU="' in page
     assert re.search(r"raised.*<td[^>]*>1</td>", page, re.DOTALL)
     assert "ValueError: &lt;nothing&gt;" in page

@@ -49,7 +49,7 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
         ({"model.context_length": 7}, r"expected at least 8, for the 5 tokens of prompt number 10"),
         ({"model.vocab_size": 5}, r"at least the 16 tokens of the tokenizer, got 5"),
         ({"model.size": "huge"}, "expected size to be one of"),
-        ({"model.pretrained": "nowhere"}, "nowhere"),
+        ({"model.pretrained": "nowhere"}, "model.pretrained: expected the folder of a .*nowhere"),
         ({"rl.max_new_tokens": 2}, r"rl.max_new_tokens: expected at least 3, for the answer '10'"),
         ({"rl.steps": 0}, r"rl.steps: expected at least 1, got 0"),
         ({"rl.temperature": 0.0}, r"rl.temperature: expected more than 0, got 0.0"),

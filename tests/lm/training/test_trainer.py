@@ -361,7 +361,9 @@ def test_a_run_ends_after_evaluations_without_a_gain(train, tmp_path, monkeypatc
     summary = train(tmp_path / "early", evaluation__every=2, evaluation__patience=1)
     assert [row["step"] for row in read_metrics(tmp_path / "early")] == [1, 2, 3, 4, 5, 6]
     assert (summary["steps"], summary["best"]) == (6, {"step": 4, METRIC: 0.75})
-    assert f"ends after step 6: {METRIC} was best, 0.7500, after step 4" in capsys.readouterr().err
+    assert (
+        f"step 6: {METRIC} was best after step 4, 0.7500, and no better" in capsys.readouterr().err
+    )
     summary = train(tmp_path / "late", evaluation__every=2, evaluation__patience=2)
     assert (summary["steps"], summary["best"]) == (8, {"step": 8, METRIC: 0.9})
 
@@ -406,7 +408,7 @@ def test_a_full_disk_costs_no_more_than_what_the_model_writes(
     lines = expected.pop("completions.jsonl").splitlines(keepends=True)
     assert found.pop("completions.jsonl") == b"".join(lines[:3])
     assert found == expected
-    assert capsys.readouterr().err.count("completions.jsonl ends here") == 1
+    assert capsys.readouterr().err.count("completions.jsonl gets no more lines") == 1
 
 
 MEASURED = {"diagnostics__gradient_variance": 3, "diagnostics__prompts": 2}
