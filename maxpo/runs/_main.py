@@ -231,6 +231,9 @@ def _keep_programs() -> None:
     except (OSError, RuntimeError):  # No home, or no room: programs are compiled each time.
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
+    if settings.jax_persistent_cache_min_compile_time_secs == 1:  # JAX's default.
+        # A start has tens of small programs: without them it takes a fifth longer.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 
 
 def _help(spec: str, config: ConfigDict) -> str:

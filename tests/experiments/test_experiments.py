@@ -181,6 +181,7 @@ def test_step_sizes(tmp_path):
         step_sizes.train_and_evaluate(config, tmp_path / "bad")
 
 
+@pytest.mark.slow
 def test_centering(tmp_path, capsys):
     config = load_config("configs/centering.py:quick")
     config.update(seeds=6, groups=16, evaluations=4, test_contexts=2, probes=2, probe_groups=8)
@@ -206,6 +207,7 @@ def test_centering(tmp_path, capsys):
     assert centering.train_and_evaluate(config, tmp_path) == summary
 
 
+@pytest.mark.slow
 def test_results_gathers_figures_and_takes_up_finished_studies(tmp_path, capsys):
     config = load_config("configs/results.py:quick")
     config.studies = ("step_sizes:quick", "estimator_speed:quick")

@@ -196,6 +196,8 @@ def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, t
 import json, sys
 from ml_collections import ConfigDict
 from experiments import lm
+
+pytestmark = pytest.mark.slow  # Whole studies.
 fields = json.load(open(sys.argv[1]))
 fields["methods"] = tuple(fields["methods"])
 lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])

@@ -10,6 +10,8 @@ from maxpo.runs import load_config, read_metrics
 from maxpo.studies.jobs import by_section
 from maxpo.studies.lm_centering import sweep
 
+pytestmark = pytest.mark.slow  # Whole studies.
+
 RATE = 1e-2
 
 

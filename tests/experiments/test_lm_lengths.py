@@ -12,6 +12,7 @@ from maxpo.studies.speed.lengths import log_normal_lengths
 FILE = "configs/lm_lengths.py:quick"
 
 
+@pytest.mark.slow
 def test_quick_variant(tmp_path):
     config = load_config(FILE)
     config.new_tokens = 20
@@ -38,6 +39,7 @@ def test_quick_variant(tmp_path):
     assert lm_lengths.train_and_evaluate(config, tmp_path) == summary
 
 
+@pytest.mark.slow
 def test_completions_have_the_given_lengths_both_ways(monkeypatch):
     monkeypatch.setattr(_blocks, "BLOCK", 8)
     config = load_config(FILE)

@@ -55,6 +55,7 @@ def update(small):
     return jax.jit(function)(state, batch)
 
 
+@pytest.mark.slow
 def test_quick_variant(tmp_path, capsys):
     config = load_config(f"{FILE}:quick")
     config.long_vocabulary.new_tokens = 60

@@ -51,6 +51,7 @@ def whole(tmp_path_factory):
         return folder, maze.train_and_evaluate(shrink(load_config("configs/maze.py")), folder)
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_a_table_and_figures(config, whole, capsys):
     folder, summary = whole
     assert json.loads((folder / "summary.json").read_text()) == summary
@@ -72,6 +73,7 @@ def test_a_run_ends_with_a_table_and_figures(config, whole, capsys):
     assert "trajectories.png" in printed
 
 
+@pytest.mark.slow
 def test_it_resumes_bit_for_bit(config, whole, tmp_path, monkeypatch):
     class InterruptedRunError(Exception):
         pass
@@ -94,6 +96,7 @@ def test_it_resumes_bit_for_bit(config, whole, tmp_path, monkeypatch):
     assert (tmp_path / "metrics.jsonl").read_bytes() == (folder / "metrics.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):
     config.max_gradient_norm = 0.5
     with pytest.raises(UsageError, match=r"max_gradient_norm: 1\.0 -> 0\.5"):
@@ -104,6 +107,7 @@ def test_another_config_and_a_bad_one_are_refused(config, whole, tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_of_others_is_trained_in():
     pytest.importorskip("xminigrid")
     config = shrink(load_config("configs/maze.py:xminigrid"))

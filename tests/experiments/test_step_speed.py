@@ -166,7 +166,7 @@ folder = pathlib.Path(sys.argv[-1].partition("=")[2])
 run = folder / "maxpo_k4-seed0"
 begun = (run / "metrics.jsonl").exists()
 run.mkdir(parents=True, exist_ok=True)
-for step in (range(2, 9) if begun else range(1, 3)):
+for step in (range(20, 40) if begun else range(1, 21)):
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step}) + chr(10))
     saved = run / "checkpoints" / str(step)
@@ -183,8 +183,8 @@ def test_starts_are_timed_to_the_next_update_and_killed(tmp_path):
     assert all(0 < taken < 30 for taken in found.values())
     # The restart has gone on in the folder of the warm start.
     steps = [row["step"] for row in read_metrics(tmp_path / "second" / "maxpo_k4-seed0")]
-    assert steps[:3] == [1, 2, 2]
-    assert len(read_metrics(tmp_path / "first" / "maxpo_k4-seed0")) == 2
+    assert steps[:21] == [*range(1, 21), 20]
+    assert len(read_metrics(tmp_path / "first" / "maxpo_k4-seed0")) == 20
 
 
 def test_a_start_that_fails_says_why(tmp_path):

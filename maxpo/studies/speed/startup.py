@@ -1,7 +1,8 @@
 """How long a training run takes from its command to its first update, cold, warm and after a kill.
 
 Each start is a process of its own. The first of a round finds no compiled program, the others find
-those of the first. A restart goes on in the folder of a run that was killed after a checkpoint.
+those of the starts before. A restart goes on in the folder of a run that was killed after some
+updates, by when it has compiled the programs for the lengths that its completions usually have.
 """
 
 import json
@@ -21,6 +22,7 @@ __all__ = ["STARTS", "start_times", "tiny_run"]
 
 STARTS = ("cold start", "warm start", "restart after a kill")
 
+UPDATES = 20  # Of a run before it is killed.
 PAUSE = 0.02  # Seconds between two looks at a run's folder.
 
 
@@ -76,7 +78,7 @@ def start_times(command: Sequence[str], folder: Path) -> dict[str, float]:
             while _last_update(folder / run) <= done:
                 _wait(process)
             found[name] = time.perf_counter() - began
-            while not any((folder / run).glob("*/checkpoints/*/commit_success.txt")):
+            while _last_update(folder / run) < UPDATES or not _is_saved(folder / run):
                 _wait(process)
     return found
 
@@ -104,6 +106,10 @@ def _wait(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         raise RuntimeError(f"expected a run that goes on, but it ended with {process.returncode}")
     time.sleep(PAUSE)
+
+
+def _is_saved(folder: Path) -> bool:
+    return any(folder.glob("*/checkpoints/*/commit_success.txt"))
 
 
 def _last_update(folder: Path) -> int:

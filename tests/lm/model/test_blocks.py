@@ -94,7 +94,7 @@ def test_log_probabilities_of_a_transformer_are_those_of_a_teacher_forced_pass()
     drawn = in_blocks(model, prompts, max_new_tokens=7)
     lengths = drawn.mask.sum(axis=-1)
     assert lengths.min() < 5 < 6 < lengths.max()
-    forced = completion_log_probs(model, prompts, drawn.tokens, drawn.mask)
+    forced = nnx.jit(completion_log_probs)(model, prompts, drawn.tokens, drawn.mask)
     np.testing.assert_allclose(drawn.log_probs, forced.log_probs, rtol=1e-4, atol=1e-5)
 
 

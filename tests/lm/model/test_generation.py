@@ -17,6 +17,8 @@ from maxpo.lm.model.prompts import Prompts
 from maxpo.lm.model.token_log_probs import completion_log_probs
 from maxpo.lm.model.transformer import Transformer
 
+score = nnx.jit(completion_log_probs)
+
 V, EOS, PAD = 5, 3, 4
 PROMPTS = [[1, 2, 0, 2], [2], [0, 1]]
 
@@ -161,7 +163,7 @@ def test_log_probabilities_are_those_of_a_teacher_forced_pass(dtype):
         pad_id=PAD,
         key=jax.random.key(5),
     )
-    forced = completion_log_probs(model, prompts, drawn.tokens, drawn.mask, temperature=0.8)
+    forced = score(model, prompts, drawn.tokens, drawn.mask, temperature=0.8)
     difference = np.abs(drawn.log_probs - forced.log_probs)
     assert np.abs(drawn.log_probs).max() > 1
     # bfloat16 keeps 8 bits of the states: its logits differ by the order of their sums.
@@ -184,10 +186,10 @@ def test_padding_and_neighbours_change_no_log_probability():
         prompts = pad(PROMPTS, length, side)
         noise = rng.integers(0, V, prompts.tokens.shape)
         prompts = Prompts(jnp.where(prompts.mask, prompts.tokens, noise), prompts.mask)
-        again = completion_log_probs(model, prompts, drawn.tokens, drawn.mask)
+        again = score(model, prompts, drawn.tokens, drawn.mask)
         np.testing.assert_allclose(again.log_probs, drawn.log_probs, rtol=1e-4, atol=1e-5)
     for number, prompt in enumerate(PROMPTS):
-        alone = completion_log_probs(
+        alone = score(
             model,
             pad([prompt], len(prompt), "left"),
             drawn.tokens[number : number + 1, :1],

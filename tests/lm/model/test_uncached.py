@@ -83,8 +83,8 @@ def test_a_transformer_without_its_cache_is_the_transformer():
     prompts = pad([[2, 3], [4]], "left")
     tokens = jax.random.randint(jax.random.key(0), (2, 3, 4), 0, 5)
     mask = np.arange(4) < np.array([[4, 2, 1], [3, 4, 4]])[..., None]
-    with_cache = completion_log_probs(model, prompts, tokens, mask, temperature=0.7)
-    without = completion_log_probs(policy, prompts, tokens, mask, temperature=0.7)
+    score = nnx.jit(partial(completion_log_probs, temperature=0.7))
+    with_cache, without = (score(each, prompts, tokens, mask) for each in (model, policy))
     for one, other in zip(with_cache, without, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     drawn = partial(

@@ -38,11 +38,11 @@ def test_rooms_are_few_and_near(whole):
     rooms = {
         packing.room_for(tokens, whole) for tokens in range(0, whole + 1, max(1, whole // 999))
     }
-    assert len(rooms) <= 23
+    assert len(rooms) <= 16
     assert max(rooms) == whole
     for tokens in range(max(1, whole // 60), whole, max(1, whole // 999)):
         room = packing.room_for(tokens, whole)
-        assert tokens <= room <= 1.2 * tokens + 1
+        assert tokens <= room <= 1.3 * tokens + 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -74,7 +74,7 @@ def test_every_part_of_a_batch_finds_room_and_no_group_is_lost():
     for ours, theirs in zip(found.order, plain, strict=True):
         assert sorted(ours) == sorted(theirs)
     cells = [needed_in(cell, lengths) for cell in found.order.reshape(-1, 2)]
-    assert max(cells) <= found.room <= 1.2 * max(cells) + 1
+    assert max(cells) <= found.room <= 1.3 * max(cells) + 1
     as_shuffled = [needed_in(cell, lengths) for cell in plain.reshape(-1, 2)]
     assert max(cells) < max(as_shuffled)
     assert found.padding == pytest.approx(1 - np.sum(cells) / (len(cells) * found.room))

@@ -14,6 +14,8 @@ from maxpo.studies.lm_centering import puzzle, variance
 from maxpo.studies.lm_centering.policy import make_draw, make_policies
 from maxpo.studies.lm_centering.puzzle import TOKENIZER
 
+pytestmark = pytest.mark.slow  # Whole studies.
+
 N, K, SEEDS = 4, 2, 64
 NAMES = ("maxpo", "pkpo_loo_minus_one")
 

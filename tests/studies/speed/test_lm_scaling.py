@@ -21,6 +21,7 @@ def one():
     return lm_scaling.compile_case(make_case())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fully_sharded", [False, True])
 def test_work_of_a_device_stays_as_devices_are_added(one, fully_sharded):
     """The bar is 5%. Fully sharded a device has fewer parameters to read: less traffic."""
@@ -123,6 +124,7 @@ def test_what_is_sent():
     assert alone == {"gradients": 0, "parameters": 0, "activations": 0}
 
 
+@pytest.mark.slow
 def test_the_experiment(tmp_path):
     config = load_config("configs/lm_scaling.py:quick")
     config.weak.update(devices=(1,), model=(1,))
