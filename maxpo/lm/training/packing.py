@@ -19,7 +19,8 @@ __all__ = ["Packing", "make_packing", "room_for", "shuffled"]
 
 # From one room to the next: less than a quarter of the places is empty beside those that one part
 # of a batch has fewer than another. Sums of lengths move little from step to step, so that one or
-# two of the 16 programs serve for long; equal steps would leave short batches emptier than long ones.
+# two of the 16 programs serve for long. Equal steps would leave short batches emptier than long
+# ones.
 STEP = 1.3
 SMALLEST_SHARE = 1 / 64
 
