@@ -25,6 +25,8 @@ from maxpo.methods import parse_method
 from maxpo.runs import UsageError, load_config, read_metrics, read_timings
 from maxpo.training import init_state
 
+pytestmark = pytest.mark.slow  # Whole studies.
+
 FOLDERS = ["sft", "rloo-seed0", "maxpo_k2-1-seed0", "rloo-seed1", "maxpo_k2-1-seed1"]
 METHODS = ("rloo", "maxpo:k=2->1,learning_rate=2e-3")
 
@@ -196,8 +198,6 @@ def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, t
 import json, sys
 from ml_collections import ConfigDict
 from experiments import lm
-
-pytestmark = pytest.mark.slow  # Whole studies.
 fields = json.load(open(sys.argv[1]))
 fields["methods"] = tuple(fields["methods"])
 lm.train_and_evaluate(ConfigDict(fields), sys.argv[2])

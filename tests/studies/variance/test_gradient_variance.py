@@ -174,6 +174,7 @@ def few_jobs():
     return config
 
 
+@pytest.mark.slow
 def test_a_run_that_is_interrupted_measures_the_same(tmp_path, monkeypatch):
     config = few_jobs()
     whole = experiment.train_and_evaluate(config, tmp_path / "whole")
