@@ -86,7 +86,9 @@ def start_times(command: Sequence[str], folder: Path) -> dict[str, float]:
 @contextmanager
 def _started(command: Sequence[str], programs: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A process that is killed in the end, with all that it started."""
-    environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(programs)}
+    # Where programs are kept if nobody says where, see `maxpo.runs.main`.
+    environment = {**os.environ, "XDG_CACHE_HOME": str(programs)}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
             command, env=environment, stdout=output, stderr=output, start_new_session=True
