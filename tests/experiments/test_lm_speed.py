@@ -113,6 +113,7 @@ def test_peaks_of_known_devices(monkeypatch):
     assert study.peak(config) == study.Peak(1.0, 2.0)
 
 
+@pytest.mark.slow
 def test_losses_are_the_same(small, update):
     _, model, batch = small
     loss, gradients = update
