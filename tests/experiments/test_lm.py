@@ -191,7 +191,6 @@ def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, t
     assert_same_study(tmp_path / "parts", whole, programs)
 
 
-@pytest.mark.slow
 def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     program = """
