@@ -271,6 +271,52 @@ def test_a_program_ends_whatever_its_threads_do(tmp_path: Path) -> None:
     assert "SIGTERM: stopped" in done.stderr
 
 
+@pytest.mark.parametrize("workdir", [["--workdir=run"], []])
+@pytest.mark.parametrize("saves", [True, False])
+def test_ctrl_c_ends_a_program_without_a_traceback(
+    saves: bool, workdir: list[str], tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import signal\n"
+        "from maxpo import runs\n"
+        "def experiment(config, workdir):\n"
+        f"    if {saves}:\n"
+        "        with runs.Run({}, workdir) as run:\n"
+        "            state, _ = run.restore({'sum': 0.0})\n"
+        "            run.log(1, {'loss': 0.0})\n"
+        "            run.save(1, state)\n"
+        "            signal.raise_signal(signal.SIGINT)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "runs.main(experiment, default_config='config.py')\n"
+    )
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, program, *workdir],
+        cwd=tmp_path,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGINT, done.stderr
+    assert "Traceback" not in done.stderr
+    folders = [*tmp_path.glob("run"), *tmp_path.glob("runs/*")]
+    if not saves:
+        assert not folders
+        assert "interrupted" not in done.stderr
+        return
+    (folder,) = folders
+    say = "start the same command again to go on from what was saved last"
+    if not workdir:
+        say = f"to go on from what was saved last add --workdir=runs/{folder.name}"
+    assert done.stderr.endswith(f"\ninterrupted; {say}\n")
+    assert checkpoints(folder) == [1]
+
+
 @pytest.mark.slow
 def test_an_experiment_exits_with_143_and_resumes_as_one(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +17,7 @@ from ml_collections.config_flags import config_path
 from maxpo import parallel
 from maxpo._extras import MissingExtraError
 from maxpo.runs._config import UsageError, flatten, load_config, unknown, variants_of
-from maxpo.runs._preemption import Preempted, leave, preemptible
+from maxpo.runs._preemption import GO_ON, Preempted, leave, preemptible
 from maxpo.runs._progress import say
 from maxpo.runs._run import Run
 
@@ -38,7 +39,8 @@ def main(
 
     Exit codes: 0 done, 1 failed, 2 bad usage, 143 (128 + 15) stopped by SIGTERM: saved after the
     step that was running, as `preemptible` has it, and to be started again. A second SIGTERM ends
-    the process by that signal.
+    the process by that signal, and Ctrl-C (SIGINT) by that one, without a traceback: what was saved
+    last stays.
 
     The flags are `--config=FILE[:VARIANT]`, `--config.FIELD=VALUE` for any field of that config,
     and `--workdir=DIR`; without the last the run gets a time-stamped folder under `runs/`.
@@ -84,20 +86,26 @@ def main(
         with preemptible():
             train_and_evaluate(config, workdir)
     except Preempted:
-        if created is not None and any(created.iterdir()):
+        if _is_kept(created):
             say(f"to go on from there add --workdir={created}")
-        # A pod's processes wait for each other at their end.
-        if _is_the_program() and not jax.distributed.is_initialized():
-            leave()
+        if _ends_alone():
+            leave(signal.SIGTERM)
         raise
+    except KeyboardInterrupt:
+        if not _ends_alone():
+            raise
+        if _is_kept(created):
+            say(f"\ninterrupted; to go on from what was saved last add --workdir={created}")
+        elif Run.opened > opened:
+            say(f"\ninterrupted; {GO_ON} from what was saved last")
+        leave(signal.SIGINT)
     except (ValueError, MissingExtraError) as error:
         if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
             raise
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
-        if created is not None and created.is_dir() and not any(created.iterdir()):
-            created.rmdir()
+        _is_kept(created)  # Else it goes.
 
 
 def _check_workdir(folder: Path) -> None:
@@ -109,9 +117,23 @@ def _check_workdir(folder: Path) -> None:
         raise UsageError(f"workdir: expected a folder that can be written, got {nearest}")
 
 
-def _is_the_program() -> bool:
-    """Whether `main` was called by the module that was started, which does nothing after it."""
-    return sys._getframe(2).f_globals.get("__name__") == "__main__"
+def _is_kept(created: Path | None) -> bool:
+    """Whether there is a folder that `main` made and that has something in it; removes another."""
+    if created is None or not created.is_dir():
+        return False
+    if not any(created.iterdir()):
+        created.rmdir()
+        return False
+    return True
+
+
+def _ends_alone() -> bool:
+    """Whether nothing comes after `main`: the program called it, and is not part of a pod.
+
+    A pod's processes wait for each other at their end.
+    """
+    started = sys._getframe(2).f_globals.get("__name__") == "__main__"
+    return started and not jax.distributed.is_initialized()
 
 
 def _take_config(argv: list[str], default: str) -> tuple[str, list[str]]:

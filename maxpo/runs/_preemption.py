@@ -67,8 +67,11 @@ def preemptible() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)  # None if it was no Python's.
 
 
-def leave() -> NoReturn:
-    """Ends the process with exit code 143, without what Python and its libraries do at their end.
+def leave(by: signal.Signals) -> NoReturn:
+    """Ends the process as one that a signal has stopped, without what Python does at its end.
+
+    By SIGTERM it exits with code 143. By SIGINT it dies, which is how a shell knows that a loop of
+    commands should end, too.
 
     The signal may have come while programs were compiled or ran on the device. Their threads go on
     while the interpreter is taken down, and have been seen to crash in it, which ends the process
@@ -77,7 +80,10 @@ def leave() -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # No one reads, or it is closed.
             stream.flush()
-    os._exit(EXIT_CODE)
+    if by == signal.SIGINT:
+        signal.signal(by, signal.SIG_DFL)
+        signal.raise_signal(by)
+    os._exit(128 + by)
 
 
 def is_asked_for() -> bool:
