@@ -280,6 +280,8 @@ def test_ctrl_c_ends_a_program_without_a_traceback(
     program.write_text(
         "import signal\n"
         "from maxpo import runs\n"
+        # A shell starts what goes on in its background without it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def experiment(config, workdir):\n"
         f"    if {saves}:\n"
         "        with runs.Run({}, workdir) as run:\n"
