@@ -4,6 +4,7 @@ import math
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
 
+from maxpo.evaluate._records import shortened
 from maxpo.runs import UsageError
 
 __all__ = ["Fields", "find_fields", "problem_of", "scores_of"]
@@ -132,5 +133,4 @@ def _first(name: str, known: tuple[str, ...], record: Mapping[str, Any]) -> str:
 def _shown(record: Mapping[str, Any], field: str) -> str:
     if field not in record:
         return f"a record that has only {', '.join(record)}"
-    text = repr(record[field])
-    return text if len(text) <= 40 else f"{text[:40]}..."
+    return shortened(repr(record[field]))

@@ -12,7 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from maxpo.runs import UsageError
 
-__all__ = ["records"]
+__all__ = ["records", "shortened"]
 
 Record = dict[str, Any]
 
@@ -68,7 +68,7 @@ def _of_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
             if len(found) == 1 and type(found[0]) is dict:
                 yield f"{name}:{number}", found[0]
             elif found:
-                shown = _shortened(line.strip())
+                shown = shortened(line.strip())
                 raise UsageError(
                     f"{name}:{number}: expected a whole JSON object on this line, got {shown}"
                 )
@@ -103,10 +103,11 @@ def _of_list(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
     for index, record in enumerate(found):
         place = f"{path}[{index}]"
         if not isinstance(record, dict):
-            shown = _shortened(json.dumps(record))
+            shown = shortened(json.dumps(record))
             raise UsageError(f"{place}: expected a JSON object, got {shown}")
         yield place, record
 
 
-def _shortened(text: str) -> str:
+def shortened(text: str) -> str:
+    """What a message shows of a text."""
     return text if len(text) <= 40 else f"{text[:40]}..."

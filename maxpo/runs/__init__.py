@@ -52,7 +52,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from maxpo.runs._config import UsageError, check_numbers, check_variant, load_config
+    from maxpo.runs._config import (
+        UsageError,
+        check_divisor,
+        check_numbers,
+        check_variant,
+        load_config,
+    )
     from maxpo.runs._files import read_json, replacing, sync, write_atomic
     from maxpo.runs._main import main, new_folder
     from maxpo.runs._metrics import check_finite, read_metrics, read_timings
@@ -65,6 +71,7 @@ __all__ = [
     "Preempted",
     "Run",
     "UsageError",
+    "check_divisor",
     "check_finite",
     "check_numbers",
     "check_variant",
@@ -87,7 +94,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "_config": ("UsageError", "check_numbers", "check_variant", "load_config"),
+    "_config": ("UsageError", "check_divisor", "check_numbers", "check_variant", "load_config"),
     "_files": ("read_json", "replacing", "sync", "write_atomic"),
     "_main": ("main", "new_folder"),
     "_metrics": ("check_finite", "read_metrics", "read_timings"),

@@ -114,6 +114,18 @@ def check_numbers(
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
 
 
+def check_divisor(name: str, parts: int, *, of: str, whole: int) -> None:
+    """Raises ValueError unless a field divides another, both of them positive.
+
+    >>> check_divisor("rl.minibatches", 3, of="rl.prompts", whole=4)
+    Traceback (most recent call last):
+    ...
+    ValueError: rl.minibatches: expected a divisor of rl.prompts = 4, got 3
+    """
+    if whole % parts:
+        raise ValueError(f"{name}: expected a divisor of {of} = {whole}, got {parts}")
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns the fields of a nested config under their dotted names.
 

@@ -124,10 +124,7 @@ def _check_sizes(config: ConfigDict) -> None:
         ("rl.sampling_batches", rl.sampling_batches),
         ("rl.minibatches * rl.micro_batches", cut),
     ):
-        if rl.prompts % parts:
-            raise ValueError(
-                f"{name}: expected a divisor of rl.prompts = {rl.prompts}, got {parts}"
-            )
+        runs.check_divisor(name, parts, of="rl.prompts", whole=rl.prompts)
     for name, size in (
         ("rl.prompts / rl.sampling_batches", rl.prompts // rl.sampling_batches),
         ("rl.prompts / (rl.minibatches * rl.micro_batches)", rl.prompts // cut),

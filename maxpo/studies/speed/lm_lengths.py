@@ -118,11 +118,7 @@ def check_config(config: ConfigDict) -> None:
         },
         above={"lengths.median": 0},
     )
-    if config.prompts % config.micro_batches:
-        raise ValueError(
-            f"micro_batches: expected a divisor of prompts = {config.prompts}, got "
-            f"{config.micro_batches}"
-        )
+    runs.check_divisor("micro_batches", config.micro_batches, of="prompts", whole=config.prompts)
     model_config(config)
 
 

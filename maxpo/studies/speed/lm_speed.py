@@ -129,11 +129,7 @@ def check_config(config: ConfigDict) -> None:
             "peak.flops, peak.bandwidth: expected both, or 0 for both, got "
             f"{config.peak.flops:g} and {config.peak.bandwidth:g}"
         )
-    if config.prompts % config.micro_batches:
-        raise ValueError(
-            f"micro_batches: expected a divisor of prompts = {config.prompts}, got "
-            f"{config.micro_batches}"
-        )
+    runs.check_divisor("micro_batches", config.micro_batches, of="prompts", whole=config.prompts)
     model_config(config)
     model_config(config.long_vocabulary)
     if not config.huggingface:

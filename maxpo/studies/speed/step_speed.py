@@ -82,11 +82,7 @@ def check_config(config: ConfigDict) -> list[str]:
     )
     model_config(config)
     for name, parts in config.micro_batches.items():
-        if config.prompts % parts:
-            raise ValueError(
-                f"micro_batches.{name}: expected a divisor of prompts = {config.prompts}, got "
-                f"{parts}"
-            )
+        runs.check_divisor(f"micro_batches.{name}", parts, of="prompts", whole=config.prompts)
     if config.trl_cache not in CACHES:
         raise ValueError(f"trl_cache: expected one of {CACHES}, got {config.trl_cache!r}")
     others = [name for name in PACKAGES if _is_timed(name, config[name])]
