@@ -86,7 +86,7 @@ def main(
         with preemptible():
             train_and_evaluate(config, workdir)
     except Preempted:
-        if _is_kept(created):
+        if _kept_unless_empty(created):
             say(f"to go on from there add --workdir={created}")
         if _ends_alone():
             leave(signal.SIGTERM)
@@ -94,7 +94,7 @@ def main(
     except KeyboardInterrupt:
         if not _ends_alone():
             raise
-        if _is_kept(created):
+        if _kept_unless_empty(created):
             say(f"\ninterrupted; to go on from what was saved last add --workdir={created}")
         elif Run.opened > opened:
             say(f"\ninterrupted; {GO_ON} from what was saved last")
@@ -105,7 +105,7 @@ def main(
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     finally:
-        _is_kept(created)  # Else it goes.
+        _kept_unless_empty(created)
 
 
 def _check_workdir(folder: Path) -> None:
@@ -117,7 +117,7 @@ def _check_workdir(folder: Path) -> None:
         raise UsageError(f"workdir: expected a folder that can be written, got {nearest}")
 
 
-def _is_kept(created: Path | None) -> bool:
+def _kept_unless_empty(created: Path | None) -> bool:
     """Whether there is a folder that `main` made and that has something in it; removes another."""
     if created is None or not created.is_dir():
         return False
