@@ -242,9 +242,26 @@ def run_bandit(folder: Path) -> None:
         assert child.returncode == 0, printed
 
 
+def run_program(folder: Path, text: str, *flags: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a program of this text in a folder, with a `config.py` that has no fields."""
+    program = folder / "program.py"
+    program.write_text(text)
+    (folder / "config.py").write_text(
+        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
+    )
+    return subprocess.run(
+        [sys.executable, program, *flags],
+        cwd=folder,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
 def test_a_program_ends_whatever_its_threads_do(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
+    program = (
         "import atexit, signal, threading, time\n"
         "from maxpo import runs\n"
         "def experiment(config, workdir):\n"
@@ -254,18 +271,7 @@ def test_a_program_ends_whatever_its_threads_do(tmp_path: Path) -> None:
         "    signal.raise_signal(signal.SIGTERM)\n"
         "runs.main(experiment, default_config='config.py')\n"
     )
-    (tmp_path / "config.py").write_text(
-        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, program, "--workdir=run"],
-        cwd=tmp_path,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_program(tmp_path, program, "--workdir=run")
     assert done.returncode == 143, done.stderr
     assert done.stdout == "stopping\n"
     assert "SIGTERM: stopped" in done.stderr
@@ -276,8 +282,7 @@ def test_a_program_ends_whatever_its_threads_do(tmp_path: Path) -> None:
 def test_ctrl_c_ends_a_program_without_a_traceback(
     saves: bool, workdir: list[str], tmp_path: Path
 ) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
+    program = (
         "import signal\n"
         "from maxpo import runs\n"
         # A shell starts what goes on in its background without it.
@@ -292,18 +297,7 @@ def test_ctrl_c_ends_a_program_without_a_traceback(
         "    signal.raise_signal(signal.SIGINT)\n"
         "runs.main(experiment, default_config='config.py')\n"
     )
-    (tmp_path / "config.py").write_text(
-        "from ml_collections import ConfigDict\ndef get_config():\n    return ConfigDict()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, program, *workdir],
-        cwd=tmp_path,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_program(tmp_path, program, *workdir)
     assert done.returncode == -signal.SIGINT, done.stderr
     assert "Traceback" not in done.stderr
     folders = [*tmp_path.glob("run"), *tmp_path.glob("runs/*")]
