@@ -21,11 +21,11 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     """Runs the study in `workdir` and returns its summary, figures by "bandit method"."""
     runs.check_numbers(config, above={"step_sizes": 0})
     if config.common not in config.step_sizes:
-        raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}.")
+        raise ValueError(f"common: expected one of {config.step_sizes}, got {config.common}")
     if not config.seeds >= 4:
-        raise ValueError(f"seeds: expected at least 4, two halves, got {config.seeds}.")
+        raise ValueError(f"seeds: expected at least 4, two halves, got {config.seeds}")
     if not config.bandits or len(set(config.bandits)) < len(config.bandits):
-        raise ValueError(f"bandits: expected different variants, got {config.bandits}.")
+        raise ValueError(f"bandits: expected different variants, got {config.bandits}")
     studies = {}
     for variant in config.bandits:
         study = bandit_configs.get_config(variant)
@@ -34,7 +34,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         study.eval_k = config.eval_k or study.eval_k
         bandit.check_config(study)
         if any(method.learning_rate for method in bandit.read_methods(study)):
-            raise ValueError("methods: expected no learning_rate, which is what is varied here.")
+            raise ValueError("methods: expected no learning_rate, which is what is varied here")
         studies[variant] = study
 
     with runs.Run(config, workdir) as run:

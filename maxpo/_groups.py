@@ -54,7 +54,7 @@ def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
     if rewards.ndim == 0 or rewards.shape[-1] == 0:
         raise ValueError(
             f"{name}: expected rewards of shape [..., N] with N >= 1 samples on the last axis, "
-            f"got shape {list(rewards.shape)}."
+            f"got shape {list(rewards.shape)}"
         )
     rewards = lax.stop_gradient(rewards)
     if where is None:
@@ -62,13 +62,13 @@ def as_groups(name: str, rewards: ArrayLike, where: ArrayLike | None) -> Groups:
 
     where = jnp.asarray(where)
     if where.dtype != jnp.bool_:
-        raise TypeError(f"{name}: expected a boolean mask `where`, got dtype {where.dtype}.")
+        raise TypeError(f"{name}: expected a boolean mask `where`, got dtype {where.dtype}")
     try:
         where = jnp.broadcast_to(where, rewards.shape)
     except ValueError:
         raise ValueError(
             f"{name}: expected a mask `where` that broadcasts to the shape {list(rewards.shape)} "
-            f"of the rewards, got shape {list(where.shape)}."
+            f"of the rewards, got shape {list(where.shape)}"
         ) from None
     return Groups(rewards, where, jnp.sum(where, axis=-1, keepdims=True, dtype=rewards.dtype))
 
@@ -92,7 +92,7 @@ def as_group_k(name: str, k: ArrayLike, groups: Groups, *, left_out: int) -> Sca
     if is_scalar(k):
         return as_k(name, k, groups, left_out=left_out)  # type: ignore[arg-type]
     if bool in [getattr(leaf, "dtype", type(leaf)) for leaf in jax.tree.leaves(k)]:
-        raise TypeError(f"{name}: expected k to be real numbers, got booleans.")
+        raise TypeError(f"{name}: expected k to be real numbers, got booleans")
     traced = is_traced(k)
     ks = (as_floats if traced else host_floats)(k, f"{name}: expected k")
     batch = groups.rewards.shape[:-1]
@@ -101,7 +101,7 @@ def as_group_k(name: str, k: ArrayLike, groups: Groups, *, left_out: int) -> Sca
     except ValueError:
         raise ValueError(
             f"{name}: expected one k, or one for each group in a shape that broadcasts to "
-            f"{list(batch)}, got shape {list(ks.shape)}."
+            f"{list(batch)}, got shape {list(ks.shape)}"
         ) from None
     if not traced:
         # Integers bound the range, so these are the k that `as_k` refuses after its rounding.
@@ -136,10 +136,10 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scala
         if k.ndim != 0 or not jnp.isrealobj(k) or k.dtype == jnp.bool_:
             raise TypeError(
                 f"{name}: expected k to be a real scalar, got an array of shape {list(k.shape)} "
-                f"and dtype {k.dtype}."
+                f"and dtype {k.dtype}"
             )
     elif isinstance(k, bool) or not isinstance(k, numbers.Real):
-        raise TypeError(f"{name}: expected k to be a real scalar, got {k!r}.")
+        raise TypeError(f"{name}: expected k to be a real scalar, got {k!r}")
 
     if isinstance(k, jax.core.Tracer):
         return _in_graph(k, groups)
@@ -149,7 +149,7 @@ def as_k(name: str, k: Scalar, groups: Groups, *, left_out: int | None) -> Scala
         value = round(value)
     if left_out is None:
         if not 1 <= value < math.inf:
-            raise ValueError(f"{name}: expected a finite k >= 1, got k = {k}.")
+            raise ValueError(f"{name}: expected a finite k >= 1, got k = {k}")
         return value
     most = groups.size - left_out
     if not 1 <= value <= most:  # Written so that NaN fails, too.
@@ -168,7 +168,7 @@ def _in_graph(k: ArrayLike, groups: Groups) -> jax.Array:
 def _out_of_range(name: str, groups: Groups, left_out: int, got: str) -> str:
     most = groups.size - left_out
     bound = f"N - {left_out} = {most} (the formula leaves {left_out} out)" if left_out else "N"
-    return f"{name}: expected 1 <= k <= {bound} in groups of N = {groups.size} samples, got {got}."
+    return f"{name}: expected 1 <= k <= {bound} in groups of N = {groups.size} samples, got {got}"
 
 
 def finish(groups: Groups, result: jax.Array, needed: Scalar) -> jax.Array:

@@ -41,7 +41,7 @@ def as_floats(values: ArrayLike, expected: str) -> jax.Array:
         with np.errstate(over="ignore"):
             return jnp.asarray(host.astype(jax.dtypes.canonicalize_dtype(host.dtype)))
     if not _is_real(values.dtype):
-        raise TypeError(f"{expected} of a real dtype, got {values.dtype}.")
+        raise TypeError(f"{expected} of a real dtype, got {values.dtype}")
     return values if values.dtype == jnp.float64 else values.astype(jnp.float32)
 
 
@@ -58,11 +58,11 @@ def host_floats(values: Any, expected: str) -> np.ndarray:
     except OverflowError:  # Floats beside an integer that has no float64.
         array = np.asarray(values, object)
     except ValueError as error:
-        raise ValueError(f"{expected} in a regular array: {error}.") from None
+        raise ValueError(f"{expected} in a regular array: {error}") from None
     if array.dtype == object:
         array = _from_python(array, expected)
     if not _is_real(array.dtype):
-        raise TypeError(f"{expected} of a real dtype, got {array.dtype}.")
+        raise TypeError(f"{expected} of a real dtype, got {array.dtype}")
     wide = jnp.issubdtype(array.dtype, jnp.floating) and array.dtype.itemsize >= 8
     with np.errstate(over="ignore"):
         return array.astype(np.float64 if wide else np.float32, copy=False)
@@ -89,7 +89,7 @@ def _from_python(array: np.ndarray, expected: str) -> np.ndarray:
     """Python's own numbers, which NumPy keeps as objects where 64 bits do not hold them."""
     for value in array.flat:
         if not isinstance(value, _PYTHON_NUMBERS):
-            raise TypeError(f"{expected} to be real numbers, got {value!r}.")
+            raise TypeError(f"{expected} to be real numbers, got {value!r}")
     return np.vectorize(_nearest_float, otypes=[np.float64])(array)
 
 

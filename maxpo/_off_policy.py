@@ -79,7 +79,7 @@ def _changes(groups: Groups, ratios: ArrayLike) -> tuple[Groups, jax.Array]:
     except ValueError:
         raise ValueError(
             f"{expected} that broadcast to the shape {list(groups.rewards.shape)} of the rewards, "
-            f"got shape {list(given.shape)}."
+            f"got shape {list(given.shape)}"
         ) from None
     if groups.where is not None:
         changes = jnp.where(groups.where, changes, 0)

@@ -57,7 +57,7 @@ def group_local(
             if spec[-1] is not None:
                 raise ValueError(
                     f"{first} with each group (the last axis) on one device, got the sharding "
-                    f"{spec}."
+                    f"{spec}"
                 )
 
             def call(changed: dict[str, Any]) -> jax.Array:

@@ -59,9 +59,9 @@ def adaptive_k(success_rate: ArrayLike, *, target: float, k_max: float) -> jax.A
     Array([8., 8., 2., 1.], dtype=float32)
     """
     if not 0 < target < 1:
-        raise ValueError(f"target: expected a number between 0 and 1, got {target}.")
+        raise ValueError(f"target: expected a number between 0 and 1, got {target}")
     if not 1 <= k_max < math.inf:
-        raise ValueError(f"k_max: expected a finite number of at least 1, got {k_max}.")
+        raise ValueError(f"k_max: expected a finite number of at least 1, got {k_max}")
     p = as_floats(success_rate, "success_rate: expected rates")
     # Of the inverse, so that p = 0 divides by no 0.
     inverse = jnp.maximum(jnp.log1p(-p) / math.log1p(-target), 1 / k_max)

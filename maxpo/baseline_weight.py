@@ -143,7 +143,7 @@ def weight_of(
     """
     _check_decay(decay)
     if not caution >= 0:
-        raise ValueError(f"caution: expected at least 0, got {caution!r}.")
+        raise ValueError(f"caution: expected at least 0, got {caution!r}")
     updates = state.updates.astype(state.moments.dtype)
     power = jnp.asarray(decay, updates.dtype) ** updates
     d, h, dd, dh, hh = state.moments / jnp.where(state.updates == 0, 1, 1 - power)
@@ -163,7 +163,7 @@ def weight_of(
 
 def _check_decay(decay: float) -> None:
     if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}.")
+        raise ValueError(f"decay: expected a number in [0, 1), got {decay!r}")
 
 
 def _inner(x: Any, y: Any) -> jax.Array:

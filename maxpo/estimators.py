@@ -548,7 +548,7 @@ def blended(
     except ValueError:
         raise ValueError(
             f"blended: expected weights that broadcast to the shape {list(batch)} of the groups, "
-            f"got shape {list(w.shape)}."
+            f"got shape {list(w.shape)}"
         ) from None
 
     def weights(m: Array, n: Scalar) -> tuple[Array, Array]:
@@ -688,7 +688,7 @@ def l_statistic(
         raise ValueError(
             f"l_statistic: expected rank_weights of shape [K] with 1 <= K <= N - 1 = "
             f"{groups.size - 1} in groups of N = {groups.size} samples, got shape "
-            f"{list(rank_weights.shape)}."
+            f"{list(rank_weights.shape)}"
         )
     drawn = rank_weights.shape[0]
 
@@ -749,7 +749,7 @@ def get(name: str) -> Estimator:
     True
     """
     if name not in _BY_NAME:
-        raise ValueError(f"expected one of the estimators {', '.join(names())}; got {name!r}.")
+        raise ValueError(f"expected one of the estimators {', '.join(names())}; got {name!r}")
     return _BY_NAME[name]
 
 
@@ -794,14 +794,14 @@ def _missing_sample(k: Scalar) -> Scalar:
 
 def _check_pair(name: str, groups: Groups) -> None:
     if groups.size < 2:
-        raise ValueError(f"{name}: expected groups of N >= 2 samples, got N = 1: no other is left.")
+        raise ValueError(f"{name}: expected groups of N >= 2 samples, got N = 1: no other is left")
 
 
 def _check_std(name: str, epsilon: float, ddof: int) -> None:
     if not epsilon >= 0:
-        raise ValueError(f"{name}: expected epsilon >= 0, got {epsilon!r}.")
+        raise ValueError(f"{name}: expected epsilon >= 0, got {epsilon!r}")
     if ddof not in (0, 1):
-        raise ValueError(f"{name}: expected ddof to be 0 or 1, got {ddof!r}.")
+        raise ValueError(f"{name}: expected ddof to be 0 or 1, got {ddof!r}")
 
 
 @jax.jit

@@ -257,11 +257,11 @@ def k_schedule(initial: float, final: float, updates: int) -> float | Callable[[
       ValueError: If a k is below 1, or it changes over less than one update.
     """
     if not (initial >= 1 and final >= 1):
-        raise ValueError(f"expected k >= 1, got k from {initial} to {final}.")
+        raise ValueError(f"expected k >= 1, got k from {initial} to {final}")
     if initial == final:
         return initial
     if updates < 1:
-        raise ValueError(f"expected k to change over at least 1 update, got {updates}.")
+        raise ValueError(f"expected k to change over at least 1 update, got {updates}")
     return optax.linear_schedule(initial, final, updates)
 
 
@@ -290,7 +290,7 @@ def check_graded(names: Iterable[str], field: str, setting: str) -> None:
         if name in BINARY:
             raise ValueError(
                 f"{field}: expected estimators of graded rewards, as {setting} says, got {name}, "
-                "which needs rewards of 0 or 1."
+                "which needs rewards of 0 or 1"
             )
 
 
@@ -318,10 +318,10 @@ def bind_estimator(name: str, k: K, **options: Any) -> Advantages:
     parameters = inspect.signature(function).parameters
     unknown = sorted(set(options) - set(parameters))
     if unknown:
-        raise TypeError(f"{name}: expected options among {[*parameters][1:]}, got {unknown}.")
+        raise TypeError(f"{name}: expected options among {[*parameters][1:]}, got {unknown}")
     needed = {p.name for p in parameters.values() if p.default is p.empty} - {"rewards", "k"}
     if not needed <= {*options}:
-        raise TypeError(f"{name}: expected the options {sorted(needed)}, got {sorted(options)}.")
+        raise TypeError(f"{name}: expected the options {sorted(needed)}, got {sorted(options)}")
 
     def advantages(
         rewards: jax.Array,

@@ -155,12 +155,12 @@ def _as_groups(
     if labels is not None and array.ndim != 1:
         raise ValueError(
             f"{name}: expected rewards of shape [B] beside the labels of their groups, got shape "
-            f"{list(array.shape)}."
+            f"{list(array.shape)}"
         )
     if array.ndim == 0 or (labels is None and array.shape[-1] == 0):
         raise ValueError(
             f"{name}: expected rewards of shape [..., N] with N >= 1 samples on the last axis, "
-            f"got shape {list(array.shape)}."
+            f"got shape {list(array.shape)}"
         )
     mask = None if where is None else _as_mask(name, where, array.shape)
     place = None
@@ -175,13 +175,13 @@ def _as_groups(
 def _as_mask(name: str, where: ArrayLike, shape: tuple[int, ...]) -> Array:
     mask = np.asarray(where)
     if mask.dtype != np.bool_:
-        raise TypeError(f"{name}: expected a boolean mask `where`, got dtype {mask.dtype}.")
+        raise TypeError(f"{name}: expected a boolean mask `where`, got dtype {mask.dtype}")
     try:
         return np.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(
             f"{name}: expected a mask `where` that broadcasts to the shape {list(shape)} "
-            f"of the rewards, got shape {list(mask.shape)}."
+            f"of the rewards, got shape {list(mask.shape)}"
         ) from None
 
 
@@ -190,9 +190,7 @@ def _places(name: str, labels: Iterable[Hashable], batch: int) -> Place:
     # Elements of arrays as Python's own: those of torch and JAX differ in hash from their equals.
     labels = labels.tolist() if hasattr(labels, "tolist") else list(labels)
     if len(labels) != batch:
-        raise ValueError(
-            f"{name}: expected labels `groups` for {batch} samples, got {len(labels)}."
-        )
+        raise ValueError(f"{name}: expected labels `groups` for {batch} samples, got {len(labels)}")
     row_of: dict[Hashable, int] = {}
     sizes: list[int] = []
     place = np.empty((2, batch), np.intp)
@@ -201,7 +199,7 @@ def _places(name: str, labels: Iterable[Hashable], batch: int) -> Place:
         if label is None or label != label:
             raise ValueError(
                 f"{name}: expected a label in `groups` for each sample, got {label} for sample "
-                f"{sample}."
+                f"{sample}"
             )
         row = row_of.setdefault(label, len(sizes))
         if row == len(sizes):
@@ -225,7 +223,7 @@ def _as_k(name: str, k: float, groups: Groups, *, left_out: int | None) -> float
     if not is_scalar(k):
         raise TypeError(
             f"{name}: expected one k for all groups, got the shape {list(np.shape(k))}; the "
-            "function of this name for JAX takes one for each group."
+            "function of this name for JAX takes one for each group"
         )
     # An array of JAX stays one in `as_k`, and would take the rest to its device.
     if isinstance(k, (np.generic, np.ndarray, jax.Array)) and k.ndim == 0:

@@ -78,20 +78,20 @@ def max_at_k_reward(
     [0.0, 0.0, 2.0]
     """
     if not functions:
-        raise TypeError("max_at_k_reward: expected at least one reward function, got none.")
+        raise TypeError("max_at_k_reward: expected at least one reward function, got none")
     for function in functions:
         is_model = hasattr(function, "forward") or not callable(function)
         call = function if inspect.isroutine(function) else type(function).__call__
         if is_model or inspect.iscoroutinefunction(call):
             raise TypeError(
                 "max_at_k_reward: expected plain functions (call a model or an async function "
-                f"inside of one), got {function!r}."
+                f"inside of one), got {function!r}"
             )
     weights = [1.0] * len(functions) if weights is None else list(weights)
     if len(weights) != len(functions):
         raise ValueError(
             f"max_at_k_reward: expected one weight for each of {len(functions)} functions, got "
-            f"{len(weights)}."
+            f"{len(weights)}"
         )
     # k > num_generations - 1 is an error here, before anything is sampled.
     host.rank_warp(np.zeros(num_generations), k)
@@ -106,13 +106,13 @@ def max_at_k_reward(
             if len(values) != len(prompts):
                 raise ValueError(
                     f"max_at_k_reward: expected {len(prompts)} rewards, one for each completion, "
-                    f"got {len(values)} from {_name(function)}."
+                    f"got {len(values)} from {_name(function)}"
                 )
             scores = np.array([math.nan if v is None else float(v) for v in values])
             scored |= ~np.isnan(scores)
             total += weight * np.where(np.isnan(scores), 0, scores)
         if np.isinf(total).any():
-            raise ValueError("max_at_k_reward: expected finite rewards, got an infinite one.")
+            raise ValueError("max_at_k_reward: expected finite rewards, got an infinite one")
         groups = total.reshape(-1, num_generations)
         where = scored.reshape(groups.shape)
         warped = host.rank_warp(groups, k, where=where).ravel()
@@ -138,7 +138,7 @@ def _check_groups(prompts: Sequence[Any], size: int) -> None:
             raise ValueError(
                 f"max_at_k_reward: expected one prompt in completions {start} to "
                 f"{start + size - 1}, got several: num_generations = {size} is not that of "
-                "GRPOConfig, or a group is split between processes."
+                "GRPOConfig, or a group is split between processes"
             )
 
 

@@ -51,7 +51,7 @@ def register(*names: str, k: float | None = None) -> tuple[str, ...]:
     """
     if not names:
         if k is None:
-            raise TypeError('register: expected k, as in register(k=4) or register("maxpo:4").')
+            raise TypeError('register: expected k, as in register(k=4) or register("maxpo:4")')
         names = tuple(name for name in _alone_with_k() if name not in _BUILT_IN)
     new = {name: _bind(name, k) for name in names}
     registry = _registry()
@@ -91,7 +91,7 @@ def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
         return _as_tunix_calls_it(name, _of_method(name))
     if base not in _alone_with_k():
         raise ValueError(
-            f"register: {base} needs more than k; expected one of {', '.join(_alone_with_k())}."
+            f"register: {base} needs more than k; expected one of {', '.join(_alone_with_k())}"
         )
     options: dict[str, Any] = {}
     if "k" in inspect.signature(function).parameters:
@@ -99,12 +99,12 @@ def _bind(name: str, k: float | None) -> Callable[..., np.ndarray]:
             try:
                 k = float(own_k)
             except ValueError:
-                raise ValueError(f"register: expected NAME:K, a number K, got {name!r}.") from None
+                raise ValueError(f"register: expected NAME:K, a number K, got {name!r}") from None
         if k is None:
-            raise TypeError(f"register: expected k for {name!r}, as in register({name!r}, k=4).")
+            raise TypeError(f"register: expected k for {name!r}, as in register({name!r}, k=4)")
         options["k"] = _check_k(k)
     elif colon:
-        raise ValueError(f"register: {base} has no k, got {name!r}.")
+        raise ValueError(f"register: {base} has no k, got {name!r}")
     return _as_tunix_calls_it(name, lambda groups: function(groups, **options))
 
 
@@ -112,9 +112,9 @@ def _of_method(spec: str) -> Callable[[np.ndarray], Any]:
     """The advantages of a method whose settings do not change, which Tunix has no way to tell."""
     method = methods.parse_method(spec)
     if method.learning_rate is not None:
-        raise ValueError(f"register: expected no learning_rate, Tunix has its own; got {spec!r}.")
+        raise ValueError(f"register: expected no learning_rate, Tunix has its own; got {spec!r}")
     if method.k and method.k[0] != method.k[1]:
-        raise ValueError(f"register: expected one k, Tunix knows no steps; got {spec!r}.")
+        raise ValueError(f"register: expected one k, Tunix knows no steps; got {spec!r}")
     bound: Any = method.bind(1)
     return lambda groups: bound(groups, 0)
 
@@ -127,13 +127,13 @@ def _as_tunix_calls_it(
         if rewards.ndim != 1 or rewards.size % num_generations:
             raise ValueError(
                 f"{name}: expected rewards of shape [B * num_generations] with num_generations = "
-                f"{num_generations}, got shape {list(rewards.shape)}."
+                f"{num_generations}, got shape {list(rewards.shape)}"
             )
         groups = rewards.reshape(-1, num_generations)
         try:
             return np.asarray(function(groups), np.float32).reshape(-1)
         except ValueError as error:
-            raise ValueError(f"{error} N is GRPOConfig's num_generations.") from None
+            raise ValueError(f"{error}; N is GRPOConfig's num_generations") from None
 
     advantages.__name__ = advantages.__qualname__ = name
     return advantages
@@ -141,9 +141,9 @@ def _as_tunix_calls_it(
 
 def _check_k(k: float) -> float:
     if isinstance(k, bool) or not isinstance(k, numbers.Real):
-        raise TypeError(f"register: expected k to be a real number, got {k!r}.")
+        raise TypeError(f"register: expected k to be a real number, got {k!r}")
     if not 1 <= k < math.inf:
-        raise ValueError(f"register: expected k >= 1, got {k!r}.")
+        raise ValueError(f"register: expected k >= 1, got {k!r}")
     return k
 
 

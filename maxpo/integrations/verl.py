@@ -66,11 +66,11 @@ def maxpo_advantage(
 
     k = None if config is None else config.get("maxpo_k")
     if k is None:
-        raise ValueError("maxpo: expected k in verl's config, as in +algorithm.maxpo_k=4.")
+        raise ValueError("maxpo: expected k in verl's config, as in +algorithm.maxpo_k=4")
     if index is None or len(index) != len(token_level_rewards):
         raise ValueError(
             f"maxpo: expected an index of {len(token_level_rewards)} prompts, one for each sample, "
-            f"got {'none' if index is None else len(index)}."
+            f"got {'none' if index is None else len(index)}"
         )
     if keys is None:
         rows = sample_of = np.arange(len(index))
@@ -84,7 +84,7 @@ def maxpo_advantage(
         if largest <= k:
             raise ValueError(
                 f"maxpo: expected k <= N - 1 in some group, got k = {k} and at most N = {largest} "
-                "samples; N is verl's rollout.n."
+                "samples; N is verl's rollout.n"
             )
         advantages = torch.as_tensor(by_row).to(token_level_rewards.device)
         advantages = advantages.unsqueeze(-1) * response_mask
@@ -94,14 +94,14 @@ def maxpo_advantage(
 def _last_outputs(keys: Sequence[str], batch: int) -> tuple[np.ndarray, np.ndarray]:
     """The row of each session's last output, and the session of each row."""
     if len(keys) != batch:
-        raise ValueError(f"maxpo: expected {batch} keys, one for each row, got {len(keys)}.")
+        raise ValueError(f"maxpo: expected {batch} keys, one for each row, got {len(keys)}")
     sessions: dict[str, int] = {}
     last: list[tuple[int, int]] = []  # The last turn of each session, by output and row.
     session_of = np.empty(batch, int)
     for row, key in enumerate(keys):
         session, _, output = key.rpartition("_")
         if not (session and output.isdecimal()):
-            raise ValueError(f"maxpo: expected keys UID_SESSION_OUTPUT, got {key!r}.")
+            raise ValueError(f"maxpo: expected keys UID_SESSION_OUTPUT, got {key!r}")
         number = session_of[row] = sessions.setdefault(session, len(last))
         if number == len(last):
             last.append((int(output), row))

@@ -104,23 +104,23 @@ class MazeEnvironment:
         for name, known in (("kind", get_args(Kind)), ("view", get_args(View))):
             if getattr(self, name) not in known:
                 raise ValueError(
-                    f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}."
+                    f"{name}: expected one of {', '.join(known)}; got {getattr(self, name)!r}"
                 )
         least = 7 if self.kind == "rooms" else 3
         if self.size < least:
-            raise ValueError(f"size: expected at least {least}, got {self.size}.")
+            raise ValueError(f"size: expected at least {least}, got {self.size}")
         if self.kind == "perfect" and self.size % 2 == 0:
-            raise ValueError(f"size: expected an odd one for a perfect maze, got {self.size}.")
+            raise ValueError(f"size: expected an odd one for a perfect maze, got {self.size}")
         if self.horizon < 1:
-            raise ValueError(f"horizon: expected at least 1 step, got {self.horizon}.")
+            raise ValueError(f"horizon: expected at least 1 step, got {self.horizon}")
         if self.radius < 1:
-            raise ValueError(f"radius: expected at least 1, got {self.radius}.")
+            raise ValueError(f"radius: expected at least 1, got {self.radius}")
         if not self.values or not all(math.isfinite(value) for value in self.values):
-            raise ValueError(f"values: expected finite ones of 1 or more goals, got {self.values}.")
+            raise ValueError(f"values: expected finite ones of 1 or more goals, got {self.values}")
         if len(self.values) >= self.floor_cells:
             raise ValueError(
                 f"values: expected fewer goals than the {self.floor_cells} cells of floor, so that "
-                f"one is left to start from, got {len(self.values)}; no goal could be reached."
+                f"one is left to start from, got {len(self.values)}; no goal could be reached"
             )
 
     @property

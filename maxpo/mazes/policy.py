@@ -48,12 +48,12 @@ class GridPolicy(nnx.Module):
           ValueError: If the kind is unknown, or the observation has batch axes.
         """
         if kind not in get_args(Kind):
-            raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}.")
+            raise ValueError(f"kind: expected one of {', '.join(get_args(Kind))}; got {kind!r}")
         grid, features = observation.grid.shape, observation.features.shape
         if len(grid) != 3 or len(features) != 1:
             raise ValueError(
                 f"observation: expected one grid [H, W, C] and features [F], got shapes {grid} "
-                f"and {features}."
+                f"and {features}"
             )
         self.kind = kind
         height, width, channels = grid

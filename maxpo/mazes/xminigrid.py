@@ -57,12 +57,12 @@ class XMiniGrid:
 
     def __post_init__(self) -> None:
         if self.horizon < 1:
-            raise ValueError(f"horizon: expected at least 1 step, got {self.horizon}.")
+            raise ValueError(f"horizon: expected at least 1 step, got {self.horizon}")
         if self.size != 0 and self.size < 5:
-            raise ValueError(f"size: expected at least 5, or 0, got {self.size}.")
+            raise ValueError(f"size: expected at least 5, or 0, got {self.size}")
         if self.view_size != 0 and (self.view_size < 3 or self.view_size % 2 == 0):
             raise ValueError(
-                f"view_size: expected an odd one of at least 3, or 0, got {self.view_size}."
+                f"view_size: expected an odd one of at least 3, or 0, got {self.view_size}"
             )
         _make(self)
 
@@ -129,7 +129,7 @@ def _make(wanted: XMiniGrid) -> tuple[Any, Any]:
     known = xminigrid.registered_environments()
     if wanted.environment not in known:
         raise ValueError(
-            f"environment: expected one of {', '.join(known)}; got {wanted.environment!r}."
+            f"environment: expected one of {', '.join(known)}; got {wanted.environment!r}"
         )
     options = {"max_steps": wanted.horizon}
     if wanted.size:

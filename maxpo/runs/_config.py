@@ -75,7 +75,7 @@ def check_variant(variant: str, known: Collection[str]) -> None:
     ValueError: expected one of the variants default, quick; got 'qick'.
     """
     if variant not in known:
-        raise ValueError(f"expected one of the variants {', '.join(known)}; got {variant!r}.")
+        raise ValueError(f"expected one of the variants {', '.join(known)}; got {variant!r}")
 
 
 def check_numbers(

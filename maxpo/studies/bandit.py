@@ -91,7 +91,7 @@ def check_config(config: ConfigDict) -> None:
     if config.updates % config.evaluate_every:
         raise ValueError(
             f"updates: expected a multiple of evaluate_every = {config.evaluate_every}, "
-            f"got {config.updates}."
+            f"got {config.updates}"
         )
     _check_optimizer(config)
     _check_task(config.task)
@@ -107,7 +107,7 @@ def check_config(config: ConfigDict) -> None:
     if any(method.adapts for method in methods):
         raise ValueError(
             f"methods: expected a number as k of graded rewards, as {setting} says, got adaptive, "
-            "which needs rewards of 0 or 1."
+            "which needs rewards of 0 or 1"
         )
 
 
@@ -127,7 +127,7 @@ def _check_optimizer(config: ConfigDict) -> None:
         optimizer = None
     if not isinstance(optimizer, optax.GradientTransformation):
         # It must take a learning rate alone.
-        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}.")
+        raise ValueError(f"optimizer: expected a name of optax, got {config.optimizer!r}")
 
 
 def _check_task(task: ConfigDict) -> None:
@@ -138,17 +138,17 @@ def _check_task(task: ConfigDict) -> None:
         above = {"law_parameter": 0}
         if task.law not in bandit.REWARD_LAWS:
             raise ValueError(
-                f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}."
+                f"task.law: expected one of {', '.join(bandit.REWARD_LAWS)}; got {task.law!r}"
             )
         if task.law in _BINARY_LAWS and task.law_parameter > 1:
             raise ValueError(
                 "task.law_parameter: expected a success rate of at most 1, got "
-                f"{task.law_parameter}."
+                f"{task.law_parameter}"
             )
     elif task.name == "square":
         above, finite = {"std": 0}, ["mean"]
     else:
-        raise ValueError(f"task.name: expected contextual or square, got {task.name!r}.")
+        raise ValueError(f"task.name: expected contextual or square, got {task.name!r}")
     runs.check_numbers(
         ConfigDict({"task": task}),
         at_least={f"task.{field}": bound for field, bound in least.items()},

@@ -137,36 +137,36 @@ def check_config(config: ConfigDict) -> None:
         if _field(config, field) % config.evaluate_every:
             raise ValueError(
                 f"{field}: expected a multiple of evaluate_every = {config.evaluate_every}, got "
-                f"{_field(config, field)}."
+                f"{_field(config, field)}"
             )
     for field in ("sweep.learning_rates", "sweep.entropy_coefficients"):
         values = _field(config, field)
         if not values or not all(0 < value < float("inf") for value in values):
-            raise ValueError(f"{field}: expected some above 0, got {values}.")
+            raise ValueError(f"{field}: expected some above 0, got {values}")
     methods = read_methods(config)
     choices = max(
         len({*_rates(config, method)}) * len(_coefficients(config, method)) for method in methods
     )
     if choices > 1 and not config.sweep.updates:
         raise ValueError(
-            f"sweep.updates: expected more than 0 to choose among {choices} settings, got 0."
+            f"sweep.updates: expected more than 0 to choose among {choices} settings, got 0"
         )
     for field in ("samples", "curve_samples"):
         if config.eval_k > config.evaluation[field]:
             raise ValueError(
                 f"eval_k: expected 1 to evaluation.{field} = {config.evaluation[field]}, got "
-                f"{config.eval_k}."
+                f"{config.eval_k}"
             )
     if config.loss not in LOSSES:
-        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {config.loss!r}.")
+        raise ValueError(f"loss: expected one of {', '.join(LOSSES)}; got {config.loss!r}")
     if config.loss == "score_function" and config.epochs > 1:
         raise ValueError(
             "epochs: expected 1 with loss=score_function, which is only right for the policy that "
-            f"acted; got {config.epochs}."
+            f"acted; got {config.epochs}"
         )
     if config.policy.kind not in get_args(Kind):
         raise ValueError(
-            f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}."
+            f"policy.kind: expected one of {', '.join(get_args(Kind))}; got {config.policy.kind!r}"
         )
     # Goals of XLand-MiniGrid give less the later they are reached.
     names = [method.estimator for method in methods]
@@ -202,7 +202,7 @@ def make_environment(task: ConfigDict) -> Environment:
         from maxpo.mazes.xminigrid import XMiniGrid
 
         return XMiniGrid(**options)
-    raise ValueError(f"task.name: expected maze or xminigrid, got {task.name!r}.")
+    raise ValueError(f"task.name: expected maze or xminigrid, got {task.name!r}")
 
 
 def curve_ks(config: ConfigDict) -> tuple[int, ...]:
@@ -438,7 +438,7 @@ def best_settings(
             best[name] = tuple(chosen)
         elif tried:
             raise ValueError(
-                f"{name}: every setting of the sweep led to a score that is not finite."
+                f"{name}: every setting of the sweep led to a score that is not finite"
             )
         else:
             best[name] = (rates[0], _coefficients(config, method)[0])

@@ -68,7 +68,7 @@ def advantages_over_k(rewards: ArrayLike, names: Sequence[str], *, columns: int 
     group = np.asarray(rewards, np.float32)
     if group.ndim != 1 or not 2 <= len(group) <= _LIMIT:
         raise ValueError(
-            f"rewards: expected a vector of 2 to {_LIMIT} numbers, got shape {list(group.shape)}."
+            f"rewards: expected a vector of 2 to {_LIMIT} numbers, got shape {list(group.shape)}"
         )
     group = np.sort(group)
     most = len(group) - 1

@@ -82,7 +82,7 @@ def make_cells(config: ConfigDict) -> list[Cell]:
         if config.groups % (config.evaluations * cell.groups_per_update):
             raise ValueError(
                 f"{name}: groups_per_update: expected updates that {config.evaluations} evaluations"
-                f" divide: {config.groups} groups, {cell.groups_per_update} in each update."
+                f" divide: {config.groups} groups, {cell.groups_per_update} in each update"
             )
         if cell not in cells:
             cells.append(cell)
@@ -92,7 +92,7 @@ def make_cells(config: ConfigDict) -> list[Cell]:
 def _make_cell(name: str, fields: Mapping[str, Any]) -> Cell:
     if set(fields) != set(Cell._fields):
         raise ValueError(
-            f"{name}: expected fields of base ({', '.join(Cell._fields)}); got {', '.join(fields)}."
+            f"{name}: expected fields of base ({', '.join(Cell._fields)}); got {', '.join(fields)}"
         )
     return Cell(**fields)
 
@@ -105,18 +105,18 @@ def _check_cell(name: str, cell: Cell) -> None:
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     if cell.law not in ("binary", "gaussian"):
-        raise ValueError(f"{name}: law: expected binary or gaussian, got {cell.law!r}.")
+        raise ValueError(f"{name}: law: expected binary or gaussian, got {cell.law!r}")
     if cell.optimizer not in OPTIMIZERS:
         raise ValueError(
-            f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}; got {cell.optimizer!r}."
+            f"{name}: optimizer: expected one of {', '.join(OPTIMIZERS)}; got {cell.optimizer!r}"
         )
     for field in ("success_rate", "b2"):
         if not 0 < fields[field] < 1:
-            raise ValueError(f"{name}: {field}: expected between 0 and 1, got {fields[field]}.")
+            raise ValueError(f"{name}: {field}: expected between 0 and 1, got {fields[field]}")
     if not 1 <= cell.k <= cell.group_size - 1:
         raise ValueError(
             f"{name}: k: expected 1 <= k <= group_size - 1 = {cell.group_size - 1}, because "
-            f"a sample is left out, got {cell.k}."
+            f"a sample is left out, got {cell.k}"
         )
 
 
@@ -155,14 +155,14 @@ def check_config(config: ConfigDict) -> None:
         ("frozen.groups", config.frozen.groups),
     ):
         if groups % BLOCK:
-            raise ValueError(f"{field}: expected a multiple of {BLOCK}, got {groups}.")
+            raise ValueError(f"{field}: expected a multiple of {BLOCK}, got {groups}")
     b2s = config.frozen.b2
     if not b2s or not all(0 < b2 < 1 for b2 in b2s):
-        raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {b2s}.")
+        raise ValueError(f"frozen.b2: expected numbers between 0 and 1, got {b2s}")
     if config.frozen.seeds > config.seeds:
         raise ValueError(
-            f"frozen.seeds: expected at most seeds = {config.seeds}, got {config.frozen.seeds}."
+            f"frozen.seeds: expected at most seeds = {config.seeds}, got {config.frozen.seeds}"
         )
     if not 0 < config.target < 1:
-        raise ValueError(f"target: expected a share between 0 and 1, got {config.target}.")
+        raise ValueError(f"target: expected a share between 0 and 1, got {config.target}")
     make_cells(config)

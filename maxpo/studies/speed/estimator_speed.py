@@ -155,7 +155,7 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
     if not config.groups or len(config.groups) != len(config.group_sizes):
         raise ValueError(
-            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}."
+            f"expected as many groups as group_sizes, got {config.groups} and {config.group_sizes}"
         )
     runs.check_numbers(
         config,
@@ -174,7 +174,7 @@ def check_config(config: ConfigDict) -> None:
     if not config.repeats >= 1 or not 2 <= config.k <= min(sizes) - 1:
         raise ValueError(
             f"expected repeats >= 1 and 2 <= k <= {min(sizes) - 1}, got repeats = "
-            f"{config.repeats} and k = {config.k}."
+            f"{config.repeats} and k = {config.k}"
         )
 
 

@@ -99,7 +99,7 @@ def check_config(config: ConfigDict) -> None:
     """Raises ValueError if a value of the config makes no sense, naming it."""
     for field in ("num_arms", "success_rates", "logit_noises", "group_sizes"):
         if not config[field]:
-            raise ValueError(f"{field}: expected at least one value, got none.")
+            raise ValueError(f"{field}: expected at least one value, got none")
     runs.check_numbers(
         config,
         at_least={
@@ -117,18 +117,18 @@ def check_config(config: ConfigDict) -> None:
         above={"tail_exponent": 0},
     )
     if config.groups < 2 or config.groups % 2:
-        raise ValueError(f"groups: expected an even number, two halves, got {config.groups}.")
+        raise ValueError(f"groups: expected an even number, two halves, got {config.groups}")
     if not 0 <= config.rule.decay < 1:
-        raise ValueError(f"rule.decay: expected a number in [0, 1), got {config.rule.decay}.")
+        raise ValueError(f"rule.decay: expected a number in [0, 1), got {config.rule.decay}")
     for field in ("success_rates", "certificate.success_rates"):
         rates = config
         for part in field.split("."):
             rates = rates[part]
         if not all(0 < rate < 1 for rate in rates):
-            raise ValueError(f"{field}: expected rates between 0 and 1, got {rates}.")
+            raise ValueError(f"{field}: expected rates between 0 and 1, got {rates}")
     for n, k in config.certificate.pairs:
         if not 1 <= k <= n - 1:
-            raise ValueError(f"certificate.pairs: expected 1 <= k <= N - 1, got {(n, k)}.")
+            raise ValueError(f"certificate.pairs: expected 1 <= k <= N - 1, got {(n, k)}")
 
 
 def make_jobs(config: ConfigDict) -> list[Job]:

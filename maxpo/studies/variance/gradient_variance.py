@@ -51,11 +51,11 @@ def check_estimators(names: Sequence[str]) -> None:
     """Raises ValueError unless they are different, need only a k, and `PAIR` is among them."""
     for name in names:
         if not needs_only_k(name):
-            raise ValueError(f"estimators: expected ones that need only a k, got {name}.")
+            raise ValueError(f"estimators: expected ones that need only a k, got {name}")
     if not {*PAIR} <= {*names}:
-        raise ValueError(f"estimators: expected {' and '.join(PAIR)} among them, got {names}.")
+        raise ValueError(f"estimators: expected {' and '.join(PAIR)} among them, got {names}")
     if len({*names}) < len(names):
-        raise ValueError(f"estimators: expected different names, got {names}.")
+        raise ValueError(f"estimators: expected different names, got {names}")
 
 
 def check_config(config: ConfigDict) -> None:
@@ -70,7 +70,7 @@ def check_config(config: ConfigDict) -> None:
         ("unbiasedness.ks", config.unbiasedness.ks),
     ):
         if not values:
-            raise ValueError(f"{field}: expected at least one value, got none.")
+            raise ValueError(f"{field}: expected at least one value, got none")
     runs.check_numbers(
         config,
         at_least={
@@ -85,20 +85,20 @@ def check_config(config: ConfigDict) -> None:
     )
     for rate in config.map.success_rate:
         if not 0 < rate < 1:
-            raise ValueError(f"map.success_rate: expected rates between 0 and 1, got {rate}.")
+            raise ValueError(f"map.success_rate: expected rates between 0 and 1, got {rate}")
     for field, ks, n in (
         ("toy.ks", config.toy.ks, config.toy.curve_group_size - 1),
         ("toy.k", (config.toy.k,), min(config.toy.group_sizes) - 1),
     ):
         if not all(1 <= k <= n for k in ks):
-            raise ValueError(f"{field}: expected 1 <= k <= N - 1 = {n}, got {ks}.")
+            raise ValueError(f"{field}: expected 1 <= k <= N - 1 = {n}, got {ks}")
     n, ks = config.unbiasedness.group_size, config.unbiasedness.ks
     if not 2 <= n <= 8:
         raise ValueError(
-            f"unbiasedness.group_size: expected 2..8, because 3^N groups are enumerated, got {n}."
+            f"unbiasedness.group_size: expected 2..8, because 3^N groups are enumerated, got {n}"
         )
     if not all(2 <= k <= n for k in ks):
-        raise ValueError(f"unbiasedness.ks: expected 2 <= k <= N = {n}, got {ks}.")
+        raise ValueError(f"unbiasedness.ks: expected 2 <= k <= N = {n}, got {ks}")
     make_points(config)
 
 

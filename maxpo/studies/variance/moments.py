@@ -100,7 +100,7 @@ def gradient_moments(
     Array([0., 0., 0.], dtype=float32)
     """
     if batches < 2:
-        raise ValueError(f"batches: expected at least 2 for a variance, got {batches}.")
+        raise ValueError(f"batches: expected at least 2 for a variance, got {batches}")
 
     def moments(args: tuple[jax.Array, jax.Array, jax.Array]) -> Moments:
         key, logits, rewards = args

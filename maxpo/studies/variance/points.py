@@ -87,13 +87,13 @@ def _point(
     if unknown:
         raise ValueError(
             f"{name}: expected fields of base ({', '.join(base)}) or one of the axes "
-            f"{', '.join(_AXES)}; got {', '.join(unknown)}."
+            f"{', '.join(_AXES)}; got {', '.join(unknown)}"
         )
     fields = {**base, **change}
     if fields["law"] not in LAWS:
-        raise ValueError(f"{name}: law: expected one of {', '.join(LAWS)}; got {fields['law']!r}.")
+        raise ValueError(f"{name}: law: expected one of {', '.join(LAWS)}; got {fields['law']!r}")
     if fields["arms"] not in ("quantiles", "drawn"):
-        raise ValueError(f"{name}: arms: expected quantiles or drawn; got {fields['arms']!r}.")
+        raise ValueError(f"{name}: arms: expected quantiles or drawn; got {fields['arms']!r}")
     try:
         runs.check_numbers(
             ConfigDict(fields),
@@ -106,12 +106,12 @@ def _point(
     if fields["law"] == "bernoulli" and fields["law_parameter"] > 1:
         raise ValueError(
             f"{name}: law_parameter: expected a success rate of at most 1, got "
-            f"{fields['law_parameter']}."
+            f"{fields['law_parameter']}"
         )
     if not 1 <= fields["k"] <= fields["group_size"] - 1:
         raise ValueError(
             f"{name}: k: expected 1 <= k <= group_size - 1 = {fields['group_size'] - 1}, because "
-            f"a sample is left out, got {fields['k']}."
+            f"a sample is left out, got {fields['k']}"
         )
     return Point(labels, fields)
 
