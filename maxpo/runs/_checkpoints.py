@@ -119,8 +119,10 @@ class Checkpoints:
             if jax.process_index() == 0:
                 sync_tree(self._folder / str(step))
         except Exception as error:
-            where = self._folder / str(step)
-            raise OSError(f"cannot write the checkpoint {where}: {error}") from error
+            what = f"cannot write the checkpoint {self._folder / str(step)}"
+            if jax.process_count() > 1 and not isinstance(error, OSError):
+                what += ", perhaps because another process has ended"
+            raise OSError(f"{what}: {error}") from error
 
     @loops_finish_their_tasks()
     def load(self, step: int, like: Any, *, part: bool = False) -> tuple[Any, dict[str, Any]]:

@@ -16,13 +16,15 @@ def answer_elsewhere(module: str, question: Mapping[str, Any], *, devices: int, 
     Args:
       module: A program whose one argument and whose answer are JSON.
       question: The argument.
-      devices: How many simulated ones of the CPU it sees.
+      devices: How many simulated ones of the CPU it sees; other flags of XLA are as they are here.
       what: What errors say has failed.
 
     Raises:
       RuntimeError: If it fails, with the end of what it has printed.
     """
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    # The last one counts.
+    count = f"--xla_force_host_platform_device_count={devices}"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {count}"
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(question)],
         env={**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
