@@ -60,11 +60,7 @@ class Judge:
     latest: "tuple[int, Judged] | None" = None
 
     def __call__(self, params: nnx.State, step: int) -> "Judged":
-        """The evaluation after a step; not done again where it is the last one that was done.
-
-        The counts of failures are those of all samples that were verified, to which the last batch
-        may add some problems once more.
-        """
+        """The evaluation after a step; not done again where it is the last one that was done."""
         if self.latest is None or self.latest[0] != step:
             self.latest = step, self._judge(params)
         return self.latest[1]
@@ -72,11 +68,13 @@ class Judge:
     def _judge(self, params: nnx.State) -> "Judged":
         count = len(self.problems.problems)
         batches = -(-count // self.prompts)
-        # Those of one width side by side. The last batch is filled up with problems that are judged
-        # already, for one shape only.
+        # Those of one width side by side. The last batch is filled up with problems that were there
+        # already, so that there is one shape only; what is drawn for them is not scored.
         order = np.argsort(self.problems.buckets, kind="stable")
         filled = self.problems.take(np.resize(order, batches * self.prompts))
-        completions, scores = self.sampler(params, filled, self.key, batches=batches, timer=Timer())
+        completions, scores = self.sampler(
+            params, filled, self.key, batches=batches, timer=Timer(), scored=count
+        )
         place = np.argsort(order)
         return Judged(
             jax.tree.map(lambda array: array[place], completions),

@@ -21,7 +21,16 @@ class FailureLog:
         Args:
           what: Whose scores they are, such as "step 3".
           scores: The scores of all its samples.
+
+        Raises:
+          RuntimeError: If the verifier raised on every sample, with the first message. Such scores
+            say something of the verifier and nothing of the model.
         """
+        if scores.failures["raised"] == scores.valid.size:
+            raise RuntimeError(
+                f"{what}: the verifier raised on all {scores.valid.size} samples, so there is "
+                f"nothing to learn from them: {scores.message}"
+            )
         if scores.message:
             self._say("first", f"warning: {what}: a verification failed: {scores.message}")
         if not scores.valid.any():
@@ -30,19 +39,6 @@ class FailureLog:
                 f"warning: {what}: the verification of all {scores.valid.size} samples failed "
                 f"({counted(scores.failures)})",
             )
-
-    def note_step(self, step: int, scores: Scores) -> None:
-        """As `note`, of a step of training.
-
-        Raises:
-          RuntimeError: If the verifier raised on every sample, with the first message.
-        """
-        if scores.failures["raised"] == scores.valid.size:
-            raise RuntimeError(
-                f"step {step}: the verifier raised on all {scores.valid.size} samples, so there is "
-                f"nothing to learn from: {scores.message}"
-            )
-        self.note(f"step {step}", scores)
 
     def _say(self, kind: str, message: str) -> None:
         if kind not in self._said:

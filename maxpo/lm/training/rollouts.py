@@ -167,6 +167,7 @@ class Sampler:
         *,
         batches: int,
         timer: Timer,
+        scored: int | None = None,
     ) -> tuple[Completions, Scores]:
         """A group for each of P problems, and its scores.
 
@@ -179,10 +180,13 @@ class Sampler:
           key: PRNG key.
           batches: A divisor of P; each has a key of its own.
           timer: Gets the seconds of "sampling" and, after it, "verifying".
+          scored: How many problems are scored, the first ones; the others have scores that are not
+            valid, and are no failures. None: all.
         """
         numbers = np.split(np.arange(len(problems.problems)), batches)
         parts = [problems.take(part) for part in numbers]
         pending, completions = [], []
+        limit = len(problems.problems) if scored is None else scored
 
         def dispatch(batch: int) -> Callable[[], Completions]:
             prompts = parallel.shard_batch(parts[batch].prompts)
@@ -199,16 +203,18 @@ class Sampler:
                 current = parallel.fetch(current)
                 completions.append(current)
                 mine = parallel.my_share(len(part.problems))
+                mine = mine[numbers[batch][mine] < limit]
                 texts = [
                     [self.text(row, kept) for row, kept in zip(*group, strict=True)]
                     for group in zip(current.tokens[mine], current.mask[mine], strict=True)
                 ]
                 own = [part.problems[i] for i in mine]
-                pending.append((own, texts, self.verify.submit(own, texts)))
+                pending.append((mine, own, texts, self.verify.submit(own, texts)))
         with timer("verifying"):
+            shape = completions[0].tokens.shape[:2]
             scores = [
-                _of_all_processes(_located(each.result(), own, texts), len(parts[0].problems))
-                for own, texts, each in pending
+                _of_all_processes(_located(each.result(), own, texts), mine, shape)
+                for mine, own, texts, each in pending
             ]
         return _joined(completions), _joined_scores(scores)
 
@@ -388,15 +394,12 @@ def _group_values(rewards: jax.Array, correct: jax.Array, *, k: int) -> dict[str
     }
 
 
-def _of_all_processes(mine: Scores, count: int) -> Scores:
-    """The scores of `count` problems, of which each process has its share."""
-    if jax.process_count() == 1:
-        return mine
-    share = parallel.my_share(count)
+def _of_all_processes(mine: Scores, rows: np.ndarray, shape: tuple[int, ...]) -> Scores:
+    """The scores `[P, N]` of all, of which each process has some rows."""
 
     def spread(array: np.ndarray) -> np.ndarray:
-        whole = np.zeros((count, *array.shape[1:]), array.dtype)
-        whole[share] = array
+        whole = np.zeros(shape, array.dtype)
+        whole[rows] = array.reshape(-1, shape[1])  # Without a row it has no columns, either.
         return whole
 
     own = jax.tree.map(spread, (mine.rewards, mine.valid, dict(mine.parts)))
@@ -408,7 +411,7 @@ def _of_all_processes(mine: Scores, count: int) -> Scores:
         parallel.first_text(mine.message),
         {name: parts[name] for name in mine.parts},  # JAX sorts them.
         mine.decides,
-        {(int(share[row]), column): text for (row, column), text in mine.messages.items()},
+        {(int(rows[row]), column): text for (row, column), text in mine.messages.items()},
     )
 
 

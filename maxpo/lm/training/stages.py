@@ -187,8 +187,8 @@ class Stages:
                 return run.report()
             judge = self._judge(settings.config.seed)
             judged = judge(self.programs.params, 0)
-            self._journal().held_out(run, 0, judge, judged)
             self.failures.note("evaluation", judged.scores)
+            self._journal().held_out(run, 0, judge, judged)
             curves = judge.curves(judged)
             name = Path(settings.config.model.pretrained or settings.config.model.size).name
             panels = {f"{of}@k on held-out problems": {name: curves[of]} for of in curves}
@@ -310,9 +310,9 @@ class Stages:
         """Ends a run with the scores of held-out problems; writes some groups to the journal."""
         grading, config = self.settings.grading, self.settings.config
         judged = judge(params, step)
+        self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
         if journal is not None:
             journal.held_out(run, step, judge, judged)
-        self.failures.note(f"evaluation of {run.folder.name}", judged.scores)
         schedule, group_size = self._schedule(judge), config.rl.group_size
         summary = summary_of(run, schedule, step, group_size, judged.scores)
         scores, values = read_summary(summary)

@@ -78,7 +78,7 @@ class Trainer:
         Raises:
           FloatingPointError: If the loss, its gradient, an advantage or a log-probability that it
             is made of is not finite, naming the step and the prompt. Diagnostics may be anything.
-          RuntimeError: If the verifier raised on every sample of a step.
+          RuntimeError: If the verifier raised on every sample of a step or an evaluation.
         """
         rl, seed = self.collect.rl, self.collect.seed
         state, start = run.restore(state, donate=True)
@@ -90,7 +90,7 @@ class Trainer:
         for step in runs.steps(start, rl.steps):
             timer, began = Timer(), time.perf_counter()
             groups = self.collect(state.params, step, key_of(seed, SAMPLE, step), timer)
-            self.failures.note_step(step, groups.sampled)
+            self.failures.note(f"step {step}", groups.sampled)
             _check_groups(
                 step, groups, "log-probabilities", np.asarray(groups.completions.log_probs)
             )
@@ -120,7 +120,7 @@ class Trainer:
             metrics["update_padding"] = packing.padding
             metrics["advantage_size"] = kept.mean() if kept.size else 0.0
             runs.check_finite(step, {name: metrics[name] for name in ("loss", "gradient_norm")})
-            self.journal.train(run, step, groups, values, self.collect.sampler)
+            self.journal.train(run, step, groups, values, self.collect)
             seconds = time.perf_counter() - began
             judged = self._judge(run, state.params, step)
             run.log(step, {**groups.metrics, **metrics, **ratios, **judged})

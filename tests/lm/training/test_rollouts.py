@@ -13,6 +13,7 @@ from memory import Memory
 from maxpo.lm.model import _blocks
 from maxpo.lm.model.generation import generate
 from maxpo.lm.model.prompts import Completions, Prompts
+from maxpo.lm.tasks.rewards import RewardFunction
 from maxpo.lm.tasks.verification import Outcome, PendingScores, Scores
 from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training import rollouts
@@ -414,16 +415,22 @@ def test_each_process_puts_its_scores_in_their_places(monkeypatch):
     parts = {"b": np.float32([[1, 2], [3, 4]]), "a": np.float32([[5, 6], [7, 8]])}
     failures = {"raised": 0, "timed_out": 0, "not_finite": 0}
     mine = Scores(parts["b"] * 2, np.ones((2, 2), bool), failures, "", parts, "b")
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(rollouts.parallel, "my_share", lambda count: np.arange(1, count, 2))
     monkeypatch.setattr(rollouts.parallel, "sum_over_processes", lambda tree: tree)
     monkeypatch.setattr(rollouts.parallel, "first_text", lambda text: text)
-    found = rollouts._of_all_processes(mine, 4)
+    found = rollouts._of_all_processes(mine, np.array([1, 3]), (4, 2))
     assert found.rewards.tolist() == [[0, 0], [2, 4], [0, 0], [6, 8]]
     assert found.valid.any(axis=1).tolist() == [False, True, False, True]
     assert list(found.parts) == ["b", "a"]
     assert found.parts["a"].tolist() == [[0, 0], [5, 6], [0, 0], [7, 8]]
     assert found.deciding.tolist() == [[0, 0], [1, 2], [0, 0], [3, 4]]
+
+
+def test_a_process_without_a_row_has_the_shape_of_all(monkeypatch):
+    monkeypatch.setattr(rollouts.parallel, "sum_over_processes", lambda tree: tree)
+    mine = RewardFunction(WeightedParts({"a": len, "b": len}, {"a": 1, "b": 1})).submit([], [])
+    found = rollouts._of_all_processes(mine.result(), np.arange(0), (1, 3))
+    assert found.rewards.tolist() == found.parts["b"].tolist() == [[0, 0, 0]]
+    assert found.valid.tolist() == [[False] * 3]
 
 
 def scores_of(raised, timed_out, scored, message="no idea"):
@@ -434,24 +441,23 @@ def scores_of(raised, timed_out, scored, message="no idea"):
 
 def test_the_first_failure_is_said_once_and_a_step_without_a_score_stops(capsys):
     log = FailureLog()
-    log.note_step(1, scores_of(0, 0, 4, ""))
+    log.note("step 1", scores_of(0, 0, 4, ""))
     assert capsys.readouterr().err == ""
-    log.note_step(2, scores_of(1, 0, 3))
-    log.note_step(3, scores_of(1, 0, 3, "another one"))
+    log.note("step 2", scores_of(1, 0, 3))
+    log.note("step 3", scores_of(1, 0, 3, "another one"))
     assert capsys.readouterr().err == "warning: step 2: a verification failed: no idea\n"
     # Time limits may be the machine's fault: a word, and on.
     for step in (4, 5):
-        log.note_step(step, scores_of(3, 1, 0))
+        log.note(f"step {step}", scores_of(3, 1, 0))
     assert capsys.readouterr().err == (
         "warning: step 4: the verification of all 4 samples failed "
         "(3 raised, 1 timed out, 0 not finite)\n"
     )
-    with pytest.raises(
-        RuntimeError, match=r"step 6: the verifier raised on all 4 samples.*no idea"
-    ):
-        log.note_step(6, scores_of(4, 0, 0))
-    log.note("evaluation of rloo", scores_of(4, 0, 0))  # Which has no step to stop.
-    assert "evaluation of rloo: the verification of all 4" in capsys.readouterr().err
+    for what in ("step 6", "evaluation of rloo"):
+        with pytest.raises(
+            RuntimeError, match=rf"{what}: the verifier raised on all 4 samples.*no idea"
+        ):
+            log.note(what, scores_of(4, 0, 0))
 
 
 def test_each_batch_of_each_round_has_its_own_key(tmp_path):
