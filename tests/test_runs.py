@@ -94,6 +94,33 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 # Folder and files
 
 
+def test_a_run_of_which_nothing_came_leaves_its_folder_to_others(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError), Run({"k": 0}, folder) as run:
+        run.restore({"x": jnp.zeros(2)})
+        with Run({"k": 0}, folder / "before"):
+            raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError), Run({"k": 1}, folder) as run:
+        run.restore({"x": jnp.zeros(2)})
+        run.log(1, {"loss": 0.5})
+        raise ZeroDivisionError
+    # This one has a line to lose.
+    with pytest.raises(UsageError, match="another config"):
+        Run({"k": 2}, folder)
+    assert len(read_metrics(folder)) == 1
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "checkpoints/notes.txt", "empty.txt", "own/.lock2"])
+def test_what_others_have_put_into_a_folder_stays_with_its_run(tmp_path, name):
+    folder = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError), Run({"k": 0}, folder):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+        raise ZeroDivisionError
+    assert (folder / name).exists()
+    assert (folder / "config.json").exists()
+
+
 def test_a_run_leaves_the_files_of_the_contract(tmp_path: Path, capsys: Any) -> None:
     with runs.Run(ConfigDict(CONFIG), tmp_path / "run") as run:
         state, start = run.restore({"w": jnp.zeros(3)})

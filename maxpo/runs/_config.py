@@ -7,6 +7,7 @@ import json
 import math
 import operator
 from collections.abc import Collection, Iterable, Mapping
+from numbers import Integral, Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -72,7 +73,7 @@ def check_variant(variant: str, known: Collection[str]) -> None:
     >>> check_variant("qick", ("default", "quick"))
     Traceback (most recent call last):
     ...
-    ValueError: expected one of the variants default, quick; got 'qick'.
+    ValueError: expected one of the variants default, quick; got 'qick'
     """
     if variant not in known:
         raise ValueError(f"expected one of the variants {', '.join(known)}; got {variant!r}")
@@ -85,6 +86,7 @@ def check_numbers(
     above: Mapping[str, float] | None = None,
     finite: Iterable[str] = (),
     or_infinite: Collection[str] = (),
+    whole: Collection[str] = (),
 ) -> None:
     """Raises ValueError unless fields hold finite numbers within their bounds, naming the first.
 
@@ -94,6 +96,7 @@ def check_numbers(
       above: name -> a number that is already too small.
       finite: names of fields that may hold any number.
       or_infinite: names, among the others, for which infinity makes sense.
+      whole: names, among the others, of integers.
 
     >>> check_numbers(ConfigDict({"rl": {"steps": 0}}), at_least={"rl.steps": 1})
     Traceback (most recent call last):
@@ -108,8 +111,11 @@ def check_numbers(
         for part in name.split("."):
             found = found[part]
         for value in found if isinstance(found, tuple | list) else (found,):
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            in_reach = is_number and (math.isfinite(value) or name in or_infinite)
+            kind, said = (Integral, "an integer") if name in whole else (Real, "a number")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                of = said if expected == "a finite number" else f"{said} of {expected}"
+                raise ValueError(f"{name}: expected {of}, got {value!r}")
+            in_reach = math.isfinite(value) or name in or_infinite
             if not in_reach or not fits(value, bound):
                 raise ValueError(f"{name}: expected {expected}, got {value!r}")
 

@@ -109,6 +109,8 @@ def check_loggers(names: Sequence[str]) -> None:
       ValueError: If a name is unknown or there twice.
       MissingExtraError: If a package is missing.
     """
+    if isinstance(names, str):
+        raise ValueError(f"loggers: expected a sequence of names, got {names!r}")
     for number, name in enumerate(names):
         if name not in LOGGERS:
             raise ValueError(f"loggers: expected some of {', '.join(LOGGERS)}; got {name!r}")

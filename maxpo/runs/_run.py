@@ -1,9 +1,11 @@
 """`Run`: one folder from the first update to the summary, over any number of restarts."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -491,7 +493,28 @@ class Run:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if error is not None:
+            with contextlib.suppress(OSError):
+                self._withdraw()
         self.close()
+
+    def _withdraw(self) -> None:
+        """Leaves the folder to any other run, if nothing has come of this one.
+
+        What ended it may be a mistake in the config, which is then another one.
+        """
+        if not self._primary or self._lock is None:
+            return
+        own = self.folder / "config.json"
+        rest = [path for path in self.folder.iterdir() if path not in (own, self.folder / LOCK)]
+        if not all(map(_is_nothing, rest)):
+            return
+        for path in rest:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        own.unlink()
 
     def _check_unfinished(self) -> None:
         if self.summary is not None:
@@ -519,6 +542,13 @@ class Run:
                 f"{path}, which holds {held} bytes, is not as it was at the save"
             )
         self._metrics = MetricsFile(path, head)
+
+
+def _is_nothing(path: Path) -> bool:
+    """Whether it is a file without a line, no checkpoints, or a run that was withdrawn."""
+    if not path.is_dir():
+        return path.suffix == ".jsonl" and not path.stat().st_size
+    return {inner.name for inner in path.iterdir()} <= {LOCK}
 
 
 def _check_folder(folder: Path, config: dict[str, Any]) -> bool:
