@@ -117,6 +117,15 @@ def test_interrupted_runs_end_the_same_and_finished_ones_are_read(whole, tmp_pat
         lm.train(*arguments, **{**settings, "group_size": 16})
     with pytest.raises(UsageError, match=r"digests\.policy"):
         lm.train(result.policy, TOKENIZER, PROBLEMS, **settings)
+    with pytest.raises(UsageError, match=r"digests\.optimizer"):
+        lm.train(*arguments, **{**settings, "optimizer": optax.adam(1e-3)})
+
+    def other(problem, text):
+        return float(text[:1] != problem.answer)
+
+    other.__module__, other.__qualname__ = right.__module__, right.__qualname__
+    with pytest.raises(UsageError, match=r"digests\.reward"):
+        lm.train(*arguments, **{**settings, "reward": other})
 
 
 def test_a_reward_of_a_group_sees_all_of_it(tmp_path):
@@ -197,14 +206,20 @@ def test_a_reward_that_raises_is_no_reward_and_stops_where_it_always_does(tmp_pa
     def broken(problem, text):
         raise LookupError("no table of answers")
 
-    with pytest.raises(RuntimeError, match=r"step 1: the verifier raised on all 32 samples"):
-        lm.train(
-            make_policy(),
-            TOKENIZER,
-            PROBLEMS,
-            workdir=tmp_path / "broken",
-            **settings | {"reward": broken},
-        )
+    def mended(problem, text):
+        return right(problem, text)
+
+    mended.__qualname__ = broken.__qualname__
+    arguments = (make_policy(), TOKENIZER, PROBLEMS)
+    folder = tmp_path / "broken"
+    with pytest.raises(RuntimeError, match="before training: the verifier raised on all 128 sam"):
+        lm.train(*arguments, workdir=folder, **settings | {"reward": broken})
+    # Nothing has come of it, so the folder is free, and no score of the broken one is in it.
+    found = lm.train(*arguments, workdir=folder, **settings | {"reward": mended})
+    fresh = lm.train(*arguments, workdir=tmp_path / "fresh", **settings | {"reward": mended})
+    assert 0 < found.curve["before"].value[0] < 1
+    for name, curve in fresh.curve.items():
+        np.testing.assert_array_equal(found.curve[name].value, curve.value)
 
 
 def test_a_reward_and_an_optimizer_by_name(tmp_path):
@@ -255,18 +270,39 @@ def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
             "method: expected estimators of graded rewards, as truncated=penalty says, got max_rl",
         ),
         ({"log_every": -1}, "log_every: expected at least 0, got -1"),
-        ({"patience": 1}, "patience: expected 0 for evaluation.every=0"),
-        ({"group_size": 1}, "group_size"),
-        ({"steps": 0}, r"rl\.steps: expected at least 1, got 0"),
+        ({"patience": 1}, "patience: expected 0 for evaluate_every=0"),
+        ({"group_size": 1}, "^group_size: expected at least 2, got 1"),
+        ({"group_size": "8"}, "^group_size: expected an integer of at least 2, got '8'"),
+        ({"steps": 0}, "^steps: expected at least 1, got 0"),
+        ({"steps": 2.5}, "^steps: expected an integer of at least 1, got 2.5"),
+        ({"samples": 0}, "^samples: expected at least 1, got 0"),
+        ({"seed": -1}, "^seed: expected at least 0, got -1"),
+        ({"workers": -1}, "^workers: expected at least 0, got -1"),
+        ({"temperature": -1.0}, "^temperature: expected more than 0, got -1"),
+        ({"temperature": 0.0}, "^temperature: expected more than 0, got 0"),
+        ({"success": float("nan")}, "^success: expected a finite number, got nan"),
+        ({"success": "1"}, "^success: expected a number, got '1'"),
+        ({"success": 0.0, "binary": True}, "^success: expected more than 0, .*got 0"),
+        ({"max_new_tokens": 7}, r"^max_new_tokens: .* context_length = 8 .* got 2 \+ 7"),
+        ({"micro_batches": 3}, "^minibatches .* expected a divisor of prompts = 4, got 3"),
+        ({"method": None}, "^method: expected text such as 'maxpo:k=4', got None"),
+        ({"lora": 16}, "^lora: expected an lm.LoRA or None, got 16"),
+        ({"optimizer": optax.adam}, "^optimizer: expected a name or an optimizer such as"),
+        ({"optimizer": "adamw", "learning_rate": "1e-4"}, "^learning_rate: .* number of more than"),
+        ({"loggers": "tensorboard"}, "^loggers: expected a sequence of names, got 'tensorboard'"),
         ({"los": "clipped_ratio"}, "los: expected an argument of train or one of .*loss"),
         ({"epochs": 2}, "expected clipped_ratio for 2 epochs"),
         ({"learning_rate": 0.1}, "learning_rate: expected none beside an optimizer"),
         ({"method": "rloo:learning_rate=0.1"}, "expected none beside an optimizer"),
         ({"optimizer": "sgd"}, "optimizer: expected one of adamw, .*, got 'sgd'"),
         ({"optimizer": "lion", "b2": 0.9}, "b2: expected the default of 0.95 for .*=lion"),
-        ({"held_out": []}, "held_out: expected at least one problem or None"),
+        ({"held_out": []}, "^held_out: expected at least one, got none"),
         ({"reward": 3}, "reward: expected a function or 'module:function', got 3"),
-        ({"reward": "nothing"}, "module:function"),
+        ({"held_out": [("1+1=", "2")]}, r"held_out\[0\]: expected an lm.Problem, got \('1\+1='"),
+        ({"held_out": [lm.Problem("a=", 2)]}, r"^held_out\[0\]\.answer: expected text, got 2"),
+        ({"reward": "nothing"}, "^reward: expected 'exact' or .* or 'module:function', got 'noth"),
+        ({"reward": "numeric"}, r"^problems\[0\]\.answer: the numeric verifier expected a number"),
+        ({"reward": WeightedParts({"a": right}, {"a": 1}), "binary": True}, "^binary: expected F"),
         ({"workers": 1, "reward": lm.group_reward(len)}, "workers: expected 0"),
     ],
 )

@@ -64,9 +64,9 @@ def load_rewards(
 class RewardFunction:
     """Scores completions by a function in this process, with the interface of a `VerifierPool`.
 
-    A call that raises makes its sample (or its group) a failed one, as in the pool; there is no
-    limit of time or memory, and what a completion does to the interpreter stays done. For text that
-    is executed use a pool.
+    A call that raises, or returns no number, makes its sample (or its group) a failed one, as in
+    the pool; there is no limit of time or memory, and what a completion does to the interpreter
+    stays done. For text that is executed use a pool.
 
     Args:
       reward: A function of a problem and a text, or of a group.
@@ -114,11 +114,15 @@ def _outcome(
 ) -> Outcome:
     values = []
     for name, part in parts.items():
+        where = f"part {name!r}: " if name else ""
         try:
-            values.append(float(part(problem, value)))
+            reward = part(problem, value)
+            # As the pool has it: float would take "1.0", which is a text.
+            if reward is None or isinstance(reward, str | bytes | bytearray | memoryview):
+                return Outcome((), "not_finite", f"{where}the reward was {reward!r}")
+            values.append(float(reward))
         except OverflowError:
             values.append(math.inf)
         except Exception:
-            where = f"part {name!r}: " if name else ""
             return Outcome(failure="raised", message=where + traceback.format_exc())
     return Outcome(tuple(values))

@@ -92,6 +92,8 @@ def _counts(run: RunData, completions: Sequence[Completion]) -> str:
 
 
 def _is_correct(run: RunData, completion: Completion) -> bool:
+    if completion.correct is not None:
+        return completion.correct
     success = run.success
     return success is not None and completion.score is not None and completion.score >= success
 

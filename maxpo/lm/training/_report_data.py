@@ -23,6 +23,7 @@ class Completion(NamedTuple):
     Attributes:
       text: What the model wrote.
       score: The verifier's; None where it failed.
+      correct: Whether it counts for pass@k; None where its line does not say so.
       reward: What was maximized, or None.
       advantage: Its weight in the loss; None of held-out problems.
       truncated: Whether the limit of tokens ended it.
@@ -32,6 +33,7 @@ class Completion(NamedTuple):
 
     text: str
     score: float | None
+    correct: bool | None
     reward: float | None
     advantage: float | None
     truncated: bool
@@ -254,6 +256,7 @@ def _completion(fields: dict[str, Any]) -> Completion:
     return Completion(
         text=_text(fields.get("text")),
         score=number(fields.get("score")),
+        correct=fields["correct"] if isinstance(fields.get("correct"), bool) else None,
         reward=number(fields.get("reward")),
         advantage=number(fields.get("advantage")),
         truncated=fields.get("end") == "truncated",

@@ -52,6 +52,14 @@ _AT_LEAST = {
     "evaluation.prompts": 1,
     "evaluation.temperature": 0,
 }
+_WHOLE = frozenset(_AT_LEAST) - {
+    "rl.kl_coefficient",
+    "rl.entropy_coefficient",
+    "rl.b2",
+    "rl.weight_decay",
+    "rl.truncation_penalty",
+    "evaluation.temperature",
+}
 _POSITIVE = ("rl.learning_rate", "rl.max_gradient_norm", "rl.temperature", "rl.length")
 
 
@@ -61,8 +69,12 @@ def check_b2(field: str, b2: float) -> None:
         raise ValueError(f"{field}: expected less than 1, got {b2}")
 
 
-def check_rl(config: ConfigDict) -> None:
+def check_rl(config: ConfigDict, *, trains: bool = True) -> None:
     """Checks the `rl` and the `evaluation` of a config.
+
+    Args:
+      config: That of a study.
+      trains: Whether anything is to be learned; else `rl.eval_k` is not read.
 
     Raises:
       ValueError: If a value makes no sense, naming the field, what is expected and what came.
@@ -73,10 +85,13 @@ def check_rl(config: ConfigDict) -> None:
         above=dict.fromkeys(_POSITIVE, 0),
         finite=("rl.clip_low", "rl.clip_high", "rl.clip_dual"),
         or_infinite=("rl.max_gradient_norm", "rl.clip_high"),
+        whole=_WHOLE,
     )
     check_b2("rl.b2", config.rl.b2)
     check_optimizer("rl", config.rl)
     _check_sizes(config)
+    if trains:
+        _check_eval_k(config)
     _check_choices(config.rl)
     _check_truncated(config.rl)
     if config.evaluation.patience and not config.evaluation.every:
@@ -131,7 +146,10 @@ def _check_sizes(config: ConfigDict) -> None:
         ("evaluation.prompts", config.evaluation.prompts),
     ):
         parallel.check_batch(name, size)
-    samples = config.evaluation.samples
+
+
+def _check_eval_k(config: ConfigDict) -> None:
+    rl, samples = config.rl, config.evaluation.samples
     if rl.eval_k not in powers_up_to(samples):
         raise ValueError(
             f"rl.eval_k: expected one of the k that are evaluated, {powers_up_to(samples)} for "

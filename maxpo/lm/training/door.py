@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,11 +22,19 @@ from maxpo.lm.model.policy import WithPacking
 from maxpo.lm.model.sharding import Rules, layout
 from maxpo.lm.model.transformer import Transformer
 from maxpo.lm.tasks.rewards import GroupReward, Reward
-from maxpo.lm.tasks.text import Problem, digest
+from maxpo.lm.tasks.text import Problem, Verifier, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training._code_digests import code_digest, value_digest
 from maxpo.lm.training._digests import policy_digest, tokenizer_digest
-from maxpo.lm.training.arguments import open_verifier, split_policy
+from maxpo.lm.training.arguments import (
+    check_arguments,
+    check_problems,
+    check_room,
+    find_reward,
+    open_verifier,
+    split_policy,
+)
 from maxpo.lm.training.checks import check_rl
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
@@ -137,16 +146,18 @@ def train(
     them, each step draws `group_size` completions of each of `prompts` problems, scores them, and
     makes one update. The folder is that of any run: called again with the same arguments, `train`
     goes on after the last checkpoint and ends with the same parameters, bit for bit; of a finished
-    run it returns the result. `config.json` in it tells one run from another, and an optimizer is
-    known by the types of its state alone: give the same one again.
+    run it returns the result. `config.json` in it tells one run from another. Problems, the policy,
+    an optimizer and the code of a reward are in it as digests; what a reward calls, or reads from
+    elsewhere, is not: give another folder where that has changed.
 
     Args:
       policy: A language model, see `maxpo.lm.model.policy`. It is not changed.
       tokenizer: Between text and its tokens.
       problems: To learn from.
       reward: A function of a problem and a completion, `group_reward(f)` of a function of a problem
-        and all its N completions, or "module:function". A call that raises makes a failed sample.
-        Or a sum of several, `maxpo.lm.tasks.weighted.WeightedParts`, whose means are logged.
+        and all its N completions, "exact", "numeric" or "math" to compare with the answer, or
+        "module:function". A call that raises, or returns no number, makes a failed sample. Or a sum
+        of several, `maxpo.lm.tasks.weighted.WeightedParts`, whose means are logged.
       method: An estimator with its settings, see `maxpo.methods`.
       held_out: Problems to evaluate on. None: `problems` themselves, which the model has then seen.
       group_size: N, completions of each prompt.
@@ -181,14 +192,32 @@ def train(
       Preempted: By SIGTERM, when the step that is running is saved; see `maxpo.runs.preemptible`.
       UsageError: If `workdir` holds another run, naming the fields that differ.
       FloatingPointError: If a step is not finite, naming it and the prompt.
-      RuntimeError: If the reward raised on every completion of a step.
+      RuntimeError: If the reward raised on every completion of a step or an evaluation.
     """
-    if not problems:
-        raise ValueError("problems: expected at least one, got none")
-    if held_out is not None and not held_out:
-        raise ValueError("held_out: expected at least one problem or None, got none")
-    if log_every < 0:
-        raise ValueError(f"log_every: expected at least 0, got {log_every}")
+    judged_on = problems if held_out is None else held_out
+    check_problems("problems", problems)
+    check_problems("held_out", judged_on)
+    check_arguments(
+        at_least={
+            "group_size": (group_size, 2),
+            "prompts": (prompts, 1),
+            "steps": (steps, 1),
+            "max_new_tokens": (max_new_tokens, 1),
+            "samples": (samples, 1),
+            "seed": (seed, 0),
+            "save_every": (save_every, 1),
+            "evaluate_every": (evaluate_every, 0),
+            "patience": (patience, 0),
+            "log_every": (log_every, 0),
+            "workers": (workers, 0),
+        },
+        success=success,
+        temperature=temperature,
+    )
+    if not isinstance(method, str):
+        raise ValueError(f"method: expected text such as 'maxpo:k=4', got {method!r}")
+    if lora is not None and not isinstance(lora, LoRA):
+        raise ValueError(f"lora: expected an lm.LoRA or None, got {lora!r}")
     (chosen,) = parse_methods([method], group_size=group_size, adaptive=True)
     config = _config(
         {
@@ -215,12 +244,15 @@ def train(
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
     _check_packing(policy, config)
+    function = find_reward(reward, {"problems": problems, "held_out": judged_on})
+    _check_binary(function, success, binary=binary)
     train_on, judged = encode(
         problems,
-        problems if held_out is None else held_out,
+        judged_on,
         tokenizer,
         batch=problems_per_step(config.rl),
     )
+    check_room(policy, judged, max_new_tokens)
     if lora is not None:
         policy = adapt(policy, lora, key_of(seed, ADAPT))
     adapters = adapters_of(policy)
@@ -238,6 +270,8 @@ def train(
             "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
             "tokenizer": tokenizer_digest(tokenizer),
             "policy": policy_digest(nnx.merge_state(params, frozen)),
+            "reward": _code_digests(function),
+            **({} if isinstance(optimizer, str) else {"optimizer": value_digest(optimizer)}),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
@@ -253,7 +287,7 @@ def train(
     failures = FailureLog()
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.preemptible())
-        verify = stack.enter_context(open_verifier(reward, workers, time_limit))
+        verify = stack.enter_context(open_verifier(function, workers, time_limit))
         draw = partial(
             make_draw,
             graph,
@@ -314,9 +348,9 @@ def train(
             rate = chosen.learning_rate or config.rl.learning_rate
             state, step = trainer(run, like, start_from=params, learning_rate=rate)
             found = judge(state.params, step)
+            failures.note("evaluation after training", found.scores)
             if not schedule.every:
                 journal.held_out(run, step, judge, found)
-            failures.note("evaluation after training", found.scores)
             summary = summary_of(run, schedule, step, group_size, found.scores)
             after = read_summary(summary)
             _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
@@ -336,8 +370,19 @@ def _config(
             f"{unknown[0]}: expected an argument of train or one of {', '.join(RL_DEFAULTS)}"
         )
     config = ConfigDict({"rl": {**RL_DEFAULTS, **fixed, **given}, "evaluation": evaluation})
-    check_rl(config)
+    try:
+        check_rl(config)
+    except ValueError as error:
+        raise ValueError(_ARGUMENTS.sub(_argument, str(error))) from None
     return config
+
+
+# Fields of a config, as the checks name them, and the arguments that they are here.
+_ARGUMENTS = re.compile(r"\b(?:rl|evaluation)\.(\w+)")
+
+
+def _argument(field: re.Match[str]) -> str:
+    return "evaluate_every" if field[0] == "evaluation.every" else field[1]
 
 
 def _check_method(method: Method, config: ConfigDict, *, binary: bool) -> None:
@@ -346,6 +391,19 @@ def _check_method(method: Method, config: ConfigDict, *, binary: bool) -> None:
         check_graded([method.estimator], "method", "binary=False")
     if config.rl.truncated == "penalty":
         check_graded([method.estimator], "method", "truncated=penalty")
+
+
+def _check_binary(reward: Verifier | GroupReward, success: float, *, binary: bool) -> None:
+    """Raises ValueError for what a reward of 0 or 1 would not read, or would always be."""
+    if binary and isinstance(reward, WeightedParts):
+        raise ValueError(
+            "binary: expected False for a reward of several parts, whose weights it would not read"
+        )
+    if binary and success <= 0:
+        raise ValueError(
+            f"success: expected more than 0, the reward of a wrong answer, for binary=True, got "
+            f"{success}"
+        )
 
 
 def _check_packing(policy: nnx.Module, config: ConfigDict) -> None:
@@ -366,6 +424,11 @@ def _check_optimizer(
 
     And for a named one that does not fit the policy's rules.
     """
+    if not isinstance(optimizer, str | optax.GradientTransformation):
+        raise ValueError(
+            "optimizer: expected a name or an optimizer such as optax.adamw(1e-5), got "
+            f"{optimizer!r}"
+        )
     if isinstance(optimizer, str):
         check_rules("optimizer", parse_optimizer("optimizer", optimizer), rules)
         return
@@ -392,8 +455,8 @@ def _scores_before(
     with runs.Run(identity, run.folder / BEFORE) as own:
         if not own.finished:
             found = judge(params, 0)
-            journal.held_out(own, 0, judge, found)
             failures.note("evaluation before training", found.scores)
+            journal.held_out(own, 0, judge, found)
             summary = summarized(found.scores)
             best = curve(summary["scores"][None], binary=False)
             row = {"": BEFORE, "max@1": best.value[0], f"max@{best.k[-1]}": best.value[-1]}
@@ -457,6 +520,13 @@ def _identity(reward: Reward | GroupReward | str) -> str | dict[str, Any]:
         parts = {name: _name(part) for name, part in reward.parts.items()}
         return {"parts": parts, "weights": reward.weights, "decides": reward.decides}
     return reward if isinstance(reward, str) else _name(reward)
+
+
+def _code_digests(reward: Verifier | GroupReward) -> str | dict[str, str]:
+    """Of the reward's own code, or of that of its parts."""
+    if isinstance(reward, WeightedParts):
+        return {name: code_digest(part) for name, part in reward.parts.items()}
+    return code_digest(reward.function if isinstance(reward, GroupReward) else reward)
 
 
 def _name(reward: Reward | GroupReward) -> str:

@@ -9,7 +9,14 @@ from flax import nnx
 from maxpo.lm.tasks.rewards import GroupReward, Reward
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import Tokenizer
-from maxpo.lm.training.arguments import open_verifier, split_policy
+from maxpo.lm.training.arguments import (
+    check_arguments,
+    check_problems,
+    check_room,
+    find_reward,
+    open_verifier,
+    split_policy,
+)
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.grading import Grading, deciding, marked
@@ -54,7 +61,9 @@ def evaluate(
 ) -> Evaluation:
     """Judges a policy by the best of k of its samples, without training it.
 
-    The same samples are drawn as `maxpo.lm.train` judges by, given the same arguments.
+    Samples are drawn as `maxpo.lm.train` draws those that it judges by. They are the same ones
+    where its prompts, those to train on among them, are about equally long: others are sampled from
+    in another order, and with other random numbers.
 
     Args:
       policy: A language model, see `maxpo.lm.model.policy`.
@@ -72,14 +81,24 @@ def evaluate(
 
     Raises:
       ValueError: If an argument makes no sense, before any work.
+      RuntimeError: If the reward raised on every completion.
     """
-    if not problems:
-        raise ValueError("problems: expected at least one, got none")
-    for name, value in (("samples", samples), ("prompts", prompts)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}")
+    check_problems("problems", problems)
+    check_arguments(
+        at_least={
+            "samples": (samples, 1),
+            "max_new_tokens": (max_new_tokens, 1),
+            "prompts": (prompts, 1),
+            "seed": (seed, 0),
+            "workers": (workers, 0),
+        },
+        success=success,
+        temperature=temperature,
+    )
+    function = find_reward(reward, {"problems": problems})
     graph, params, frozen = split_policy(policy, tokenizer)
     _, encoded = encode(problems, problems, tokenizer, batch=prompts)
+    check_room(policy, encoded, max_new_tokens)
     draw = make_draw(
         graph,
         tokenizer,
@@ -89,7 +108,7 @@ def evaluate(
         frozen=frozen,
     )
     grading = Grading(success, binary=False)
-    with open_verifier(reward, workers, time_limit) as verify:
+    with open_verifier(function, workers, time_limit) as verify:
         sampler = Sampler(draw, tokenizer, verify)
         judge = Judge(sampler, encoded, key_of(seed, EVALUATE), prompts, grading)
         judged = judge(params, 0)

@@ -8,12 +8,11 @@ import jax
 import numpy as np
 
 from maxpo import runs
-from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.text import Problem
-from maxpo.lm.tasks.verification import Scores
 from maxpo.lm.training.evaluation import Judge, Judged
 from maxpo.lm.training.folders import COMPLETIONS
-from maxpo.lm.training.rollouts import Rollouts, Sampler
+from maxpo.lm.training.grading import Grading, deciding
+from maxpo.lm.training.rollouts import Collector, Rollouts, Sampler
 
 __all__ = ["Journal"]
 
@@ -23,8 +22,9 @@ class Journal:
     """Writes some groups whole to `completions.jsonl`, a line for each.
 
     A line has "step", "split" (train or held_out), "prompt", "answer" and "completions", each with
-    "text", "score" (None where the verification failed), "reward", "advantage" (None of a held-out
-    one), "end" (ended or truncated), "failure" (None, or what went wrong) and "tokens".
+    "text", "score" (None where the verification failed), "correct" (see `Grading`), "reward",
+    "advantage" (None of a held-out one), "end" (ended or truncated), "failure" (None, or what went
+    wrong) and "tokens".
 
     Attributes:
       every: Steps between two that are written; 0: nothing is.
@@ -35,7 +35,7 @@ class Journal:
     groups: int
 
     def train(
-        self, run: runs.Run, step: int, groups: Rollouts, advantages: np.ndarray, sampler: Sampler
+        self, run: runs.Run, step: int, groups: Rollouts, advantages: np.ndarray, collect: Collector
     ) -> None:
         """Writes groups of a step, if it is one to be written.
 
@@ -44,13 +44,13 @@ class Journal:
           step: The step.
           groups: Its groups.
           advantages: `[P, N]`, theirs.
-          sampler: Has drawn them.
+          collect: Has collected them.
         """
         if not self.every or (step % self.every and step != 1):
             return
         for p in range(min(self.groups, len(groups.problems.problems))):
             rows = zip(
-                self._written(groups.completions, groups.scores, p, sampler),
+                self._written(groups, p, collect.sampler, collect.grading),
                 groups.rewards[p].tolist(),
                 advantages[p].tolist(),
                 strict=True,
@@ -65,7 +65,7 @@ class Journal:
         rewards = judge.grading.rewards(judged.scores)
         for p in range(min(self.groups, len(judge.problems.problems))):
             rows = zip(
-                self._written(judged.completions, judged.scores, p, judge.sampler),
+                self._written(judged, p, judge.sampler, judge.grading),
                 rewards[p].tolist(),
                 strict=True,
             )
@@ -79,16 +79,19 @@ class Journal:
         run.append(COMPLETIONS, step, {"split": split, **of_problem, "completions": lines})
 
     def _written(
-        self, completions: Completions, scores: Scores, p: int, sampler: Sampler
+        self, found: Rollouts | Judged, p: int, sampler: Sampler, grading: Grading
     ) -> Iterable[dict[str, Any]]:
         """What is known of each completion of a group without its reward."""
-        group = jax.tree.map(lambda array: array[p : p + 1], completions)
+        scores = found.scores
+        correct = grading.correct(deciding(scores)[p])
+        group = jax.tree.map(lambda array: array[p : p + 1], found.completions)
         ended = sampler.ended(group)[0]
         for n, (tokens, mask) in enumerate(zip(group.tokens[0], group.mask[0], strict=True)):
             valid = bool(scores.valid[p, n])
             yield {
                 "text": sampler.text(tokens, mask),
                 "score": float(scores.rewards[p, n]) if valid else None,
+                "correct": bool(correct[n]),
                 "end": "ended" if ended[n] else "truncated",
                 "failure": None if valid else scores.messages.get((p, n), "failed"),
                 "tokens": int(mask.sum()),

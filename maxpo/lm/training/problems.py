@@ -154,7 +154,10 @@ def shared_prompts(train: Sequence[Problem], held_out: Sequence[Problem]) -> int
 
 
 def problems_per_step(rl: ConfigDict) -> int:
-    """The most problems for which a step samples; none of them is to come twice in one.
+    """The most problems for which a step samples.
+
+    Prompts of one width are at least so many, so that a problem comes twice in one step only where
+    an epoch ends in it, or there are no more problems.
 
     Args:
       rl: The `rl` of a config: `prompts`, and how often others may be drawn.

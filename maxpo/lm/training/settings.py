@@ -80,7 +80,7 @@ def make_settings(config: ConfigDict, *, trains: bool = True) -> Settings:
       MissingExtraError: If a package of an extra is missing, naming the extra.
     """
     _check_numbers(config)
-    check_rl(config)
+    check_rl(config, trains=trains)
     check_task(config.task)
     methods = parse_methods(config.methods, group_size=config.rl.group_size, adaptive=True)
     check_diagnostics(config, methods)
@@ -245,7 +245,9 @@ def _encode_answers(
                 f"sft: expected an answer to learn for every problem, got none for number "
                 f"{number}, {problem.prompt!r}; set sft.steps=0 to go without"
             )
-        answers.append([*tokenizer.encode(problem.answer), tokenizer.eos_id])
+        # The prompt has the prefix already.
+        rest = problem.answer.removeprefix(config.task.answer_prefix)
+        answers.append([*tokenizer.encode(rest), tokenizer.eos_id])
     lengths = [len(answer) for answer in answers]
     longest, room = max(lengths), config.rl.max_new_tokens
     if longest > room:

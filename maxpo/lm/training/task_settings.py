@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from maxpo import runs
 from maxpo.lm.tasks import chat, text, tokenizers
 from maxpo.lm.tasks.rewards import load_rewards
-from maxpo.lm.tasks.verifiers import find_verifier
+from maxpo.lm.tasks.verifiers import comparing, find_verifier
 from maxpo.lm.training.problems import prompt_encoder, shared_prompts
 
 __all__ = ["CORRECT", "TASKS", "check_task", "load_task", "without_long_prompts"]
@@ -60,6 +60,7 @@ def load_task(
     if is_chat:
         assert checkpoint is not None
         task = _as_chats(config, checkpoint, task)
+    _check_prefix(config.answer_prefix, task)
     task = _with_prefix(config.answer_prefix, task)
     for name, problems in (("train", task.train), ("held-out", task.held_out)):
         if not problems:
@@ -118,6 +119,19 @@ def _check_success(task: ConfigDict) -> None:
             "task.success: expected at most 1, the largest score of "
             f"task.verifier={task.verifier}, got {success}"
         )
+
+
+def _check_prefix(prefix: str, task: text.TextTask) -> None:
+    """Raises ValueError if the exact verifier could never find an answer after the prefix."""
+    if not prefix or "exact" not in comparing(task.verifier):
+        return
+    for number, problem in enumerate((*task.train, *task.held_out)):
+        if not problem.answer.lstrip().startswith(prefix.strip()):
+            raise ValueError(
+                f"task.answer_prefix: expected answers that begin with {prefix!r}, which the exact "
+                f"verifier sees as a part of each completion, got {text.shown(problem.answer)} in "
+                f"number {number}"
+            )
 
 
 def _make_task(task: ConfigDict) -> text.TextTask:

@@ -15,6 +15,7 @@ from maxpo.lm.model.prompts import Completions
 from maxpo.lm.tasks.rewards import RewardFunction
 from maxpo.lm.tasks.text import Problem
 from maxpo.lm.tasks.tokenizers import CharTokenizer
+from maxpo.lm.tasks.weighted import WeightedParts
 from maxpo.lm.training.evaluation import Judge
 from maxpo.lm.training.grading import Grading
 from maxpo.lm.training.journal import Journal
@@ -71,7 +72,7 @@ def score(problem, text):
 class Step(NamedTuple):
     groups: Rollouts
     advantages: np.ndarray
-    sampler: Sampler
+    collect: Collector
 
 
 def collect(step=1, **changes):
@@ -81,7 +82,7 @@ def collect(step=1, **changes):
     collector = Collector(rl, sampler, train, Grading(0.5, True), seed=0)
     groups = collector(None, step, jax.random.key(0), Timer())
     advantages = np.arange(groups.rewards.size, dtype=np.float32).reshape(groups.rewards.shape) - 2
-    return Step(groups, advantages, sampler)
+    return Step(groups, advantages, collector)
 
 
 def lines_of(folder):
@@ -106,6 +107,7 @@ def expected_completions(letter, advantages, penalty=0.0):
             {
                 "text": text,
                 "score": None if fails else value,
+                "correct": not fails and value >= 0.5,
                 "reward": reward,
                 "advantage": advantages[n],
                 "end": "truncated" if n == 2 else "ended",
@@ -171,10 +173,26 @@ def test_how_often_and_how_many(tmp_path, every, expected):
         assert [line["step"] for line in lines] == np.repeat(expected, min(groups, 2)).tolist()
 
 
+def test_what_fills_up_a_batch_is_not_scored():
+    seen = []
+
+    def count(problem, text):
+        seen.append(text)
+        raise LookupError(text)
+
+    _, held_out = encode(PROBLEMS, PROBLEMS, TOKENIZER)
+    sampler = Sampler(draw, TwoEnds(TOKENIZER.alphabet), RewardFunction(count))
+    judged = Judge(sampler, held_out, jax.random.key(0), 3, Grading(0.5, True))(None, 7)
+    # 8 problems in 3 batches of 3, 3 samples of each.
+    assert len(seen) == judged.scores.failures["raised"] == judged.scores.valid.size == 8 * 3
+    assert sorted(set(seen)) == sorted(f"{a}{end}" for a in "abcdefgh" for end in ("", "!", "!x"))
+    assert set(judged.scores.messages) == {(row, n) for row in range(8) for n in range(3)}
+
+
 @pytest.mark.parametrize(("every", "groups"), [(4, 3), (4, 99), (0, 3)])
 def test_a_line_of_an_evaluation_has_no_advantage(tmp_path, every, groups):
     _, held_out = encode(PROBLEMS, PROBLEMS[::-1], TOKENIZER)
-    judge = Judge(collect().sampler, held_out, jax.random.key(0), 3, Grading(0.5, True))
+    judge = Judge(collect().collect.sampler, held_out, jax.random.key(0), 3, Grading(0.5, True))
     with runs.Run({"a": 1}, tmp_path) as run:
         Journal(every, groups).held_out(run, 7, judge, judge(None, 7))
     if not every:
@@ -207,6 +225,19 @@ def test_a_file_that_cannot_be_opened_ends_nothing(tmp_path, capsys):
         for step in (1, 2):
             Journal(1, 1).train(run, step, *collect())
     assert capsys.readouterr().err.count("warning: completions.jsonl gets no more lines") == 1
+
+
+def test_of_a_reward_with_parts_one_decides_what_is_correct(tmp_path):
+    parts = {"right": lambda _, text: len(text) == 2, "long": lambda _, text: -float(len(text))}
+    reward = WeightedParts(parts, {"right": 1.0, "long": 1.0}, decides="right")
+    _, held_out = encode(PROBLEMS, PROBLEMS, TOKENIZER)
+    sampler = Sampler(draw, TwoEnds(TOKENIZER.alphabet), RewardFunction(reward))
+    judge = Judge(sampler, held_out, jax.random.key(0), 8, Grading(1.0, False))
+    with runs.Run({"a": 1}, tmp_path) as run:
+        Journal(1, 8).held_out(run, 7, judge, judge(None, 7))
+    for line in lines_of(tmp_path):  # The sum of the right one is -1, less than its success.
+        assert [each["correct"] for each in line["completions"]] == [False, True, False]
+        assert [each["score"] for each in line["completions"]] == [-1, -1, -3]
 
 
 def test_its_lines_are_read_as_scores(tmp_path):

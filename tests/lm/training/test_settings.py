@@ -40,6 +40,32 @@ def test_problems_become_padded_prompts_and_answers_with_an_end(config):
     assert settings.model.context_length == 5 + 3
 
 
+@pytest.mark.parametrize("answer", ["5", "= 5"])
+def test_what_is_learned_after_a_prefix_is_the_rest_of_the_answer(config, tmp_path, answer):
+    problem = json.dumps({"question": "2+3", "answer": answer})
+    (tmp_path / "train.jsonl").write_text(problem)
+    config.task.answer_prefix = "= "
+    settings = make_settings(config)
+    tokens, mask = settings.answers
+    learned = settings.tokenizer.decode(tokens[0][mask[0]])
+    assert config.task.answer_prefix + learned == "= 5"
+
+
+def test_the_exact_verifier_needs_answers_that_begin_with_the_prefix(config):
+    config.task.update(verifier="exact", answer_prefix="= ")
+    with pytest.raises(
+        ValueError, match=r"task.answer_prefix: expected answers that begin with '= ', .* got '0'"
+    ):
+        make_settings(config)
+
+
+def test_what_judges_needs_nothing_of_training(config):
+    config.evaluation.samples = 1
+    assert make_settings(config, trains=False).config.evaluation.samples == 1
+    with pytest.raises(ValueError, match="eval_k: expected one of the k that are evaluated"):
+        make_settings(config)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
