@@ -94,31 +94,36 @@ def assert_same_state(actual: Any, expected: Any) -> None:
 # Folder and files
 
 
-def test_a_run_of_which_nothing_came_leaves_its_folder_to_others(tmp_path):
-    folder = tmp_path / "run"
-    with pytest.raises(ZeroDivisionError), Run({"k": 0}, folder) as run:
-        run.restore({"x": jnp.zeros(2)})
-        with Run({"k": 0}, folder / "before"):
-            raise ZeroDivisionError
-    with pytest.raises(ZeroDivisionError), Run({"k": 1}, folder) as run:
-        run.restore({"x": jnp.zeros(2)})
-        run.log(1, {"loss": 0.5})
+def fails(config, folder, *works):
+    """A run that ends with an error after some work, which gets the run."""
+    with contextlib.suppress(ZeroDivisionError), runs.Run(config, folder) as run:
+        for work in works:
+            work(run)
         raise ZeroDivisionError
+
+
+def test_a_run_of_which_nothing_came_leaves_its_folder_to_others(tmp_path):
+    def restore(run):
+        run.restore({"x": jnp.zeros(2)})
+
+    fails({"k": 0}, tmp_path, restore, lambda run: fails({"k": 0}, run.folder / "before"))
+    assert {path.name for path in tmp_path.iterdir()} == {".lock"}
+    fails({"k": 1}, tmp_path, restore, lambda run: run.log(1, {"loss": 0.5}))
     # This one has a line to lose.
-    with pytest.raises(UsageError, match="another config"):
-        Run({"k": 2}, folder)
-    assert len(read_metrics(folder)) == 1
+    with pytest.raises(runs.UsageError, match="another config"):
+        runs.Run({"k": 2}, tmp_path)
+    assert len(runs.read_metrics(tmp_path)) == 1
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "checkpoints/notes.txt", "empty.txt", "own/.lock2"])
 def test_what_others_have_put_into_a_folder_stays_with_its_run(tmp_path, name):
-    folder = tmp_path / "run"
-    with pytest.raises(ZeroDivisionError), Run({"k": 0}, folder):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).touch()
-        raise ZeroDivisionError
-    assert (folder / name).exists()
-    assert (folder / "config.json").exists()
+    def put(run):
+        (run.folder / name).parent.mkdir(exist_ok=True)
+        (run.folder / name).touch()
+
+    fails({"k": 0}, tmp_path, put)
+    assert (tmp_path / name).exists()
+    assert (tmp_path / "config.json").exists()
 
 
 def test_a_run_leaves_the_files_of_the_contract(tmp_path: Path, capsys: Any) -> None:
