@@ -11,10 +11,12 @@ VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "maxpo/__init__.py").read
 assert VERSION is not None
 
 # What the tests of a part need is not needed to import it: they skip where it is missing.
-LM = ["reasoning-gym>=0.1.25", "tokenizers>=0.22"]
-JINJA = ["jinja2>=3.1.6"]  # Older ones let templates out of the sandbox.
-GGUF = [*JINJA, "gguf>=0.17", "safetensors>=0.6", "tokenizers>=0.22"]
-HF = [*JINJA, "safetensors>=0.6", "torch>=2.9", "transformers>=5"]
+# Checkpoints, tokenizers, chat templates, which an older jinja2 would let out of its sandbox.
+CHECKPOINTS = ["jinja2>=3.1.6", "safetensors>=0.6", "tokenizers>=0.22"]
+LM = [*CHECKPOINTS, "reasoning-gym>=0.1.25"]
+GGUF = [*CHECKPOINTS, "gguf>=0.17"]
+# What checkpoints and speed are compared with.
+HF = [*CHECKPOINTS, "torch>=2.9", "transformers>=5"]
 MATH = ["math-verify>=0.9"]
 MAZE = ["xminigrid>=0.9.3"]
 PARQUET = ["pyarrow>=21"]
@@ -28,7 +30,6 @@ TRL = ["trl>=1.16"]
 TUNIX = ["google-tunix>=0.1.7"]
 TEST = [
     *GGUF,
-    *JINJA,
     *LM,
     *MATH,
     *MAZE,

@@ -14,8 +14,8 @@ def missing_extra(who: str, package: str, extra: str, error: ImportError) -> Mis
       extra: The extra that holds it.
       error: Why it failed. It is passed on where the package is there and something in it is not.
 
-    >>> print(missing_extra("load_pretrained", "safetensors", "hf", ModuleNotFoundError()))
-    load_pretrained needs the package safetensors: pip install 'maxpo[hf]'
+    >>> print(missing_extra("load_pretrained", "safetensors", "lm", ModuleNotFoundError()))
+    load_pretrained needs the package safetensors: pip install 'maxpo[lm]'
     """
     absent = isinstance(error, ModuleNotFoundError) and (
         (error.name or package).partition(".")[0].replace("_", "-") == package

@@ -79,7 +79,7 @@ def load(
 ) -> "tuple[Transformer, Tokenizer]":
     """The model and the tokenizer of a Hugging Face folder (Llama, Qwen2, Qwen3).
 
-    Needs `pip install 'maxpo[lm,hf]'`.
+    Needs `pip install 'maxpo[lm]'`.
 
     Args:
       folder: With `config.json`, safetensors and `tokenizer.json`; or of a run that has them in
@@ -114,7 +114,7 @@ def save(
 ) -> None:
     """Writes a model and its tokenizer as a folder for transformers, vLLM and others, or `load`.
 
-    Needs `pip install 'maxpo[hf]'`, of which only safetensors. The tokenizer's companions, such as
+    Needs `pip install 'maxpo[lm]'`, of which only safetensors. The tokenizer's companions, such as
     its chat template, come along where it was loaded from a folder. A `CharTokenizer` is read by
     `load` alone. Adapters are merged into their matrices.
 

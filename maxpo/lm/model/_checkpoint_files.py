@@ -30,7 +30,7 @@ def import_safetensors(caller: str) -> ModuleType:
     try:
         import safetensors.numpy
     except ImportError as error:
-        raise missing_extra(caller, "safetensors", "hf", error) from error
+        raise missing_extra(caller, "safetensors", "lm", error) from error
     return safetensors
 
 

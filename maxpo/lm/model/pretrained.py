@@ -83,7 +83,7 @@ def load_pretrained(
     remat: bool = False,
     fully_sharded: bool = False,
 ) -> Transformer:
-    """The model of a checkpoint. Needs `pip install 'maxpo[hf]'`, of which only safetensors.
+    """The model of a checkpoint. Needs `pip install 'maxpo[lm]'`, of which only safetensors.
 
     Everything is checked before the first tensor is read. On a mesh each device gets its slices,
     and each process reads those of its own devices: beside them its host holds one device's part of
@@ -148,7 +148,7 @@ def save_pretrained(
 ) -> None:
     """Writes a model as a checkpoint for transformers, vLLM and others, or `load_pretrained`.
 
-    Needs `pip install 'maxpo[hf]'`, of which only safetensors. It becomes a Qwen3 with
+    Needs `pip install 'maxpo[lm]'`, of which only safetensors. It becomes a Qwen3 with
     `qk_norm`, a Qwen2 with `attention_bias`, and else a Llama. Tokenizer and generation settings
     are not the model's: copy those files of the original beside it.
 

@@ -108,7 +108,7 @@ def has_chat_template(folder: str | PathLike[str]) -> bool:
 def load_chat_template(folder: str | PathLike[str]) -> ChatTemplate:
     """The chat template of a checkpoint, from `chat_template.jinja` or `tokenizer_config.json`.
 
-    Needs `pip install 'maxpo[hf]'`, of which only jinja2.
+    Needs `pip install 'maxpo[lm]'`, of which only jinja2.
 
     Raises:
       MissingExtraError: If the package `jinja2` is missing.
@@ -162,7 +162,7 @@ def _compile(source: str) -> "jinja2.Template":
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError as error:
-        raise missing_extra("a chat template", "jinja2", "hf", error) from error
+        raise missing_extra("a chat template", "jinja2", "lm", error) from error
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, _generation_tag()]
     )

@@ -457,10 +457,11 @@ def _scores_before(
             found = judge(params, 0)
             failures.note("evaluation before training", found.scores)
             journal.held_out(own, 0, judge, found)
-            summary = summarized(found.scores)
-            best = curve(summary["scores"][None], binary=False)
-            row = {"": BEFORE, "max@1": best.value[0], f"max@{best.k[-1]}": best.value[-1]}
-            own.finish(summary, table=[row])
+            row: dict[str, Any] = {"": BEFORE}
+            for name, of in judge.curves(found).items():
+                for k in sorted({1, of.k[-1]}):
+                    row |= of.at(k, f"{name}@{k}")
+            own.finish(summarized(found.scores), table=[row])
         return read_summary(own.summary or {})
 
 

@@ -514,5 +514,5 @@ def test_what_cannot_be_saved(tmp_path):
 
 def test_missing_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    with pytest.raises(ImportError, match=r"load_pretrained needs .*pip install 'maxpo\[hf\]'"):
+    with pytest.raises(ImportError, match=r"load_pretrained needs .*pip install 'maxpo\[lm\]'"):
         load_pretrained(tmp_path)
