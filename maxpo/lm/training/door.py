@@ -5,7 +5,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from maxpo.lm.tasks.rewards import GroupReward, Reward
 from maxpo.lm.tasks.text import Problem, Verifier, digest
 from maxpo.lm.tasks.tokenizers import Tokenizer
 from maxpo.lm.tasks.weighted import WeightedParts
+from maxpo.lm.training._assembly import Assembly
 from maxpo.lm.training._code_digests import code_digest, value_digest
 from maxpo.lm.training._digests import policy_digest, tokenizer_digest
 from maxpo.lm.training.arguments import (
@@ -41,18 +41,12 @@ from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure, learning_curves
 from maxpo.lm.training.grading import Grading, read_summary, summarized
 from maxpo.lm.training.handover import save_shape
-from maxpo.lm.training.initial_state import make_initial_state
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.named_optimizers import check_rules, parse_optimizer
-from maxpo.lm.training.optimizer import make_optimizer
 from maxpo.lm.training.problems import encode, problems_per_step
-from maxpo.lm.training.rollouts import Collector, Sampler, make_draw
-from maxpo.lm.training.schedule import Schedule, metric_of
 from maxpo.lm.training.summaries import summary_of
-from maxpo.lm.training.trainer import ADAPT, EVALUATE, Trainer, key_of
-from maxpo.lm.training.update import make_reference, make_update
-from maxpo.lm.training.variance_ratio import make_variance_ratio
-from maxpo.methods import Method, check_graded, choose_advantages, parse_methods
+from maxpo.lm.training.trainer import ADAPT, key_of
+from maxpo.methods import Method, check_graded, parse_methods
 from maxpo.order_statistics import powers_up_to
 
 __all__ = ["RL_DEFAULTS", "Result", "train"]
@@ -267,7 +261,7 @@ def train(
         "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
-            "held_out": f"{len(judged.problems)} problems, {digest(judged.problems)}",
+            "held_out": f"{len(judged_on)} problems, {digest(judged_on)}",
             "tokenizer": tokenizer_digest(tokenizer),
             "policy": policy_digest(nnx.merge_state(params, frozen)),
             "reward": _code_digests(function),
@@ -275,76 +269,28 @@ def train(
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
-    place = partial(layout, rules=rules, fully_sharded=False)
-    frozen = parallel.shard(frozen, place(frozen))
-
-    def make(rate: jax.Array | float) -> optax.GradientTransformation:
-        if not isinstance(optimizer, str):
-            return optimizer
-        return make_optimizer(config.rl, rate, rules=rules)
-
+    frozen = parallel.shard(frozen, layout(frozen, rules=rules, fully_sharded=False))
+    own = None if isinstance(optimizer, str) else optimizer
     grading = Grading(success, binary)
-    failures = FailureLog()
+    parts = Assembly(graph, params, frozen, rules, tokenizer, config, chosen, own, grading, seed)
+    failures, journal = FailureLog(), Journal(log_every, LOGGED_GROUPS)
     with contextlib.ExitStack() as stack:
         stack.enter_context(runs.preemptible())
         verify = stack.enter_context(open_verifier(function, workers, time_limit))
-        draw = partial(
-            make_draw,
-            graph,
-            tokenizer,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            frozen=frozen,
-        )
-        judge = Judge(
-            Sampler(draw(group_size=samples), tokenizer, verify),
-            judged,
-            key_of(seed, EVALUATE),
-            config.evaluation.prompts,
-            grading,
-        )
-        journal = Journal(log_every, LOGGED_GROUPS)
+        judge = parts.judge(judged, verify)
         folder = runs.new_folder("lm") if workdir is None else workdir
         run = stack.enter_context(runs.Run(identity, folder, keep=1, loggers=loggers))
-        like = make_initial_state(
-            params,
-            make(config.rl.learning_rate),
-            layout=place,
-            problems=len(problems) if chosen.adapts else None,
-        )
+        like = parts.initial_state(len(problems))
         before = _scores_before(run, identity, judge, params, failures, journal)
-        schedule = Schedule(
-            evaluate_every, patience, metric_of(config.rl.eval_k, binary=binary), judge
-        )
-        if isinstance(policy, Transformer) and not run.finished:
-            own = adapters.lora if adapters else None
-            save_shape(policy.config, tokenizer, run.folder, lora=own)
         if run.finished:
             state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
         else:
-            trainer = Trainer(
-                Collector(
-                    config.rl,
-                    Sampler(draw(group_size=group_size), tokenizer, verify),
-                    train_on,
-                    grading,
-                    seed,
-                ),
-                make_update(
-                    graph,
-                    config.rl,
-                    choose_advantages([chosen], steps),
-                    optimizer=make,
-                    layout=place,
-                    frozen=frozen,
-                ),
-                make_reference(graph, config.rl, frozen=frozen),
-                failures,
-                journal,
-                schedule,
-                make_variance_ratio(chosen, steps),
-            )
+            if isinstance(policy, Transformer):
+                adapted = adapters.lora if adapters else None
+                save_shape(policy.config, tokenizer, run.folder, lora=adapted)
+            schedule = parts.schedule(judge)
+            trainer = parts.trainer(train_on, verify, failures, journal, schedule)
             rate = chosen.learning_rate or config.rl.learning_rate
             state, step = trainer(run, like, start_from=params, learning_rate=rate)
             found = judge(state.params, step)
