@@ -36,7 +36,7 @@ class Assembly:
       graph: The policy's structure.
       params: What is trained of it.
       frozen: What is not, where it lies on the devices.
-      rules: Where its arrays lie, as the policy has them; None: everywhere.
+      rules: The policy's, of where its arrays lie; see `maxpo.lm.model.sharding.layout`.
       tokenizer: Between text and tokens.
       config: `rl` and `evaluation`, as in configs/lm.py.
       method: Gives the advantages.
