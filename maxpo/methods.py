@@ -212,7 +212,8 @@ def parse_methods(
                 advantages = bind_estimator(method.estimator, k, **method.options)
                 advantages(jnp.zeros(group_size), 0)
             except ValueError as error:
-                message = f"method {spec!r} with group_size = {group_size}: {error}"
+                which = ", the k_max of k=adaptive" if isinstance(method.k, AdaptiveK) else ""
+                message = f"method {spec!r} with group_size = {group_size}: {error}{which}"
                 raise ValueError(message) from None
     labels = [method.label for method in methods]
     for label in labels:

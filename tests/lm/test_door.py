@@ -258,7 +258,7 @@ def test_k_may_adapt_to_each_problem_and_a_finished_run_is_read(tmp_path):
     ("changes", "message"),
     [
         ({"method": "maxpo:k=8"}, "N - 1 = 7"),
-        ({"method": "maxpo:k=adaptive"}, "N - 1 = 7"),
+        ({"method": "maxpo:k=adaptive"}, "N - 1 = 7 .* got k = 8.0, the k_max of k=adaptive"),
         ({"method": "max_rl"}, "method: expected estimators of graded rewards"),
         (
             {
