@@ -12,7 +12,7 @@ import numpy as np
 from maxpo.evaluate._curves import Curve, curve, difference
 from maxpo.evaluate._fields import Fields
 from maxpo.evaluate._reading import Reader, Scores
-from maxpo.evaluate._values import Samples, values_of_problems
+from maxpo.evaluate._values import Samples, joined, values_of_problems
 from maxpo.runs import UsageError
 
 __all__ = ["Evaluation", "Metric", "Source", "evaluate"]
@@ -59,12 +59,14 @@ class Evaluation(NamedTuple):
       pass_at_k: The probability that any of k samples is correct.
       max_at_k: The expected best score of k samples.
       graded: Whether there are scores other than 0 and 1; without them max@k is pass@k.
+      unused: Files of each method without any record that `where` asks for.
     """
 
     sources: dict[str, tuple[Source, ...]]
     pass_at_k: Metric
     max_at_k: Metric
     graded: bool
+    unused: dict[str, tuple[Path, ...]]
 
 
 def evaluate(
@@ -87,7 +89,8 @@ def evaluate(
         file's first record if None.
       score: The field with the score; found by a file's first record if None.
       where: Field to value of the records that are read, such as {"split": "held_out"}; "last" is
-        the largest number, and "*" any value.
+        the largest number that a method has, and "*" any value. Files without such a record are
+        not used.
       success: The score from which a sample is correct.
       pool: Whether the files of a method are samples of one model: those of a problem are then put
         together. Without it they are seeds, whose values are averaged.
@@ -98,21 +101,20 @@ def evaluate(
     methods = {label: _paths(label, paths) for label, paths in files.items()}
     _check(methods, k, success)
     reader = Reader(problem, score, where or {})
-    read = {label: [reader(path) for path in paths] for label, paths in methods.items()}
-    seeds = {
-        label: [_pooled(scores)] if pool else [one.samples for one in scores]
-        for label, scores in read.items()
-    }
-    every = [samples for of_method in seeds.values() for samples in of_method]
+    read = {label: reader(label, paths) for label, paths in methods.items()}
+    samples = {label: [one.samples for one in found.scores] for label, found in read.items()}
+    seeds = {label: [joined(found)] if pool else found for label, found in samples.items()}
+    every = [one for of_method in seeds.values() for one in of_method]
     ks = np.array(sorted(set(k)) if k else _powers(every), np.int64)
     count = len(reader.numbers)
     grids = {label: _grid(of_method, ks, count, success) for label, of_method in seeds.items()}
     present = {label: grid.present for label, grid in grids.items()}
     return Evaluation(
-        {label: tuple(map(_source, scores)) for label, scores in read.items()},
+        {label: tuple(map(_source, found.scores)) for label, found in read.items()},
         _metric(ks, {label: grid.passes for label, grid in grids.items()}, present),
         _metric(ks, {label: grid.bests for label, grid in grids.items()}, present),
-        any(_is_graded(samples.score) for samples in every),
+        any(_is_graded(one.score) for one in every),
+        {label: tuple(found.unused) for label, found in read.items()},
     )
 
 
@@ -149,10 +151,6 @@ def _paths(label: str, paths: Paths) -> list[Path]:
         if found.count(path) > 1:
             raise UsageError(f"files: expected different files of {label}, got {path} twice")
     return found
-
-
-def _pooled(scores: Sequence[Scores]) -> Samples:
-    return Samples(*map(np.concatenate, zip(*[one.samples for one in scores], strict=True)))
 
 
 def _powers(every: Sequence[Samples]) -> list[int]:

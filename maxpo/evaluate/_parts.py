@@ -1,8 +1,7 @@
-"""Parts of a file whose records are not samples of one model: filters, splits and steps."""
+"""Parts of files whose records are not samples of one model: filters, splits and steps."""
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from maxpo.runs import UsageError
@@ -11,7 +10,7 @@ __all__ = ["Part", "choose_parts", "part_fields", "part_of"]
 
 Part = tuple[Any, ...]
 
-# Two values of one of these in a file are two extractions of the same answers, two sets of
+# Two values of one of these under a label are two extractions of the same answers, two sets of
 # problems, or two states of a model: together they would be counted as samples of one.
 PARTING = ("filter", "split", "step")
 ALL, LAST = "*", "last"
@@ -28,16 +27,16 @@ def part_of(record: Mapping[str, Any], fields: tuple[str, ...]) -> Part:
 
 
 def choose_parts(
-    parts: Iterable[Part], fields: tuple[str, ...], chosen: Mapping[str, str], path: Path
+    parts: Iterable[Part], fields: tuple[str, ...], chosen: Mapping[str, str], name: str
 ) -> list[Part]:
-    """The parts of a file that are evaluated.
+    """The parts of a label's files that are evaluated.
 
     Args:
-      parts: Those that it has.
+      parts: Those that any of them has.
       fields: `part_fields(chosen)`.
       chosen: Field to value, as text; `last` is the largest number that the field has in what the
         others leave, and `*` any value.
-      path: The file, for errors.
+      name: What errors call the files.
 
     Raises:
       UsageError: If nothing is left, or several values of a field of `PARTING` that is not chosen.
@@ -53,12 +52,12 @@ def choose_parts(
         kept = [part for part in kept if part[place] is not None and _is(part[place], wanted)]
         if not kept:
             found = _shown(x for x in values if x is not None) or "records without that field"
-            raise UsageError(f"{path}: expected records of {field}={value}, got {found}")
+            raise UsageError(f"{name}: expected records of {field}={value}, got {found}")
     for place, field in enumerate(fields):
         values = [part[place] for part in kept]
         if field not in chosen and len(set(values)) > 1:
             raise UsageError(
-                f"{path}: expected records of one {field}, got {_shown(values)}; "
+                f"{name}: expected records of one {field}, got {_shown(values)}; "
                 f"choose one by --where={field}=VALUE"
             )
     return kept

@@ -1,6 +1,6 @@
-"""Scores of the problems of a file."""
+"""Scores of the problems of files."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,10 +9,10 @@ import numpy as np
 from maxpo.evaluate._fields import Fields, find_fields, problem_of, scores_of
 from maxpo.evaluate._parts import Part, choose_parts, part_fields, part_of
 from maxpo.evaluate._records import records
-from maxpo.evaluate._values import Samples
+from maxpo.evaluate._values import Samples, joined
 from maxpo.runs import UsageError
 
-__all__ = ["Reader", "Scores"]
+__all__ = ["Read", "Reader", "Scores"]
 
 
 class Scores(NamedTuple):
@@ -27,6 +27,24 @@ class Scores(NamedTuple):
     path: Path
     fields: Fields
     samples: Samples
+
+
+class Read(NamedTuple):
+    """What is read of a label.
+
+    Attributes:
+      scores: Those of each file.
+      unused: Files without any record of the part that was chosen.
+    """
+
+    scores: list[Scores]
+    unused: list[Path]
+
+
+class _File(NamedTuple):
+    path: Path
+    fields: Fields
+    parts: dict[Part, Samples]
 
 
 class Reader:
@@ -46,18 +64,41 @@ class Reader:
         self._problem = problem
         self._score = score
         self._chosen = chosen
+        self._names = part_fields(chosen)
 
-    def __call__(self, path: Path) -> Scores:
-        """Reads a file.
+    def __call__(self, label: str, paths: Sequence[Path]) -> Read:
+        """Reads the files of a label.
+
+        Args:
+          label: The label.
+          paths: Its files, at least one.
 
         Raises:
-          UsageError: If it cannot be read, a record has no problem or no score, or records are of
+          UsageError: If one cannot be read, a record has no problem or no score, or records are of
             several models.
         """
+        files = [self._file(path) for path in paths]
+        # Over all files: seeds of one method are compared at one step, and samples of one model
+        # are those of one step, whichever files they are in.
+        parts = dict.fromkeys(part for file in files for part in file.parts)
+        name = str(paths[0]) if len(paths) == 1 else label
+        kept = choose_parts(parts, self._names, self._chosen, name)
+        read = Read([], [])
+        for path, fields, of_file in files:
+            found = [of_file[part] for part in kept if part in of_file]
+            if not found:
+                read.unused.append(path)
+                continue
+            samples = joined(found)
+            if not len(samples.score):
+                raise UsageError(f"{path}: expected at least one score, got none")
+            read.scores.append(Scores(path, fields, samples))
+        return read
+
+    def _file(self, path: Path) -> _File:
         fields: Fields | None = None
-        names = part_fields(self._chosen)
+        names, numbers = self._names, self.numbers
         parts: dict[Part, tuple[list[int], list[float]]] = {}
-        numbers = self.numbers
         for place, record in records(path):
             try:
                 if fields is None:
@@ -74,11 +115,11 @@ class Reader:
             scores += found
         if fields is None:
             raise UsageError(f"{path}: expected at least one record, got none")
-        kept = choose_parts(parts, names, self._chosen, path)
-        samples = Samples(
-            np.concatenate([np.array(parts[part][0], np.int64) for part in kept]),
-            np.concatenate([np.array(parts[part][1], np.float64) for part in kept]),
+        return _File(
+            path,
+            fields,
+            {
+                part: Samples(np.array(problems, np.int64), np.array(scores, np.float64))
+                for part, (problems, scores) in parts.items()
+            },
         )
-        if not len(samples.score):
-            raise UsageError(f"{path}: expected at least one score, got none")
-        return Scores(path, fields, samples)

@@ -27,8 +27,13 @@ def _columns(metric: Metric) -> dict[str, Curve]:
 
 def to_text(evaluation: Evaluation) -> str:
     """What was read, and a table of each metric with what there is to know about its values."""
-    sources = [_read(label, source) for label, of in evaluation.sources.items() for source in of]
-    parts = ["\n".join(sources)]
+    lines = [_read(label, source) for label, of in evaluation.sources.items() for source in of]
+    lines += [
+        f"{label}: {path}: not used, it has no such record as --where asks for"
+        for label, paths in evaluation.unused.items()
+        for path in paths
+    ]
+    parts = ["\n".join(lines)]
     for name, metric in metrics_of(evaluation).items():
         lines = [_table(name, _columns(metric)), *_notes(metric)]
         if name == "pass@k" and evaluation.graded and not _any_correct(metric):
@@ -44,6 +49,7 @@ def to_json(evaluation: Evaluation) -> dict[str, Any]:
             label: [_source(source) for source in sources]
             for label, sources in evaluation.sources.items()
         },
+        "unused": {label: list(map(str, paths)) for label, paths in evaluation.unused.items()},
         **{
             name: {
                 kind: {label: _curve(curve) for label, curve in curves.items()}

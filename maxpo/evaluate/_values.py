@@ -9,11 +9,12 @@ Both need nothing but the odds C(b, k) / C(n, k), since C(m - 1, k - 1) = C(m, k
 products of factors between 0 and 1, without a binomial that could overflow.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Samples", "Values", "best_of_k", "subset_odds", "values_of_problems"]
+__all__ = ["Samples", "Values", "best_of_k", "joined", "subset_odds", "values_of_problems"]
 
 
 class Samples(NamedTuple):
@@ -26,6 +27,11 @@ class Samples(NamedTuple):
 
     problem: np.ndarray
     score: np.ndarray
+
+
+def joined(samples: Sequence[Samples]) -> Samples:
+    """The samples of several files or parts as those of one."""
+    return Samples(*map(np.concatenate, zip(*samples, strict=True)))
 
 
 class Values(NamedTuple):

@@ -263,3 +263,50 @@ def test_the_program_starts_as_a_module(files):
     command = [sys.executable, "-m", "maxpo.evaluate", files["base"]]
     found = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "pass@k" in found.stdout
+
+
+def dumps(folder):
+    """Validations of verl after steps 10, 20 and 30: a is solved by one, two, then all samples."""
+    names = []
+    for step, scores in ((10, [1, 0, 0]), (20, [1, 1, 0]), (30, [1, 1, 1])):
+        path = folder / f"{step}.jsonl"
+        path.write_text(
+            "".join(json.dumps({"input": "a", "score": x, "step": step}) + "\n" for x in scores)
+        )
+        names.append(str(path))
+    return names
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_files_of_one_method_are_of_one_step(tmp_path, pool):
+    names = dumps(tmp_path)
+    message = "^x: expected records of one step, got 10, 20, 30; choose one by --where=step=VALUE$"
+    with pytest.raises(UsageError, match=message):
+        evaluate({"x": names}, pool=pool)
+    with pytest.raises(UsageError, match=r"^x: expected records of step=40, got 10, 20, 30$"):
+        evaluate({"x": names}, pool=pool, where={"step": "40"})
+    for step, value, used in (("last", 1, 2), ("20", 2 / 3, 1)):
+        found = evaluate({"x": names}, pool=pool, where={"step": step})
+        assert found.pass_at_k.curves["x"].value[0] == pytest.approx(value)
+        assert [str(source.path) for source in found.sources["x"]] == [names[used]]
+        assert [str(path) for path in found.unused["x"]] == names[:used] + names[used + 1 :]
+    assert len(evaluate({"x": names}, pool=pool, where={"step": "*"}).sources["x"]) == 3
+
+
+def test_methods_may_be_of_different_steps(tmp_path, capsys):
+    first, _, last = dumps(tmp_path)
+    main([f"before={first}", f"after={last}", "--k=1"])
+    assert "1  0.3333 ± -  1.000 ± -  0.6667 ± -" in capsys.readouterr().out
+
+
+def test_files_that_are_not_used_are_named(tmp_path, capsys):
+    dumps(tmp_path)
+    main([f"x={tmp_path}/*.jsonl", "--where=step=last", f"--out={tmp_path}"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        f"x: {tmp_path}/30.jsonl: 3 samples of 1 problems (problem: input; score: score)",
+        f"x: {tmp_path}/10.jsonl: not used, it has no such record as --where asks for",
+        f"x: {tmp_path}/20.jsonl: not used, it has no such record as --where asks for",
+    ]
+    found = json.loads((tmp_path / "evaluation.json").read_text())
+    assert found["unused"] == {"x": [f"{tmp_path}/10.jsonl", f"{tmp_path}/20.jsonl"]}

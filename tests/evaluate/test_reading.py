@@ -19,7 +19,8 @@ def write(path, records):
 def read(path, problem=None, score=None, **chosen):
     """Problem to scores."""
     reader = Reader(problem, score, chosen)
-    samples = reader(path).samples
+    (scores,) = reader("x", [path]).scores
+    samples = scores.samples
     return {
         name: samples.score[samples.problem == number].tolist()
         for name, number in reader.numbers.items()
