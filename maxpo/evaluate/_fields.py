@@ -1,13 +1,14 @@
 """Which fields of a record say what, and what their values are."""
 
+import json
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from maxpo.evaluate._records import shortened
 from maxpo.runs import UsageError
 
-__all__ = ["Fields", "find_fields", "problem_of", "scores_of"]
+__all__ = ["Fields", "find_fields", "problem_of", "scores_of", "value_of"]
 
 # Identifiers before texts, which they stand beside.
 PROBLEM = (
@@ -19,9 +20,11 @@ COMPLETIONS = "completions"
 # Writers of JSON that turn what they do not know into text write the booleans of NumPy so.
 BOOLEANS = {"true": True, "True": True, "false": False, "False": False}
 
+_MISSING = object()
+
 
 class Fields(NamedTuple):
-    """Names of the fields of a file's records.
+    """Names of the fields of a file's records, as `value_of` reads them.
 
     Attributes:
       problem: Fields whose values, together, tell problems apart.
@@ -62,7 +65,7 @@ def problem_of(record: Mapping[str, Any], fields: Fields) -> Hashable:
     """What identifies the problem of a record.
 
     Raises:
-      UsageError: If the record has no text or number there.
+      UsageError: If the record has no text, number, list or object there.
     """
     if len(fields.problem) > 1:
         return tuple([_problem(record, field) for field in fields.problem])
@@ -76,8 +79,9 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
       UsageError: If a sample has something else than a score.
     """
     if fields.samples is None:
-        value = record.get(fields.score)
+        value = value_of(record, fields.score)
         if type(value) is list:
+            _check_list(record, fields.score, value)
             return [_score({fields.score: item}, fields.score) for item in value]
         return [_score(record, fields.score)]
     samples = record.get(fields.samples)
@@ -87,15 +91,58 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
     return [_score(sample, fields.score) for sample in samples]
 
 
-def _problem(record: Mapping[str, Any], field: str) -> str | float:
-    value: Any = record.get(field)
-    if type(value) not in (str, int, float):
-        raise UsageError(f"{field}: expected text or a number, got {_shown(record, field)}")
+def _check_list(record: Mapping[str, Any], field: str, value: Sequence[Any]) -> None:
+    """Refuses a list of lm-evaluation-harness that is about the parts of one answer.
+
+    A record of it has one score for each metric, whichever of several answers (`repeats`) its
+    filter has kept. A metric may be a list all the same: over the instructions of IFEval, or a pair
+    that is aggregated later. It is read as one score for each answer only where the filter has kept
+    that many of one request.
+    """
+    if "resps" not in record and not isinstance(record.get("metrics"), list):
+        return
+    kept = record.get("filtered_resps")
+    answers = kept[0] if isinstance(kept, list) and len(kept) == 1 else None
+    if not isinstance(answers, list) or len(answers) != len(value):
+        raise UsageError(f"{field}: expected one value for each answer, got a list of {len(value)}")
+
+
+def value_of(record: Mapping[str, Any], field: str, default: Any = None) -> Any:
+    """The value of a field; of `a.b`, which no field is called, that of b in the object a.
+
+    Args:
+      record: The record.
+      field: The field.
+      default: What is returned where there is none.
+
+    >>> value_of({"doc": {"id": 3}}, "doc.id"), value_of({"doc.id": 4, "doc": {"id": 3}}, "doc.id")
+    (3, 4)
+    """
+    if field in record or "." not in field:
+        return record.get(field, default)
+    value: Any = record
+    for name in field.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return default
+        value = value[name]
     return value
 
 
+def _problem(record: Mapping[str, Any], field: str) -> Hashable:
+    value: Any = value_of(record, field)
+    kind = type(value)
+    if kind is str or kind is int or (kind is float and math.isfinite(value)):
+        return value
+    if kind is list or kind is dict:
+        # In a tuple, for a text may say the same.
+        return (json.dumps(value, sort_keys=True),)
+    raise UsageError(
+        f"{field}: expected text, a number, a list or an object, got {_shown(record, field)}"
+    )
+
+
 def _score(sample: Mapping[str, Any], field: str) -> float:
-    value: Any = sample.get(field, math.inf)
+    value: Any = value_of(sample, field, math.inf)
     if value is None:
         return math.nan
     try:
@@ -131,6 +178,7 @@ def _first(name: str, known: tuple[str, ...], record: Mapping[str, Any]) -> str:
 
 
 def _shown(record: Mapping[str, Any], field: str) -> str:
-    if field not in record:
+    value = value_of(record, field, _MISSING)
+    if value is _MISSING:
         return f"a record that has only {', '.join(record)}"
-    return shortened(repr(record[field]))
+    return shortened(repr(value))

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from maxpo.evaluate._fields import value_of
 from maxpo.runs import UsageError
 
 __all__ = ["Part", "choose_parts", "part_fields", "part_of"]
@@ -23,7 +24,8 @@ def part_fields(chosen: Mapping[str, str]) -> tuple[str, ...]:
 
 def part_of(record: Mapping[str, Any], fields: tuple[str, ...]) -> Part:
     """The part that a record is in: the values of the fields."""
-    return tuple([json.dumps(x) if type(x) in (list, dict) else x for x in map(record.get, fields)])
+    values = [value_of(record, field) for field in fields]
+    return tuple([json.dumps(x) if type(x) in (list, dict) else x for x in values])
 
 
 def choose_parts(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from maxpo.evaluate._values import Samples, joined
 from maxpo.runs import UsageError
 
 __all__ = ["Read", "Reader", "Scores"]
+
+DOC_ID: Final = ("doc_id",)
 
 
 class Scores(NamedTuple):
@@ -41,6 +43,13 @@ class Read(NamedTuple):
     unused: list[Path]
 
 
+class _Hash(NamedTuple):
+    """A hash that lm-evaluation-harness has written, and where it stands first."""
+
+    value: Any
+    place: str
+
+
 class _File(NamedTuple):
     path: Path
     fields: Fields
@@ -65,6 +74,8 @@ class Reader:
         self._score = score
         self._chosen = chosen
         self._names = part_fields(chosen)
+        self._documents: dict[int, _Hash] = {}
+        self._targets: dict[int, _Hash] = {}
 
     def __call__(self, label: str, paths: Sequence[Path]) -> Read:
         """Reads the files of a label.
@@ -74,9 +85,10 @@ class Reader:
           paths: Its files, at least one.
 
         Raises:
-          UsageError: If one cannot be read, a record has no problem or no score, or records are of
-            several models.
+          UsageError: If one cannot be read, a record has no problem or no score, records are of
+            several models, or the same `doc_id` is that of several documents.
         """
+        self._targets = {}
         files = [self._file(path) for path in paths]
         # Over all files: seeds of one method are compared at one step, and samples of one model
         # are those of one step, whichever files they are in.
@@ -105,6 +117,8 @@ class Reader:
                     fields = find_fields(record, problem=self._problem, score=self._score)
                 problem = numbers.setdefault(problem_of(record, fields), len(numbers))
                 found = scores_of(record, fields)
+                if fields.problem == DOC_ID:
+                    self._check_document(place, record, problem)
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
             part = part_of(record, names)
@@ -123,3 +137,26 @@ class Reader:
                 for part, (problems, scores) in parts.items()
             },
         )
+
+    def _check_document(self, place: str, record: Mapping[str, Any], problem: int) -> None:
+        """Refuses two documents with one `doc_id`, which counts from 0 in every task.
+
+        Two tasks may ask for the same documents in two ways. That is a comparison between labels;
+        within a label the answers that they ask for must be the same.
+        """
+        for name, seen in (("doc_hash", self._documents), ("target_hash", self._targets)):
+            value = record.get(name)
+            if value is None:
+                continue
+            first = seen.setdefault(problem, _Hash(value, place))
+            if value != first.value:
+                raise UsageError(
+                    f"{name}: expected {_start(first.value)} as of doc_id {record['doc_id']} in "
+                    f"{first.place}, got {_start(value)}; read the samples of one task, or name "
+                    "by --problem=doc.FIELD what tells its documents apart"
+                )
+
+
+def _start(value: Any) -> str:
+    """Enough of a hash to find it."""
+    return str(value)[:8]

@@ -105,6 +105,42 @@ def test_fields_by_name(tmp_path):
     assert read(path, "set,id", "mine") == {("x", 1): [0.25], ("y", 1): [0.75]}
 
 
+def test_chats_are_problems(tmp_path):
+    def chat(text):
+        return [{"role": "system", "content": "Calculate."}, {"role": "user", "content": text}]
+
+    swapped = [{"content": x["content"], "role": x["role"]} for x in chat("6 * 7?")]
+    records = [
+        {"prompt": chat("6 * 7?"), "reward": 1},
+        {"prompt": chat("1 + 1?"), "reward": 0.5},
+        {"prompt": swapped, "reward": 0},
+        {"prompt": json.dumps(swapped, sort_keys=True), "reward": 0.25},
+        {"prompt": {"role": "user"}, "reward": 0.75},
+    ]
+    path = write(tmp_path / "scores.jsonl", records)
+    assert list(read(path).values()) == [[1.0, 0.0], [0.5], [0.25], [0.75]]
+
+
+def test_fields_within_fields(tmp_path):
+    records = [
+        {"doc": {"id": 7, "set": "x"}, "result": {"score": 0.5}},
+        {"doc": {"id": 7, "set": "y"}, "result": {"score": None}, "doc.id": 8},
+        {"doc": {"id": 9, "set": "x"}, "result": {"score": [1, 0]}},
+    ]
+    path = write(tmp_path / "scores.jsonl", records)
+    assert str(read(path, "doc.id", "result.score")) == "{7: [0.5], 8: [nan], 9: [1.0, 0.0]}"
+    assert read(path, "doc.id,doc.set", "result.score", **{"doc.set": "x"}) == {
+        (7, "x"): [0.5],
+        (9, "x"): [1.0, 0.0],
+    }
+    nested = [{"problem": 1, "completions": [{"result": {"score": 0.25}}]}]
+    assert read(write(tmp_path / "nested.jsonl", nested), None, "result.score") == {1: [0.25]}
+    with pytest.raises(UsageError, match=r"1: doc.name: .* got a record that has only doc, result"):
+        read(path, "doc.name", "result.score")
+    with pytest.raises(UsageError, match=r"1: doc.set.x: .* got a record that has only"):
+        read(path, "doc.id", "doc.set.x")
+
+
 def test_a_record_may_have_a_list_of_scores(tmp_path):
     records = [{"problem": "a", "correct": [True, False]}, {"problem": "b", "correct": [1, None]}]
     found = read(write(tmp_path / "scores.jsonl", records))
@@ -135,6 +171,64 @@ def test_several_metrics_of_lm_evaluation_harness(tmp_path):
     assert read(path, score="acc_norm") == {0: [0.0]}
     with pytest.raises(UsageError, match=r"jsonl:1: metrics: expected one, got acc, acc_norm"):
         read(path)
+
+
+def test_a_list_of_lm_evaluation_harness_is_no_list_of_samples(tmp_path):
+    # IFEval scores the instructions of one answer; other metrics are pairs for their aggregation.
+    ifeval = harness(0, "none", [True, False], metric="inst_level_strict_acc")
+    pair = harness(0, "none", [-7.5, 3], metric="word_perplexity") | {"filtered_resps": [-7.5]}
+    bare = {"doc_id": 0, "metrics": ["acc"], "acc": [1, 0]}
+    for record in (ifeval, pair, bare):
+        path = write(tmp_path / "samples.jsonl", [record])
+        message = f"{path}:1: {record['metrics'][0]}: expected one value for each answer, got a "
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}list of 2$"):
+            read(path)
+
+
+def test_a_list_for_the_answers_that_a_filter_of_lm_evaluation_harness_keeps(tmp_path):
+    record = harness(0, "take_3", [1, 0, 1]) | {"resps": [["8", "9", "8", "7"]]}
+    path = write(tmp_path / "samples.jsonl", [record | {"filtered_resps": [["8", "9", "8"]]}])
+    assert read(path) == {0: [1.0, 0.0, 1.0]}
+    # One score for all repeats, as of a majority vote.
+    voted = [harness(0, "vote", 1.0) | {"resps": [["8", "9", "8", "7"]]}]
+    assert read(write(tmp_path / "voted.jsonl", voted)) == {0: [1.0]}
+
+
+def task(path, *, docs="abc", targets="xyz"):
+    """Samples of a task, a record for each of its documents."""
+    hashes = zip(docs, targets, strict=True)
+    records = [
+        harness(i, "none", 1.0) | {"doc_hash": 9 * doc, "target_hash": 9 * target}
+        for i, (doc, target) in enumerate(hashes)
+    ]
+    return write(path, records)
+
+
+def test_one_doc_id_of_two_documents(tmp_path):
+    paths = [
+        task(tmp_path / "samples_gsm8k_2026.jsonl"),
+        task(tmp_path / "samples_other_2026.jsonl", docs="abd"),
+        task(tmp_path / "samples_gsm8k_cot_2026.jsonl", targets="xwz"),
+        task(tmp_path / "samples_gsm8k_2027.jsonl"),
+    ]
+    message = (
+        f"{paths[1]}:3: doc_hash: expected cccccccc as of doc_id 2 in {paths[0]}:3, got dddddddd; "
+        "read the samples of one task, or name by --problem=doc.FIELD what tells its documents "
+        "apart"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        Reader(None, None, {})("x", paths[:2])
+    with pytest.raises(UsageError, match="2: target_hash: expected yyyyyyyy as of"):
+        Reader(None, None, {})("x", [paths[0], paths[2]])
+    assert len(Reader(None, None, {})("x", [paths[0], paths[3]]).scores) == 2
+    # Two ways to ask for the same documents can be compared; other documents cannot.
+    reader = Reader(None, None, {})
+    reader("x", paths[:1])
+    reader("y", paths[2:3])
+    with pytest.raises(UsageError, match="3: doc_hash: expected cccccccc"):
+        reader("z", paths[1:2])
+    # What is named apart is not told apart by its place in a task.
+    assert len(Reader("doc_hash", None, {})("x", paths[:2]).scores) == 2
 
 
 def test_verl(tmp_path):
@@ -205,10 +299,11 @@ BROKEN = {
     "a number too large": (f'{{"problem": "a", "score": {"9" * 400}}}', "2: score: .* got 9999"),
     "a list in a list": ('{"problem": "a", "score": [[1]]}', r"2: score: .* got \[1\]"),
     "no problem": ('{"score": 1}', "2: problem: .* got a record that has only score"),
-    "a list as problem": (
-        '{"problem": ["a"], "score": 1}',
-        r"2: problem: expected text or a number, got \['a'\]",
+    "not a number as problem": (
+        '{"problem": NaN, "score": 1}',
+        "2: problem: expected text, a number, a list or an object, got nan",
     ),
+    "a boolean as problem": ('{"problem": true, "score": 1}', "2: problem: .* got True"),
     "null as problem": ('{"problem": null, "score": 1}', "2: problem: .* got None"),
 }
 
