@@ -79,16 +79,20 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
       UsageError: If a sample has something else than a score.
     """
     if fields.samples is None:
-        value = value_of(record, fields.score)
+        value = record.get(fields.score, _MISSING)
+        if value is _MISSING:
+            value = value_of(record, fields.score, _MISSING)
         if type(value) is list:
             _check_list(record, fields.score, value)
-            return [_score({fields.score: item}, fields.score) for item in value]
-        return [_score(record, fields.score)]
+            return [_score(item, {fields.score: item}, fields.score) for item in value]
+        return [_score(value, record, fields.score)]
     samples = record.get(fields.samples)
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         got = _shown(record, fields.samples)
         raise UsageError(f"{fields.samples}: expected a list of objects, got {got}")
-    return [_score(sample, fields.score) for sample in samples]
+    return [
+        _score(value_of(sample, fields.score, _MISSING), sample, fields.score) for sample in samples
+    ]
 
 
 def _check_list(record: Mapping[str, Any], field: str, value: Sequence[Any]) -> None:
@@ -129,7 +133,11 @@ def value_of(record: Mapping[str, Any], field: str, default: Any = None) -> Any:
 
 
 def _problem(record: Mapping[str, Any], field: str) -> Hashable:
-    value: Any = value_of(record, field)
+    # Most have the field itself, and are many.
+    value: Any = record.get(field)
+    if type(value) is str or type(value) is int:
+        return value
+    value = value_of(record, field)
     kind = type(value)
     if kind is str or kind is int or (kind is float and math.isfinite(value)):
         return value
@@ -141,8 +149,8 @@ def _problem(record: Mapping[str, Any], field: str) -> Hashable:
     )
 
 
-def _score(sample: Mapping[str, Any], field: str) -> float:
-    value: Any = value_of(sample, field, math.inf)
+def _score(value: Any, sample: Mapping[str, Any], field: str) -> float:
+    """The number that a score stands for; the sample and its field are for errors."""
     if value is None:
         return math.nan
     try:

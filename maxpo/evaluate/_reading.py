@@ -110,18 +110,21 @@ class Reader:
     def _file(self, path: Path) -> _File:
         fields: Fields | None = None
         names, numbers = self._names, self.numbers
+        nested = any("." in name for name in names)
+        is_place = False
         parts: dict[Part, tuple[list[int], list[float]]] = {}
         for place, record in records(path):
             try:
                 if fields is None:
                     fields = find_fields(record, problem=self._problem, score=self._score)
+                    is_place = fields.problem == DOC_ID
                 problem = numbers.setdefault(problem_of(record, fields), len(numbers))
                 found = scores_of(record, fields)
-                if fields.problem == DOC_ID:
+                if is_place:
                     self._check_document(place, record, problem)
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
-            part = part_of(record, names)
+            part = part_of(record, names, nested=nested)
             if part not in parts:
                 parts[part] = [], []
             problems, scores = parts[part]
