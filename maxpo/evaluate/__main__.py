@@ -3,12 +3,15 @@
     python -m maxpo.evaluate [LABEL=]FILE ... [--out=FOLDER]
 
 FILE has a record for each sample, with its problem and its score, as JSON lines or a JSON list,
-plain or gzipped. Files of one LABEL are seeds of one method, and LABEL='run*.jsonl' takes all that
-match; without a label, a file is a method, and has its path for a name. Differences are those to
-the first method, on the problems that both have.
+plain or gzipped; - is standard input. Files of one LABEL are seeds of one method, and
+LABEL='runs/*/scores.jsonl' takes all that match; without a label, a file is a method, and has its
+path for a name. Differences are those to the first method, on the problems that both have.
 """
 
 import argparse
+import glob
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,9 @@ __all__ = ["main"]
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints an evaluation, and exits with 0 done, 1 failed, 2 bad usage.
 
+    Where nobody reads what is printed any more, as behind `head`, the files are still written, and
+    the exit code is 141, that of a program that ends by SIGPIPE.
+
     Args:
       argv: The command line without the program's name; that of the process if None.
     """
@@ -33,15 +39,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         if out is not None and out.exists() and not out.is_dir():
             raise UsageError(f"--out: expected a folder, got the file {out}")
         evaluation = evaluate(
-            _methods(arguments.files),
+            _methods(arguments.files, pool=arguments.pool),
             k=arguments.k,
             problem=arguments.problem,
             score=arguments.score,
-            where=dict(arguments.where),
+            where=_where(arguments.where),
             success=arguments.success,
             pool=arguments.pool,
         )
-        print(to_text(evaluation), flush=True)
+        is_read = _print(to_text(evaluation))
         if out is not None:
             write(evaluation, out)
     except UsageError as error:
@@ -51,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror}", file=sys.stderr)
         raise SystemExit(1) from None
+    if not is_read:
+        raise SystemExit(128 + signal.SIGPIPE)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -79,19 +87,64 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _methods(words: Sequence[str]) -> dict[str, list[str]]:
+def _print(text: str) -> bool:
+    """Prints a text; returns whether somebody has read it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # The interpreter would complain as it flushes what is left.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
+
+
+def _methods(words: Sequence[str], *, pool: bool) -> dict[str, list[str]]:
     """Label to files, in the order of the command line."""
     methods: dict[str, list[str]] = {}
+    unlabeled = []
     for word in words:
         label, equals, path = word.partition("=")
         # A path may have an equals sign of its own.
-        if not equals or Path(word).exists():
-            label = path = word
-        # Shells leave the pattern of LABEL=PATTERN to us.
-        file = Path(path)
-        matches = [] if file.exists() else sorted(map(str, file.parent.glob(file.name)))
-        methods.setdefault(label, []).extend(matches or [path])
+        if not equals or _matches(word):
+            found = _matches(word) or [word]
+            unlabeled += found
+            for file in found:
+                methods.setdefault(file, []).append(file)
+        elif not label or not path:
+            raise UsageError(f"files: expected LABEL=FILE, got {word}")
+        else:
+            methods.setdefault(label, []).extend(_labeled(label, path))
+    if pool and len(unlabeled) > 1:
+        raise UsageError(
+            "--pool: expected files of one label, as in "
+            f"x={unlabeled[0]} x={unlabeled[1]}, got {len(unlabeled)} without a label"
+        )
     return methods
+
+
+def _labeled(label: str, path: str) -> list[str]:
+    """The files of LABEL=PATH, where shells leave a pattern to us."""
+    found = _matches(path)
+    if not found and glob.has_magic(path):
+        raise UsageError(f"{label}: expected files that match {path}, got none")
+    return found or [path]
+
+
+def _matches(path: str) -> list[str]:
+    """The files that a path or a pattern stands for; what exists is no pattern."""
+    if Path(path).exists():
+        return [path]
+    # Path.glob takes no pattern that begins with a slash.
+    return sorted(glob.glob(path, recursive=True))  # noqa: PTH207
+
+
+def _where(assignments: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Field to value of all that are chosen by."""
+    fields = [field for field, _ in assignments]
+    for field in fields:
+        if fields.count(field) > 1:
+            raise UsageError(f"--where: expected one value of {field}, got several")
+    return dict(assignments)
 
 
 def _whole_numbers(text: str) -> list[int]:

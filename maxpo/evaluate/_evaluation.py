@@ -12,6 +12,7 @@ import numpy as np
 from maxpo.evaluate._curves import Curve, curve, difference
 from maxpo.evaluate._fields import Fields
 from maxpo.evaluate._reading import Reader, Scores
+from maxpo.evaluate._records import is_standard_input
 from maxpo.evaluate._values import Samples, joined, values_of_problems
 from maxpo.runs import UsageError
 
@@ -82,7 +83,7 @@ def evaluate(
     """Unbiased pass@k and max@k of the samples in files.
 
     Args:
-      files: The file of each method, or its files, one for each seed.
+      files: The file of each method, or its files, one for each seed; "-" is standard input.
       k: Numbers of samples whose best counts; 1, 2, 4, .. up to the most that a problem has if
         None. A problem with fewer than k samples is left out at that k, and counted.
       problem: The field that tells problems apart, or several with commas between them; found by a
@@ -135,6 +136,9 @@ class _Grid(NamedTuple):
 def _check(methods: Mapping[str, Sequence[Path]], k: Sequence[int] | None, success: float) -> None:
     if not methods:
         raise UsageError("files: expected at least one, got none")
+    every = [path for paths in methods.values() for path in paths]
+    if sum(map(is_standard_input, every)) > 1:
+        raise UsageError("-: expected standard input once, got it for several labels")
     for wrong in [x for x in k or () if not isinstance(x, Integral) or x < 1]:
         raise UsageError(f"k: expected whole numbers of at least 1, got {wrong!r}")
     if not math.isfinite(success):
@@ -147,9 +151,13 @@ def _paths(label: str, paths: Paths) -> list[Path]:
     )
     if not found:
         raise UsageError(f"files: expected at least one of {label}, got none")
+    seen: set[Path] = set()
     for path in found:
-        if found.count(path) > 1:
+        # A file has many names: through a folder and back, or through links.
+        file = path if is_standard_input(path) else path.resolve()
+        if file in seen:
             raise UsageError(f"files: expected different files of {label}, got {path} twice")
+        seen.add(file)
     return found
 
 

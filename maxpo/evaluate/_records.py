@@ -12,12 +12,18 @@ from typing import IO, Any, NamedTuple
 
 from maxpo.runs import UsageError
 
-__all__ = ["records", "shortened"]
+__all__ = ["is_standard_input", "records", "shortened"]
 
 Record = dict[str, Any]
 
 BLOCK = 1 << 20  # Characters that are decoded at a time.
 GZIP = b"\x1f\x8b"
+STANDARD_INPUT = Path("-")
+
+
+def is_standard_input(path: Path) -> bool:
+    """Whether a path stands for standard input."""
+    return path == STANDARD_INPUT
 
 
 def records(path: Path) -> Iterator[tuple[str, Record]]:
@@ -51,7 +57,8 @@ class _Text(NamedTuple):
 
 @contextlib.contextmanager
 def _open(path: Path) -> Iterator[_Text]:
-    with path.open("rb") as raw:
+    is_ours = not is_standard_input(path)
+    with open(path if is_ours else 0, "rb", closefd=is_ours) as raw:
         binary = gzip.GzipFile(fileobj=raw) if raw.peek(2).startswith(GZIP) else raw
         start = binary.peek(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
         # Some editors put a mark of the byte order first, which utf-8-sig skips.

@@ -1,8 +1,11 @@
 """From files to what is printed and written."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -196,7 +199,8 @@ def test_a_label_may_have_a_pattern(tmp_path, capsys):
     read = [line.split(": ")[:2] for line in capsys.readouterr().out.splitlines()[:2]]
     assert read == [["b", f"{tmp_path}/b0.jsonl"], ["b", f"{tmp_path}/b1.jsonl"]]
     assert run(f"b={tmp_path}/c*.jsonl") == 2
-    assert "c*.jsonl: expected a file to read" in capsys.readouterr().err
+    message = f"error: b: expected files that match {tmp_path}/c*.jsonl, got none\n"
+    assert capsys.readouterr().err == message
     path = write(tmp_path / "b[0].jsonl", {"a": [0]})  # Which is also a pattern of b0.jsonl.
     main([f"b={path}"])
     assert f"b: {path}: 1 samples" in capsys.readouterr().out
@@ -310,3 +314,79 @@ def test_files_that_are_not_used_are_named(tmp_path, capsys):
     ]
     found = json.loads((tmp_path / "evaluation.json").read_text())
     assert found["unused"] == {"x": [f"{tmp_path}/10.jsonl", f"{tmp_path}/20.jsonl"]}
+
+
+def test_a_pattern_may_match_folders(tmp_path, capsys):
+    for name in ("k4-seed1", "k4-seed0", "k8-seed0", "k4-seed0/deep"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "scores.jsonl", {"a": [1]})
+    main([f"x={tmp_path}/k4-seed*/scores.jsonl", f"y={tmp_path}/k4-*/**/scores.jsonl"])
+    read = [line.split(": ")[:2] for line in capsys.readouterr().out.splitlines()[:5]]
+    shallow = [["x", f"{tmp_path}/k4-seed{seed}/scores.jsonl"] for seed in (0, 1)]
+    deep = [
+        ["y", f"{tmp_path}/{name}/scores.jsonl"]
+        for name in ("k4-seed0/deep", "k4-seed0", "k4-seed1")
+    ]
+    assert read == [*shallow, *deep]
+
+
+def test_what_has_no_label_is_a_method_whatever_its_name(tmp_path, capsys):
+    (tmp_path / "k=4").mkdir()
+    paths = [write(tmp_path / "k=4" / f"{i}.jsonl", {"a": [i]}) for i in (0, 1)]
+    main([f"{tmp_path}/k=4/*.jsonl", "--k=1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ")[0] for line in lines[:2]] == paths
+    assert lines[3].split("  ")[:3] == ["pass@k", *paths]
+
+
+def test_words_that_are_no_file_and_no_label(files, tmp_path, capsys):
+    for word in ("x=", f"={files['base']}"):
+        assert run(word) == 2
+        assert capsys.readouterr().err == f"error: files: expected LABEL=FILE, got {word}\n"
+    assert run(files["base"], files["new"], "--pool") == 2
+    assert capsys.readouterr().err == (
+        f"error: --pool: expected files of one label, as in x={files['base']} x={files['new']}, "
+        "got 2 without a label\n"
+    )
+    assert run(files["base"], "--pool") == 0
+    assert run(files["base"], "--where=step=1", "--where=split=x", "--where=step=2") == 2
+    assert capsys.readouterr().err == "error: --where: expected one value of step, got several\n"
+
+
+def test_one_file_under_two_names(files, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.jsonl").symlink_to(files["base"])
+    for other in ("base.jsonl", "./base.jsonl", f"../{tmp_path.name}/base.jsonl", "link.jsonl"):
+        message = f"files: expected different files of x, got {Path(other)} twice"
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+            evaluate({"x": [files["base"], other]})
+    same = evaluate({"x": files["base"], "y": files["base"]})
+    assert same.pass_at_k.differences["y"].value[0] == 0
+
+
+def program(*words, lines):
+    command = [sys.executable, "-m", "maxpo.evaluate", *words]
+    return subprocess.run(command, input=lines, capture_output=True, text=True, check=False)
+
+
+def test_standard_input(files):
+    lines = Path(files["base"]).read_text()
+    found = program("base=-", f"new={files['new']}", "--k=1", lines=lines)
+    assert found.stdout.startswith("base: -: 7 samples of 4 problems")
+    assert "1  0.38 ± 0.24  0.81 ± 0.12  0.25 ± 0.25" in found.stdout
+    wrong = program("-", lines='{"problem": 1, "score": "x"}')
+    assert wrong.stderr.startswith("error: -:1: score: expected a finite number")
+    for words in (("-", "-"), ("x=-", "y=-")):
+        twice = program(*words, lines=lines)
+        assert (twice.returncode, twice.stdout) == (2, "")
+        assert re.match("error: .*expected .*, got ", twice.stderr)
+
+
+def test_nobody_reads_what_is_printed(files, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "maxpo.evaluate", files["base"], f"--out={tmp_path}"]
+    found = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (141, "")
+    assert (tmp_path / "evaluation.json").exists()
