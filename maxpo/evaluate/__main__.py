@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("files", nargs="+", metavar="[LABEL=]FILE", help="scores, of a method if it is named")
-    add("--k", type=_whole_numbers, metavar="K,...", help="instead of 1, 2, 4, ..")
+    add("--k", type=_whole_numbers, metavar="K,...", help="instead of 1, 2, 4, .. and n")
     add("--problem", metavar="FIELD,...", help="the field, or fields, that tell problems apart")
     add("--score", metavar="FIELD", help="the field with the score")
     add(

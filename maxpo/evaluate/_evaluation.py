@@ -84,8 +84,9 @@ def evaluate(
 
     Args:
       files: The file of each method, or its files, one for each seed; "-" is standard input.
-      k: Numbers of samples whose best counts; 1, 2, 4, .. up to the most that a problem has if
-        None. A problem with fewer than k samples is left out at that k, and counted.
+      k: The number of samples whose best counts, or several; if None 1, 2, 4, .. up to the most
+        that a problem has, and those if all have as many. A problem with fewer than k samples is
+        left out at that k, and counted.
       problem: The field that tells problems apart, or several with commas between them; found by a
         file's first record if None.
       score: The field with the score; found by a file's first record if None.
@@ -162,9 +163,15 @@ def _paths(label: str, paths: Paths) -> list[Path]:
 
 
 def _powers(every: Sequence[Samples]) -> list[int]:
-    """1, 2, 4, .. up to the most samples that a problem has."""
-    most = max(int(np.bincount(samples.problem).max()) for samples in every)
-    return [2**i for i in range(most.bit_length())]
+    """1, 2, 4, .. up to the most samples that a problem has, and those where all have as many.
+
+    The last one is what the trainer's curves end with. Where numbers of samples differ, it would be
+    a mean over few problems only.
+    """
+    sizes = np.concatenate([np.bincount(samples.problem) for samples in every])
+    most, least = int(sizes.max()), int(sizes[sizes > 0].min())
+    powers = {2**i for i in range(most.bit_length())}
+    return sorted(powers | {most} if least == most else powers)
 
 
 def _grid(seeds: Sequence[Samples], ks: np.ndarray, count: int, success: float) -> _Grid:

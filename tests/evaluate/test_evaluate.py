@@ -13,6 +13,7 @@ import pytest
 from maxpo.evaluate import evaluate
 from maxpo.evaluate.__main__ import main
 from maxpo.evaluate._figure import draw
+from maxpo.order_statistics import powers_up_to
 from maxpo.runs import UsageError
 
 
@@ -390,3 +391,20 @@ def test_nobody_reads_what_is_printed(files, tmp_path):
     os.close(writer)
     assert (found.returncode, found.stderr) == (141, "")
     assert (tmp_path / "evaluation.json").exists()
+
+
+def test_curves_end_with_all_samples_where_problems_have_as_many(tmp_path):
+    def ks(*sizes):
+        path = write(tmp_path / "x.jsonl", {str(p): [0] * size for p, size in enumerate(sizes)})
+        return evaluate({"x": path}).pass_at_k.curves["x"].k.tolist()
+
+    assert ks(12, 12) == [1, 2, 4, 8, 12]
+    assert ks(12, 11) == [1, 2, 4, 8]
+    assert ks(16, 12) == [1, 2, 4, 8, 16]
+    for n in range(1, 20):
+        assert ks(n) == list(powers_up_to(n))  # The k of the trainer's curves.
+    few, many = (write(tmp_path / f"{n}.jsonl", {"a": [0] * n}) for n in (5, 6))
+    for files in ({"x": few, "y": many}, {"x": [few, many]}):
+        assert evaluate(files).pass_at_k.curves["x"].k.tolist() == [1, 2, 4]
+    pooled = evaluate({"x": [few, many]}, pool=True)
+    assert pooled.pass_at_k.curves["x"].k.tolist() == [1, 2, 4, 8, 11]
