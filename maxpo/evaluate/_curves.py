@@ -7,6 +7,10 @@ import numpy as np
 __all__ = ["Curve", "curve", "difference"]
 
 
+NOISE = 1e-13
+"""Rounding of values, as a fraction of the largest."""
+
+
 class Curve(NamedTuple):
     """A value for every k.
 
@@ -72,10 +76,17 @@ def _column(values: np.ndarray, minus: np.ndarray | None = None) -> tuple[float,
     P = len(by_problem)
     if not P:
         return np.nan, np.nan, 0
+    noise = NOISE * max(float(np.abs(side).max()) for side in sides)
+    value = _without(noise, float(by_problem.mean()))
     if P == 1:
-        return float(by_problem[0]), np.nan, 1
+        return value, np.nan, 1
     variance = by_problem.var(ddof=1) / P + sum(map(_of_seeds, sides))
-    return float(by_problem.mean()), float(np.sqrt(variance)), P
+    return value, _without(noise, float(np.sqrt(variance))), P
+
+
+def _without(noise: float, value: float) -> float:
+    """0 for what equal numbers differ by after rounding."""
+    return value if abs(value) > noise else 0.0
 
 
 def _of_seeds(values: np.ndarray) -> float:

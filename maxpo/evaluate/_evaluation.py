@@ -2,10 +2,10 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
-from numbers import Integral
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,9 @@ from maxpo.runs import UsageError
 
 __all__ = ["Evaluation", "Metric", "Source", "evaluate"]
 
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
+LARGEST = 2**53  # Above that a float does not tell a number from the next.
 
 
 class Source(NamedTuple):
@@ -71,19 +73,20 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    files: Mapping[str, Paths],
+    files: Mapping[str, Paths] | str | os.PathLike[str],
     *,
-    k: Sequence[int] | None = None,
+    k: int | Iterable[int] | None = None,
     problem: str | None = None,
     score: str | None = None,
-    where: Mapping[str, str] | None = None,
+    where: Mapping[str, str | float] | None = None,
     success: float = 1.0,
     pool: bool = False,
 ) -> Evaluation:
     """Unbiased pass@k and max@k of the samples in files.
 
     Args:
-      files: The file of each method, or its files, one for each seed; "-" is standard input.
+      files: The file of each method by its label, or its files, one for each seed; "-" is standard
+        input. A path alone is a method with that path for a label.
       k: The number of samples whose best counts, or several; if None 1, 2, 4, .. up to the most
         that a problem has, and those if all have as many. A problem with fewer than k samples is
         left out at that k, and counted.
@@ -100,14 +103,19 @@ def evaluate(
     Raises:
       ValueError: If an argument is wrong, or a file cannot be read, with the file and the line.
     """
-    methods = {label: _paths(label, paths) for label, paths in files.items()}
-    _check(methods, k, success)
-    reader = Reader(problem, score, where or {})
+    methods = _methods(files)
+    chosen_ks = None if k is None else _ks(k)
+    for name, value in (("problem", problem), ("score", score)):
+        if value is not None and not isinstance(value, str):
+            raise UsageError(f"{name}: expected the name of a field, got {value!r}")
+    if not isinstance(success, Real) or not -math.inf < success < math.inf:
+        raise UsageError(f"success: expected a finite number, got {success!r}")
+    reader = Reader(problem, score, _where(where))
     read = {label: reader(label, paths) for label, paths in methods.items()}
     samples = {label: [one.samples for one in found.scores] for label, found in read.items()}
     seeds = {label: [joined(found)] if pool else found for label, found in samples.items()}
     every = [one for of_method in seeds.values() for one in of_method]
-    ks = np.array(sorted(set(k)) if k else _powers(every), np.int64)
+    ks = np.array(chosen_ks or _powers(every), np.int64)
     count = len(reader.numbers)
     grids = {label: _grid(of_method, ks, count, success) for label, of_method in seeds.items()}
     present = {label: grid.present for label, grid in grids.items()}
@@ -134,22 +142,60 @@ class _Grid(NamedTuple):
     present: np.ndarray
 
 
-def _check(methods: Mapping[str, Sequence[Path]], k: Sequence[int] | None, success: float) -> None:
-    if not methods:
+def _methods(files: Mapping[str, Paths] | str | os.PathLike[str]) -> dict[str, list[Path]]:
+    """The files of each method."""
+    if isinstance(files, str | os.PathLike):
+        files = {str(files): files}
+    if not isinstance(files, Mapping):
+        raise UsageError(f"files: expected a path, or labels with paths, got {files!r}")
+    if not files:
         raise UsageError("files: expected at least one, got none")
+    methods = {label: _paths(label, paths) for label, paths in files.items()}
     every = [path for paths in methods.values() for path in paths]
     if sum(map(is_standard_input, every)) > 1:
         raise UsageError("-: expected standard input once, got it for several labels")
-    for wrong in [x for x in k or () if not isinstance(x, Integral) or x < 1]:
-        raise UsageError(f"k: expected whole numbers of at least 1, got {wrong!r}")
-    if not math.isfinite(success):
-        raise UsageError(f"success: expected a finite number, got {success}")
+    return methods
+
+
+def _ks(k: int | Iterable[int]) -> list[int]:
+    """Different numbers of samples, ascending."""
+    found: list[Any] = list(k) if isinstance(k, Iterable) else [k]
+    for value in found:
+        is_whole = isinstance(value, Integral) and not isinstance(value, bool)
+        if not is_whole or value < 1:
+            raise UsageError(f"k: expected whole numbers of at least 1, got {value!r}")
+        if value > LARGEST:
+            raise UsageError(f"k: expected whole numbers up to 2**53, got {value!r}")
+    if not found:
+        raise UsageError("k: expected at least one number of samples, got none")
+    return sorted(set(map(int, found)))
+
+
+def _where(where: Mapping[str, str | float] | None) -> dict[str, str]:
+    """Field to value, as text."""
+    if where is None:
+        return {}
+    if not isinstance(where, Mapping):
+        raise UsageError(f"where: expected fields with values, got {where!r}")
+    for field, value in where.items():
+        if not isinstance(field, str) or not isinstance(value, str | int | float):
+            raise UsageError(
+                f"where: expected a field with text or a number, got {field!r}: {value!r}"
+            )
+    return {field: str(value) for field, value in where.items()}
 
 
 def _paths(label: str, paths: Paths) -> list[Path]:
-    found = (
-        [Path(paths)] if isinstance(paths, str | os.PathLike) else [Path(path) for path in paths]
-    )
+    if not isinstance(label, str):
+        raise UsageError(f"files: expected labels that are text, got {label!r}")
+    several = [paths] if isinstance(paths, str | os.PathLike) else paths
+    if not isinstance(several, Iterable):
+        raise UsageError(f"files: expected a path or several of {label}, got {paths!r}")
+    found = []
+    for path in several:
+        if not isinstance(path, str | os.PathLike):
+            raise UsageError(f"files: expected paths of {label}, got {path!r}")
+        found.append(Path(path))
     if not found:
         raise UsageError(f"files: expected at least one of {label}, got none")
     seen: set[Path] = set()

@@ -120,11 +120,11 @@ class Reader:
                     is_place = fields.problem == DOC_ID
                 problem = numbers.setdefault(problem_of(record, fields), len(numbers))
                 found = scores_of(record, fields)
+                part = part_of(record, names, nested=nested)
                 if is_place:
                     self._check_document(place, record, problem)
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
-            part = part_of(record, names, nested=nested)
             if part not in parts:
                 parts[part] = [], []
             problems, scores = parts[part]

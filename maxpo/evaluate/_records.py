@@ -16,6 +16,8 @@ __all__ = ["is_standard_input", "records", "shortened"]
 
 Record = dict[str, Any]
 
+# Of text that is no JSON, a number of too many digits, and lists within lists without end.
+UNREADABLE = (ValueError, RecursionError)
 BLOCK = 1 << 20  # Characters that are decoded at a time.
 GZIP = b"\x1f\x8b"
 STANDARD_INPUT = Path("-")
@@ -88,7 +90,7 @@ def _decoded(lines: list[str]) -> list[list[Any]]:
         found = json.loads(f"[[{'],['.join(lines)}]]")
         if len(found) == len(lines):
             return found
-    except ValueError:
+    except UNREADABLE:
         pass
     return [_decoded_line(line) for line in lines]
 
@@ -97,7 +99,7 @@ def _decoded_line(line: str) -> list[Any]:
     """A value, None where it is broken, or nothing."""
     try:
         return [json.loads(line)]
-    except ValueError:
+    except UNREADABLE:
         return [None] if line.strip() else []
 
 
@@ -107,6 +109,10 @@ def _of_list(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
     except json.JSONDecodeError as error:
         place = f"{path}:{error.lineno}"
         raise UsageError(f"{place}: expected a whole JSON list, got {error.msg.lower()}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: expected a JSON list, got one nested too deeply") from None
+    except ValueError:
+        raise UsageError(f"{path}: expected numbers, got one of too many digits") from None
     for index, record in enumerate(found):
         place = f"{path}[{index}]"
         if not isinstance(record, dict):

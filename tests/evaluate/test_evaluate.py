@@ -97,8 +97,71 @@ def test_wrong_arguments(files):
         evaluate(files, k=[1, 0])
     with pytest.raises(UsageError, match=r"k: expected whole numbers of at least 1, got 1\.5"):
         evaluate(files, k=[1.5])
-    with pytest.raises(UsageError, match="success: expected a finite number, got nan"):
-        evaluate(files, success=float("nan"))
+    for wrong in (True, "4", 4.0, None):
+        with pytest.raises(UsageError, match=rf"k: expected whole numbers .* 1, got {wrong!r}$"):
+            evaluate(files, k=[wrong])
+    with pytest.raises(UsageError, match=r"k: expected whole numbers .* 1, got 4\.0$"):
+        evaluate(files, k=4.0)
+    with pytest.raises(UsageError, match=r"k: expected whole numbers up to 2\*\*53, got 1000"):
+        evaluate(files, k=10**30)
+    with pytest.raises(UsageError, match="k: expected at least one number of samples, got none"):
+        evaluate(files, k=[])
+    for wrong in (float("nan"), "1", None, 1j):
+        message = f"success: expected a finite number, got {wrong!r}"
+        with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+            evaluate(files, success=wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"files": 3}, "files: expected a path, or labels with paths, got 3"),
+        ({"files": ["a", "b"]}, "files: expected a path, or labels with paths, got ['a', 'b']"),
+        ({"files": {3: "a"}}, "files: expected labels that are text, got 3"),
+        ({"files": {"x": 3}}, "files: expected a path or several of x, got 3"),
+        ({"files": {"x": [None]}}, "files: expected paths of x, got None"),
+        ({"problem": ["a"]}, "problem: expected the name of a field, got ['a']"),
+        ({"score": 3}, "score: expected the name of a field, got 3"),
+        ({"where": "step=3"}, "where: expected fields with values, got 'step=3'"),
+        ({"where": {"s": [3]}}, "where: expected a field with text or a number, got 's': [3]"),
+    ],
+)
+def test_arguments_of_other_types(files, arguments, message):
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        evaluate(**{"files": files, **arguments})
+
+
+def test_what_python_may_pass(files, tmp_path):
+    path = files["base"]
+    for alone in (path, Path(path)):
+        assert evaluate(alone).pass_at_k.curves[path].k.tolist() == [1, 2]
+    for k in (2, np.int64(2), [2], (2,), {2}, np.array([2, 2])):
+        assert evaluate(files, k=k).pass_at_k.curves["base"].value.tolist() == [2 / 3]
+    first, _, last = dumps(tmp_path)
+    found = evaluate({"x": (Path(first), Path(last))}, where={"step": 30})
+    assert found.pass_at_k.curves["x"].value[0] == 1
+
+
+def test_equal_values_have_no_error_and_no_difference(tmp_path, capsys):
+    # 2 of 3, 4 of 6 and 8 of 12 are not the same number after rounding.
+    groups = {str(n): [1] * (2 * n) + [0] * n for n in (1, 2, 4, 5, 7, 11)}
+    thirds = {p: [x / 3 for x in xs] for p, xs in groups.items()}
+    main([write(tmp_path / "x.jsonl", groups), "--k=1"])
+    assert capsys.readouterr().out.splitlines()[3] == "     1  0.6667 ± 0"
+    evaluation = evaluate(
+        {
+            "x": write(tmp_path / "x.jsonl", thirds),
+            "y": write(tmp_path / "y.jsonl", {p: 2 * xs for p, xs in thirds.items()}),
+        },
+        k=1,
+    )
+    change = evaluation.max_at_k.differences["y"]
+    assert (change.value.item(), change.error.item()) == (0, 0)
+    # What is small beside the values, but larger than rounding, is kept.
+    write(tmp_path / "z.jsonl", {p: [1 + 1e-9 * int(p)] for p in groups})
+    found = evaluate(tmp_path / "z.jsonl", k=1).max_at_k.curves[str(tmp_path / "z.jsonl")]
+    expected = 1e-9 * np.std([1, 2, 4, 5, 7, 11], ddof=1) / np.sqrt(6)
+    assert found.error.item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_is_printed(files, capsys):

@@ -288,6 +288,14 @@ BROKEN = {
     "a list": ("[1, 2]", r"2: expected a whole JSON object on this line, got \[1, 2\]"),
     "two on a line": (f"{GOOD}, {GOOD}", "2: expected a whole JSON object on this line, got"),
     "lists on a line": ("{}],[{}", r"2: expected a whole JSON object on this line, got {}\],\[{}"),
+    "lists without end": (
+        '{"problem": "a", "score": ' + "[" * 10**5,
+        r'2: expected a whole JSON object on this line, got {"problem": "a", "score": \[+\.\.\.$',
+    ),
+    "too many digits": (
+        f'{{"problem": "a", "score": {"1" * 5000}}}',
+        "2: expected a whole JSON object on this line, got ",
+    ),
     "no score": (
         '{"problem": "a", "text": "x"}',
         "2: score: expected a finite number, a boolean or null, "
@@ -340,6 +348,12 @@ def test_a_place_in_a_list_is_its_index(tmp_path):
         read(path)
     path.write_text("[\n1,]")
     with pytest.raises(UsageError, match="json:2: expected a whole JSON list, got "):
+        read(path)
+    path.write_text("[" * 10**5)
+    with pytest.raises(UsageError, match=r"json: expected a JSON list, got one nested too deeply$"):
+        read(path)
+    path.write_text(f"[{'1' * 5000}]")
+    with pytest.raises(UsageError, match=r"json: expected numbers, got one of too many digits$"):
         read(path)
     path.write_text("[1]")
     with pytest.raises(UsageError, match=r"json\[0\]: expected a JSON object, got 1"):
