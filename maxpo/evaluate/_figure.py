@@ -13,11 +13,11 @@ from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_er
 
 __all__ = ["draw"]
 
-BAND = 1.96  # Standard errors on either side: 95%.
+BAND = 2  # Standard errors on either side, as in all figures: about 95%.
 
 
 def draw(evaluation: Evaluation) -> Figure:
-    """Curves over k with bands of 95%, and below them their differences to the first."""
+    """Curves over k with bands of standard errors; below them their differences to the first."""
     metrics = metrics_of(evaluation)
     first, *others = evaluation.sources
     rows = 2 if others else 1
@@ -44,7 +44,18 @@ def _panel(axis: Axes, title: str, ks: Sequence[int], curves: Mapping[str, Curve
         line = with_errors(ks, curve.value, np.nan_to_num(curve.error), width=BAND)
         draw_line(axis, *line, label, {**style, "marker": style["marker"] or "."})
     axis.set_xscale("log", base=2)
-    axis.set_xticks(ks, [str(k) for k in ks])
+    ticks = _apart(ks)
+    axis.set_xticks(ticks, [str(k) for k in ticks])
     axis.minorticks_off()
-    axis.set_xlabel("k")
+    axis.set_xlabel(f"k (bands: ± {BAND} standard errors)")
     tidy(axis, title, margin=0.01)
+
+
+def _apart(ks: Sequence[int]) -> list[int]:
+    """Those k, the last among them, whose numbers do not run into one another."""
+    found = [ks[-1]]
+    least = (ks[-1] / ks[0]) ** (1 / 16)
+    for k in reversed(ks[:-1]):
+        if k * least <= found[0]:
+            found.insert(0, k)
+    return found

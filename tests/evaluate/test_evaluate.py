@@ -209,6 +209,11 @@ def test_the_figure(files):
     curves, differences = draw(evaluate(files)).axes
     for axis in (curves, differences):
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ["1", "2", "4"]
+        assert axis.get_xlabel() == "k (bands: ± 2 standard errors)"
+    # Those of base at k = 1, whose error is that of 0.5, 0, 1 and 0.
+    error = np.std([0.5, 0, 1, 0], ddof=1) / 2
+    at_1 = [y for x, y in curves.collections[0].get_paths()[0].vertices if x == 1]
+    assert (min(at_1), max(at_1)) == pytest.approx((0.375 - 2 * error, 0.375 + 2 * error))
     drawn = {line.get_label(): line.get_ydata() for line in curves.lines}
     assert drawn["base"].tolist() == pytest.approx([0.375, 2 / 3, np.nan], nan_ok=True)
     assert drawn["new"].tolist() == [0.8125, 1, 1]
@@ -471,3 +476,16 @@ def test_curves_end_with_all_samples_where_problems_have_as_many(tmp_path):
         assert evaluate(files).pass_at_k.curves["x"].k.tolist() == [1, 2, 4]
     pooled = evaluate({"x": [few, many]}, pool=True)
     assert pooled.pass_at_k.curves["x"].k.tolist() == [1, 2, 4, 8, 11]
+
+
+def test_numbers_of_the_figure_do_not_run_into_one_another(tmp_path):
+    path = write(tmp_path / "x.jsonl", {"a": [0] * 65, "b": [1] * 65})
+    axis = draw(evaluate(path)).axes[0]
+    # 65 is the last k, and 64 too close to it.
+    shown = [tick.get_text() for tick in axis.get_xticklabels()]
+    assert shown == ["1", "2", "4", "8", "16", "32", "65"]
+    assert list(axis.lines[0].get_xdata()) == [1, 2, 4, 8, 16, 32, 64, 65]
+    few = write(tmp_path / "few.jsonl", {"a": [0, 1, 0], "b": [1, 1, 0]})
+    for k, expected in ((None, ["1", "2", "3"]), (2, ["2"])):
+        axis = draw(evaluate(few, k=k)).axes[0]
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == expected
