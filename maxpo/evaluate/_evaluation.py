@@ -13,7 +13,7 @@ from maxpo.evaluate._curves import Curve, curve, difference
 from maxpo.evaluate._fields import Fields
 from maxpo.evaluate._reading import Reader, Scores
 from maxpo.evaluate._records import is_standard_input
-from maxpo.evaluate._values import Samples, joined, values_of_problems
+from maxpo.evaluate._values import Samples, joined, least_correct, values_of_problems
 from maxpo.runs import UsageError
 
 __all__ = ["Evaluation", "Metric", "Source", "evaluate"]
@@ -61,7 +61,8 @@ class Evaluation(NamedTuple):
       sources: What was read for each method.
       pass_at_k: The probability that any of k samples is correct.
       max_at_k: The expected best score of k samples.
-      graded: Whether there are scores other than 0 and 1; without them max@k is pass@k.
+      graded: Whether there are scores other than 0 and 1, or other numbers that decide on success;
+        without them max@k is pass@k.
       unused: Files of each method without any record that `where` asks for.
     """
 
@@ -117,13 +118,14 @@ def evaluate(
     every = [one for of_method in seeds.values() for one in of_method]
     ks = np.array(chosen_ks or _powers(every), np.int64)
     count = len(reader.numbers)
-    grids = {label: _grid(of_method, ks, count, success) for label, of_method in seeds.items()}
+    least = least_correct(float(success))
+    grids = {label: _grid(of_method, ks, count, least) for label, of_method in seeds.items()}
     present = {label: grid.present for label, grid in grids.items()}
     return Evaluation(
         {label: tuple(map(_source, found.scores)) for label, found in read.items()},
         _metric(ks, {label: grid.passes for label, grid in grids.items()}, present),
         _metric(ks, {label: grid.bests for label, grid in grids.items()}, present),
-        any(_is_graded(one.score) for one in every),
+        any(map(_is_graded, every)),
         {label: tuple(found.unused) for label, found in read.items()},
     )
 
@@ -244,7 +246,10 @@ def _metric(
     return Metric(curves, differences)
 
 
-def _is_graded(score: np.ndarray) -> bool:
+def _is_graded(samples: Samples) -> bool:
+    score, deciding = samples.score, samples.deciding
+    if deciding is not score and not np.array_equal(deciding, score, equal_nan=True):
+        return True
     return not np.all((score == 0) | (score == 1) | np.isnan(score))
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from maxpo.evaluate._records import shortened
 from maxpo.runs import UsageError
 
-__all__ = ["Fields", "find_fields", "problem_of", "scores_of", "value_of"]
+__all__ = ["Fields", "find_fields", "problem_of", "score_of", "scores_of", "value_of"]
 
 # Identifiers before texts, which they stand beside.
 PROBLEM = (
@@ -31,11 +31,13 @@ class Fields(NamedTuple):
       score: The score of a sample, or a list of scores.
       samples: The field with the list of a problem's samples, which have the scores; None where a
         record is a sample itself.
+      deciding: The field of a run's summary that decides on success, where that is not the score.
     """
 
     problem: tuple[str, ...]
     score: str
     samples: str | None
+    deciding: str | None = None
 
 
 def find_fields(record: Mapping[str, Any], *, problem: str | None, score: str | None) -> Fields:
@@ -84,14 +86,15 @@ def scores_of(record: Mapping[str, Any], fields: Fields) -> list[float]:
             value = value_of(record, fields.score, _MISSING)
         if type(value) is list:
             _check_list(record, fields.score, value)
-            return [_score(item, {fields.score: item}, fields.score) for item in value]
-        return [_score(value, record, fields.score)]
+            return [score_of(item, {fields.score: item}, fields.score) for item in value]
+        return [score_of(value, record, fields.score)]
     samples = record.get(fields.samples)
     if not isinstance(samples, list) or not all(isinstance(sample, dict) for sample in samples):
         got = _shown(record, fields.samples)
         raise UsageError(f"{fields.samples}: expected a list of objects, got {got}")
     return [
-        _score(value_of(sample, fields.score, _MISSING), sample, fields.score) for sample in samples
+        score_of(value_of(sample, fields.score, _MISSING), sample, fields.score)
+        for sample in samples
     ]
 
 
@@ -149,8 +152,12 @@ def _problem(record: Mapping[str, Any], field: str) -> Hashable:
     )
 
 
-def _score(value: Any, sample: Mapping[str, Any], field: str) -> float:
-    """The number that a score stands for; the sample and its field are for errors."""
+def score_of(value: Any, sample: Mapping[str, Any], field: str) -> float:
+    """The number that a score stands for, NaN if none; the sample and its field are for errors.
+
+    Raises:
+      UsageError: If it stands for none.
+    """
     if value is None:
         return math.nan
     try:

@@ -9,12 +9,14 @@ import numpy as np
 from maxpo.evaluate._fields import Fields, find_fields, problem_of, scores_of
 from maxpo.evaluate._parts import Part, choose_parts, part_fields, part_of
 from maxpo.evaluate._records import records
+from maxpo.evaluate._summary import is_summary, read_summary
 from maxpo.evaluate._values import Samples, joined
 from maxpo.runs import UsageError
 
 __all__ = ["Read", "Reader", "Scores"]
 
 DOC_ID: Final = ("doc_id",)
+SUMMARY: Final = "held-out problem of a run"  # With its number a problem like no other file's.
 
 
 class Scores(NamedTuple):
@@ -74,6 +76,7 @@ class Reader:
         self._score = score
         self._chosen = chosen
         self._names = part_fields(chosen)
+        self._run: tuple[Path, int, str | None] | None = None
         self._documents: dict[int, _Hash] = {}
         self._targets: dict[int, _Hash] = {}
 
@@ -110,10 +113,13 @@ class Reader:
     def _file(self, path: Path) -> _File:
         fields: Fields | None = None
         names, numbers = self._names, self.numbers
+        lines = records(path)
         nested = any("." in name for name in names)
         is_place = False
         parts: dict[Part, tuple[list[int], list[float]]] = {}
-        for place, record in records(path):
+        for place, record in lines:
+            if fields is None and is_summary(record):
+                return self._summary(path, record, is_whole=next(lines, None) is None)
             try:
                 if fields is None:
                     fields = find_fields(record, problem=self._problem, score=self._score)
@@ -136,10 +142,36 @@ class Reader:
             path,
             fields,
             {
-                part: Samples(np.array(problems, np.int64), np.array(scores, np.float64))
+                part: _samples(problems, scores, scores)
                 for part, (problems, scores) in parts.items()
             },
         )
+
+    def _summary(self, path: Path, record: Mapping[str, Any], *, is_whole: bool) -> _File:
+        """The summary of a run, whose problems are those of every other one in their order."""
+        if not is_whole:
+            raise UsageError(f"{path}: expected the summary of one run, got several records")
+        for name, field in (("problem", self._problem), ("score", self._score)):
+            if field is not None:
+                raise UsageError(f"{name}: expected none for the summary of a run, got {field}")
+        found = read_summary(path, record)
+        held_out = found.held_out or f"{found.problems} problems"
+        if self._run is None:
+            self._run = path, found.problems, found.held_out
+        first, count, digest = self._run
+        is_known = digest is not None and found.held_out is not None
+        if found.problems != count or (is_known and found.held_out != digest):
+            raise UsageError(
+                f"{path}: expected the held-out problems of {first}, {digest or count}, "
+                f"got {held_out}"
+            )
+        numbers = [
+            self.numbers.setdefault((SUMMARY, place), len(self.numbers)) for place in range(count)
+        ]
+        problem = [numbers[place] for place in found.problem]
+        nothing = part_of({}, self._names, nested=False)
+        samples = _samples(problem, found.score, found.deciding)
+        return _File(path, found.fields, {nothing: samples})
 
     def _check_document(self, place: str, record: Mapping[str, Any], problem: int) -> None:
         """Refuses two documents with one `doc_id`, which counts from 0 in every task.
@@ -158,6 +190,12 @@ class Reader:
                     f"{first.place}, got {_start(value)}; read the samples of one task, or name "
                     "by --problem=doc.FIELD what tells its documents apart"
                 )
+
+
+def _samples(problem: Sequence[int], score: Sequence[float], deciding: Sequence[float]) -> Samples:
+    scores = np.array(score, np.float64)
+    values = scores if deciding is score else np.array(deciding, np.float64)
+    return Samples(np.array(problem, np.int64), scores, values)
 
 
 def _start(value: Any) -> str:

@@ -31,15 +31,21 @@ def is_standard_input(path: Path) -> bool:
 def records(path: Path) -> Iterator[tuple[str, Record]]:
     """Yields the objects of a file with their places, `file:line`, or `file[index]` in a list.
 
-    A file is known by its content: it is gzip if it begins like it, and a JSON list if its text
-    begins with a bracket. Anything else has one object on each line; blank lines are skipped.
+    A file is known by its content: it is gzip if it begins like it, a JSON list if its text begins
+    with a bracket, and a single object, with the file as its place, if that is in several lines.
+    Anything else has one object on each line; blank lines are skipped.
 
     Raises:
       UsageError: If the file cannot be read, or holds something else; it says where.
     """
     try:
-        with _open(path) as (file, is_list):
-            yield from _of_list(path, file) if is_list else _of_lines(path, file)
+        with _open(path) as (file, is_list, is_object):
+            if is_list:
+                yield from _of_list(path, file)
+            elif is_object:
+                yield str(path), _object(path, file)
+            else:
+                yield from _of_lines(path, file)
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise UsageError(f"{path}: expected text in UTF-8, got the byte {byte:#x}") from None
@@ -55,6 +61,7 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
 class _Text(NamedTuple):
     file: IO[str]
     is_list: bool
+    is_object: bool
 
 
 @contextlib.contextmanager
@@ -65,7 +72,8 @@ def _open(path: Path) -> Iterator[_Text]:
         start = binary.peek(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
         # Some editors put a mark of the byte order first, which utf-8-sig skips.
         with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
-            yield _Text(file, start.startswith(b"["))
+            first_line = start.partition(b"\n")[0].strip()
+            yield _Text(file, start.startswith(b"["), first_line == b"{")
 
 
 def _of_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:
@@ -101,6 +109,16 @@ def _decoded_line(line: str) -> list[Any]:
         return [json.loads(line)]
     except UNREADABLE:
         return [None] if line.strip() else []
+
+
+def _object(path: Path, file: IO[str]) -> Record:
+    """The object that is in all lines of a file."""
+    try:
+        return json.loads(file.read())
+    except UNREADABLE:
+        raise UsageError(
+            f"{path}:1: expected a whole JSON object on this line, or one in all lines, got {{"
+        ) from None
 
 
 def _of_list(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:

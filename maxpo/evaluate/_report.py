@@ -65,10 +65,11 @@ def _read(label: str, source: Source) -> str:
     fields = source.fields
     score = fields.score if fields.samples is None else f"{fields.samples}.{fields.score}"
     named = "" if label == str(source.path) else f"{label}: "
+    decides = "" if fields.deciding is None else f"; success: {fields.deciding}"
     unscored = f", {source.unscored} without a score" if source.unscored else ""
     return (
         f"{named}{source.path}: {source.samples} samples of {source.problems} problems{unscored} "
-        f"(problem: {','.join(fields.problem)}; score: {score})"
+        f"(problem: {','.join(fields.problem)}; score: {score}{decides})"
     )
 
 

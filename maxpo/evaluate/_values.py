@@ -9,12 +9,21 @@ Both need nothing but the odds C(b, k) / C(n, k), since C(m - 1, k - 1) = C(m, k
 products of factors between 0 and 1, without a binomial that could overflow.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["Samples", "Values", "best_of_k", "joined", "subset_odds", "values_of_problems"]
+__all__ = [
+    "Samples",
+    "Values",
+    "best_of_k",
+    "joined",
+    "least_correct",
+    "subset_odds",
+    "values_of_problems",
+]
 
 
 class Samples(NamedTuple):
@@ -23,14 +32,18 @@ class Samples(NamedTuple):
     Attributes:
       problem: `[M]`, the number of each sample's problem.
       score: `[M]`, NaN where a sample has none.
+      deciding: `[M]`, what decides on whether it is correct; as a rule the score itself.
     """
 
     problem: np.ndarray
     score: np.ndarray
+    deciding: np.ndarray
 
 
 def joined(samples: Sequence[Samples]) -> Samples:
     """The samples of several files or parts as those of one."""
+    if len(samples) == 1:
+        return samples[0]
     return Samples(*map(np.concatenate, zip(*samples, strict=True)))
 
 
@@ -56,19 +69,41 @@ def values_of_problems(samples: Samples, ks: np.ndarray, *, count: int, success:
       success: The score from which a sample is correct.
     """
     found = Values(np.full((count, len(ks)), np.nan), np.full((count, len(ks)), np.nan))
-    by_problem = samples.score[np.argsort(samples.problem, kind="stable")]
+    order = np.argsort(samples.problem, kind="stable")
+    by_problem, deciding = samples.score[order], samples.deciding[order]
     sizes = np.bincount(samples.problem, minlength=count)
     starts = np.cumsum(sizes) - sizes
     for n in np.unique(sizes[sizes > 0]):
         rows = np.flatnonzero(sizes == n)
         known = np.flatnonzero(ks <= n)
-        scores = by_problem[starts[rows][:, None] + np.arange(n)]
+        members = starts[rows][:, None] + np.arange(n)
         places = np.ix_(rows, known)
-        found.passes[places], found.bests[places] = best_of_k(scores, ks[known], success=success)
+        found.passes[places], found.bests[places] = best_of_k(
+            by_problem[members], ks[known], success=success, deciding=deciding[members]
+        )
     return found
 
 
-def best_of_k(scores: np.ndarray, ks: np.ndarray, *, success: float) -> Values:
+def least_correct(success: float) -> float:
+    """The least score of a correct sample.
+
+    A score that was computed with 32 bits and written with 64 may be below the number that it is
+    meant to reach, as 0.8999999761581421 is below 0.9.
+
+    Args:
+      success: The score that is meant.
+
+    >>> least_correct(0.9), least_correct(1.0), least_correct(1e-60)
+    (0.8999999761581421, 1.0, 1e-60)
+    """
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(success))
+    return min(success, rounded) if math.isclose(success, rounded, rel_tol=1e-7) else success
+
+
+def best_of_k(
+    scores: np.ndarray, ks: np.ndarray, *, success: float, deciding: np.ndarray | None = None
+) -> Values:
     """Unbiased pass@k and max@k of problems with the same number of samples.
 
     A sample without a score is one of the k that are drawn. It is never correct and never the best:
@@ -78,6 +113,7 @@ def best_of_k(scores: np.ndarray, ks: np.ndarray, *, success: float) -> Values:
       scores: `[P, n]`, NaN where a sample has no score.
       ks: `[K]`, each at least 1 and at most n.
       success: The score from which a sample is correct.
+      deciding: `[P, n]`, what has to be as high as that; the scores if None.
 
     >>> values = best_of_k(np.array([[0.0, 1.0, 0.5]]), np.array([1, 2, 3]), success=1.0)
     >>> values.passes.round(3).tolist(), values.bests.round(3).tolist()
@@ -85,7 +121,7 @@ def best_of_k(scores: np.ndarray, ks: np.ndarray, *, success: float) -> Values:
     """
     n = scores.shape[-1]
     odds = subset_odds(n, ks)
-    correct = np.sum(scores >= success, axis=-1)
+    correct = np.sum((scores if deciding is None else deciding) >= success, axis=-1)
     scored = ~np.isnan(scores)
     # NumPy sorts NaN to the end, but no scored sample is below one without a score.
     ascending = np.sort(np.where(scored, scores, -np.inf), axis=-1)

@@ -131,6 +131,17 @@ def test_arguments_of_other_types(files, arguments, message):
         evaluate(**{"files": files, **arguments})
 
 
+def test_scores_of_32_bits_reach_what_they_are_meant_to_reach(tmp_path):
+    # The nearest to 0.9, 0.1 and 0.7 of 32 bits: below it, above it, below it.
+    scores = [0.8999999761581421, 0.10000000149011612, 0.699999988079071]
+    path = write(tmp_path / "x.jsonl", {"a": scores})
+    for success, correct in ((0.9, 1), (0.7, 2), (0.1, 3), (0.9001, 0), (1e300, 0), (-1e300, 3)):
+        found = evaluate(path, success=success, k=1).pass_at_k.curves[path]
+        assert found.value.item() == pytest.approx(correct / 3)
+    zeros = write(tmp_path / "y.jsonl", {"a": [0.0]})
+    assert evaluate(zeros, success=1e-60).pass_at_k.curves[zeros].value.item() == 0
+
+
 def test_what_python_may_pass(files, tmp_path):
     path = files["base"]
     for alone in (path, Path(path)):

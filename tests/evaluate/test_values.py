@@ -43,6 +43,13 @@ def test_every_k_is_the_mean_over_all_subsets(scores):
         assert found.bests[0, k - 1] == pytest.approx(bests, rel=1e-14, nan_ok=True)
 
 
+def test_other_numbers_may_decide_what_is_correct():
+    scores, deciding = np.array([[0.25, 4.0, 1.0]]), np.array([[0.9, 0.0, np.nan]])
+    found = best_of_k(scores, np.array([1, 3]), success=0.9, deciding=deciding)
+    assert found.passes[0].tolist() == pytest.approx([1 / 3, 1])
+    assert found.bests[0].tolist() == pytest.approx([5.25 / 3, 4])
+
+
 def test_success_decides_what_is_correct():
     found = best_of_k(np.array([[-1.0, 0.0, 1.0]]), np.array([1]), success=0.0)
     assert found.passes.item() == pytest.approx(2 / 3)
@@ -77,7 +84,7 @@ def test_problems_may_have_any_number_of_samples_in_any_order():
     problem, score = map(np.array, zip(*samples, strict=True))
     ks = np.array([1, 2, 3, 4])
     found = values_of_problems(
-        Samples(problem.astype(int), score), ks, count=len(groups), success=1.0
+        Samples(problem.astype(int), score, score), ks, count=len(groups), success=1.0
     )
     for p, group in enumerate(groups):
         for i, k in enumerate(ks.tolist()):
