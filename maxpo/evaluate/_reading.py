@@ -45,6 +45,9 @@ class Read(NamedTuple):
     unused: list[Path]
 
 
+_Key = tuple[int, Part]  # A problem and the part that a record of it is in.
+
+
 class _Hash(NamedTuple):
     """A hash that lm-evaluation-harness has written, and where it stands first."""
 
@@ -77,8 +80,8 @@ class Reader:
         self._chosen = chosen
         self._names = part_fields(chosen)
         self._run: tuple[Path, int, str | None] | None = None
-        self._documents: dict[int, _Hash] = {}
-        self._targets: dict[int, _Hash] = {}
+        self._documents: dict[_Key, _Hash] = {}
+        self._targets: dict[_Key, _Hash] = {}
 
     def __call__(self, label: str, paths: Sequence[Path]) -> Read:
         """Reads the files of a label.
@@ -108,6 +111,7 @@ class Reader:
             if not len(samples.score):
                 raise UsageError(f"{path}: expected at least one score, got none")
             read.scores.append(Scores(path, fields, samples))
+        _check_fields(label, read.scores)
         return read
 
     def _file(self, path: Path) -> _File:
@@ -128,7 +132,7 @@ class Reader:
                 found = scores_of(record, fields)
                 part = part_of(record, names, nested=nested)
                 if is_place:
-                    self._check_document(place, record, problem)
+                    self._check_document(place, record, (problem, part))
             except UsageError as error:
                 raise UsageError(f"{place}: {error}") from None
             if part not in parts:
@@ -173,8 +177,11 @@ class Reader:
         samples = _samples(problem, found.score, found.deciding)
         return _File(path, found.fields, {nothing: samples})
 
-    def _check_document(self, place: str, record: Mapping[str, Any], problem: int) -> None:
+    def _check_document(self, place: str, record: Mapping[str, Any], key: _Key) -> None:
         """Refuses two documents with one `doc_id`, which counts from 0 in every task.
+
+        Those of different parts may differ: one file may have several tasks, of which one is
+        chosen.
 
         Two tasks may ask for the same documents in two ways. That is a comparison between labels;
         within a label the answers that they ask for must be the same.
@@ -183,13 +190,29 @@ class Reader:
             value = record.get(name)
             if value is None:
                 continue
-            first = seen.setdefault(problem, _Hash(value, place))
+            first = seen.setdefault(key, _Hash(value, place))
             if value != first.value:
                 raise UsageError(
                     f"{name}: expected {_start(first.value)} as of doc_id {record['doc_id']} in "
                     f"{first.place}, got {_start(value)}; read the samples of one task, or name "
                     "by --problem=doc.FIELD what tells its documents apart"
                 )
+
+
+def _check_fields(label: str, scores: Sequence[Scores]) -> None:
+    """Refuses files of one label in which different fields were found."""
+    for name in ("problem", "score"):
+        found = [_field(one.fields, name) for one in scores]
+        for field, one in zip(found, scores, strict=True):
+            if field != found[0]:
+                raise UsageError(
+                    f"{label}: expected one field with the {name} in all files, got {found[0]} in "
+                    f"{scores[0].path} and {field} in {one.path}; name one by --{name}"
+                )
+
+
+def _field(fields: Fields, name: str) -> str:
+    return ",".join(fields.problem) if name == "problem" else fields.score
 
 
 def _samples(problem: Sequence[int], score: Sequence[float], deciding: Sequence[float]) -> Samples:

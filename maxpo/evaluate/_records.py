@@ -72,8 +72,9 @@ def _open(path: Path) -> Iterator[_Text]:
         start = binary.peek(BLOCK).removeprefix(codecs.BOM_UTF8).lstrip()
         # Some editors put a mark of the byte order first, which utf-8-sig skips.
         with io.TextIOWrapper(binary, encoding="utf-8-sig") as file:
-            first_line = start.partition(b"\n")[0].strip()
-            yield _Text(file, start.startswith(b"["), first_line == b"{")
+            line, end, _ = start.partition(b"\n")
+            is_object = bool(end) and line.strip() == b"{"
+            yield _Text(file, start.startswith(b"["), is_object)
 
 
 def _of_lines(path: Path, file: IO[str]) -> Iterator[tuple[str, Record]]:

@@ -408,3 +408,33 @@ def test_completions_of_a_later_line_must_be_a_list(tmp_path):
     path = write(tmp_path / "completions.jsonl", lines)
     with pytest.raises(UsageError, match="2: completions: expected a list of objects, got 3"):
         read(path)
+
+
+def test_files_of_a_label_have_the_same_fields(tmp_path):
+    def of(name, *, key="problem", field="score"):
+        return write(tmp_path / f"{name}.jsonl", [{key: "a", field: 1}])
+
+    one, reward, task_id = of("one"), of("two", field="reward"), of("three", key="task_id")
+    message = (
+        f"x: expected one field with the score in all files, got score in {one} and reward in "
+        f"{reward}; name one by --score"
+    )
+    with pytest.raises(UsageError, match=f"^{re.escape(message)}$"):
+        Reader(None, None, {})("x", [one, reward])
+    with pytest.raises(UsageError, match=r"with the problem in all .* task_id in .* by --problem$"):
+        Reader(None, None, {})("x", [one, task_id])
+    # Of two labels each has its own.
+    reader = Reader(None, None, {})
+    assert reader("x", [one]).scores[0].fields.score == "score"
+    assert reader("y", [reward]).scores[0].fields.score == "reward"
+
+
+def test_one_of_several_tasks_in_a_file(tmp_path):
+    records = [
+        harness(0, "none", score) | {"task": name, "doc_hash": name}
+        for name, score in (("a", 1.0), ("b", 0.0))
+    ]
+    path = write(tmp_path / "samples.jsonl", records)
+    assert read(path, task="b") == {0: [0.0]}
+    with pytest.raises(UsageError, match=r"2: doc_hash: expected a as of doc_id 0 in .*, got b;"):
+        read(path)
