@@ -53,6 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        # Dies by the signal, which is how a shell knows that a loop of commands should end, too.
+        print("\ninterrupted", file=sys.stderr, flush=True)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         print(f"error: {place}{error.strerror}", file=sys.stderr)
@@ -106,14 +111,14 @@ def _methods(words: Sequence[str], *, pool: bool) -> dict[str, list[str]]:
         label, equals, path = word.partition("=")
         # A path may have an equals sign of its own.
         if not equals or _matches(word):
-            found = _matches(word) or [word]
+            found = _files_of("files", word)
             unlabeled += found
             for file in found:
                 methods.setdefault(file, []).append(file)
         elif not label or not path:
             raise UsageError(f"files: expected LABEL=FILE, got {word}")
         else:
-            methods.setdefault(label, []).extend(_labeled(label, path))
+            methods.setdefault(label, []).extend(_files_of(label, path))
     if pool and len(unlabeled) > 1:
         raise UsageError(
             "--pool: expected files of one label, as in "
@@ -122,11 +127,11 @@ def _methods(words: Sequence[str], *, pool: bool) -> dict[str, list[str]]:
     return methods
 
 
-def _labeled(label: str, path: str) -> list[str]:
-    """The files of LABEL=PATH, where shells leave a pattern to us."""
+def _files_of(name: str, path: str) -> list[str]:
+    """The files of a path, or of a pattern that a shell has left to us; a name for errors."""
     found = _matches(path)
     if not found and glob.has_magic(path):
-        raise UsageError(f"{label}: expected files that match {path}, got none")
+        raise UsageError(f"{name}: expected files that match {path}, got none")
     return found or [path]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,9 @@ def test_a_label_may_have_a_pattern(tmp_path, capsys):
     assert run(f"b={tmp_path}/c*.jsonl") == 2
     message = f"error: b: expected files that match {tmp_path}/c*.jsonl, got none\n"
     assert capsys.readouterr().err == message
+    assert run(f"{tmp_path}/c*.jsonl") == 2
+    message = f"error: files: expected files that match {tmp_path}/c*.jsonl, got none\n"
+    assert capsys.readouterr().err == message
     path = write(tmp_path / "b[0].jsonl", {"a": [0]})  # Which is also a pattern of b0.jsonl.
     main([f"b={path}"])
     assert f"b: {path}: 1 samples" in capsys.readouterr().out
@@ -500,3 +504,19 @@ def test_numbers_of_the_figure_do_not_run_into_one_another(tmp_path):
     for k, expected in ((None, ["1", "2", "3"]), (2, ["2"])):
         axis = draw(evaluate(few, k=k)).axes[0]
         assert [tick.get_text() for tick in axis.get_xticklabels()] == expected
+
+
+def test_ctrl_c_ends_it_by_its_signal_without_a_traceback(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # A shell that has put the tests in its background lets them ignore the signal.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from maxpo.evaluate.__main__ import main; main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", code, str(pipe)]
+    program = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    with program, pipe.open("w"):  # Opens once the program does.
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=60)
+    assert (program.returncode, said) == (-signal.SIGINT, "\ninterrupted\n")
