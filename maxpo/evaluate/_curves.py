@@ -6,7 +6,6 @@ import numpy as np
 
 __all__ = ["Curve", "curve", "difference"]
 
-
 NOISE = 1e-13
 """Rounding of values, as a fraction of the largest."""
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from maxpo.evaluate._records import shortened
 from maxpo.runs import UsageError
 
-__all__ = ["Fields", "find_fields", "problem_of", "score_of", "scores_of", "value_of"]
+__all__ = ["PROBLEM", "Fields", "find_fields", "problem_of", "score_of", "scores_of", "value_of"]
 
 # Identifiers before texts, which they stand beside.
 PROBLEM = (

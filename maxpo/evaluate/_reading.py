@@ -159,16 +159,16 @@ class Reader:
             if field is not None:
                 raise UsageError(f"{name}: expected none for the summary of a run, got {field}")
         found = read_summary(path, record)
-        held_out = found.held_out or f"{found.problems} problems"
-        if self._run is None:
-            self._run = path, found.problems, found.held_out
-        first, count, digest = self._run
-        is_known = digest is not None and found.held_out is not None
-        if found.problems != count or (is_known and found.held_out != digest):
+        count, held_out = found.problems, found.held_out
+        first = self._run or (path, count, held_out)
+        is_known = first[2] is not None and held_out is not None
+        if count != first[1] or (is_known and held_out != first[2]):
             raise UsageError(
-                f"{path}: expected the held-out problems of {first}, {digest or count}, "
-                f"got {held_out}"
+                f"{path}: expected the held-out problems of {first[0]}, "
+                f"{first[2] or f'{first[1]} problems'}, got {held_out or f'{count} problems'}"
             )
+        # One whose problems are known tells more about the next.
+        self._run = first if first[2] is not None else (path, count, held_out)
         numbers = [
             self.numbers.setdefault((SUMMARY, place), len(self.numbers)) for place in range(count)
         ]

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from maxpo.evaluate._fields import Fields, score_of
+from maxpo.evaluate._fields import PROBLEM, Fields, score_of
 from maxpo.runs import UsageError
 
 __all__ = ["Summary", "is_summary", "read_summary"]
@@ -36,7 +36,9 @@ class Summary(NamedTuple):
 def is_summary(record: Mapping[str, Any]) -> bool:
     """Whether an object is the summary of a run and not a sample or a problem."""
     scores = record.get(SCORES)
-    return isinstance(scores, list) and bool(scores) and isinstance(scores[0], list)
+    if not isinstance(scores, list) or not scores or not isinstance(scores[0], list):
+        return False
+    return not any(field in record for field in PROBLEM)
 
 
 def read_summary(path: Path, record: Mapping[str, Any]) -> Summary:

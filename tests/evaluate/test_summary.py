@@ -81,7 +81,12 @@ def test_runs_are_compared_on_the_same_held_out_problems(tmp_path):
     expected = f"expected the held-out problems of {one}, 2 problems, sha256:aa"
     for files, got in (
         ({"x": one, "y": other}, f"{other}: {expected}, got 2 problems, sha256:bb"),
+        ({"x": [silent, one], "y": other}, f"{other}: {expected}, got 2 problems, sha256:bb"),
         ({"x": [one, more]}, f"{more}: {expected}, got 3 problems"),
+        (
+            {"x": more, "y": silent},
+            f"{silent}: expected the held-out problems of {more}, 3 problems, got 2 problems",
+        ),
     ):
         with pytest.raises(UsageError, match=f"^{re.escape(got)}$"):
             evaluate(files)
@@ -113,6 +118,9 @@ def test_summaries_that_cannot_be_read(tmp_path):
     # The summary of a study has the curves of its runs, and no scores.
     write_json(path, {"pass": {"k": [1]}})
     with pytest.raises(UsageError, match=r"problem: expected one of the fields .*, got pass; name"):
+        evaluate(path)
+    path.write_text('{"problem": "a", "scores": [[1, 0]]}')
+    with pytest.raises(UsageError, match=r"1: score: expected one of .*, got problem, "):
         evaluate(path)
     line = json.dumps({"scores": [[1, 0]]})
     path.write_text(f"{line}\n")
