@@ -70,7 +70,8 @@ def values_of_problems(samples: Samples, ks: np.ndarray, *, count: int, success:
     """
     found = Values(np.full((count, len(ks)), np.nan), np.full((count, len(ks)), np.nan))
     order = np.argsort(samples.problem, kind="stable")
-    by_problem, deciding = samples.score[order], samples.deciding[order]
+    by_problem = samples.score[order]
+    deciding = None if samples.deciding is samples.score else samples.deciding[order]
     sizes = np.bincount(samples.problem, minlength=count)
     starts = np.cumsum(sizes) - sizes
     for n in np.unique(sizes[sizes > 0]):
@@ -79,7 +80,10 @@ def values_of_problems(samples: Samples, ks: np.ndarray, *, count: int, success:
         members = starts[rows][:, None] + np.arange(n)
         places = np.ix_(rows, known)
         found.passes[places], found.bests[places] = best_of_k(
-            by_problem[members], ks[known], success=success, deciding=deciding[members]
+            by_problem[members],
+            ks[known],
+            success=success,
+            deciding=None if deciding is None else deciding[members],
         )
     return found
 
