@@ -236,6 +236,27 @@ def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_
     assert not read_metrics(tmp_path / "rloo-seed0")
 
 
+@pytest.mark.parametrize("stop", ["save_every", "SIGTERM"])
+def test_fine_tuning_that_is_not_finite_keeps_its_last_good_checkpoint(
+    config, programs, tmp_path, monkeypatch, stop
+):
+    def learn(state, *arguments):
+        updates.append(len(updates) + 1)
+        state, found = original(state, *arguments)
+        return state, found | {"loss": jnp.float32("nan") if updates == [1, 2, 3] else 0.5}
+
+    original, updates = programs.learn, []
+    monkeypatch.setattr(programs, "learn", learn)
+    config = config.copy_and_resolve_references()
+    # Nothing is logged between the last good save and the next one.
+    config.sft.update(log_every=4, save_every=1 if stop == "save_every" else 2)
+    if stop == "SIGTERM":
+        monkeypatch.setattr(runs.Run, "stop_asked", lambda run: updates == [1, 2, 3])
+    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+        lm.train_and_evaluate(config, tmp_path)
+    assert [path.name for path in (tmp_path / "sft" / "checkpoints").iterdir()] == ["2"]
+
+
 def test_a_diagnostic_that_is_not_finite_is_logged_and_stops_nothing(
     config, programs, tmp_path, monkeypatch
 ):

@@ -158,6 +158,9 @@ class Stages:
                     run.log_timings(step, timer.seconds)
                     timer = Timer()
                 if step % config.save_every == 0 or step == config.steps or run.stop_asked():
+                    if not log:
+                        # A state that is not finite would take the place of the last good one.
+                        runs.check_finite(step, jax.device_get(found))
                     run.save(step, state)
             judge = self._judge(settings.config.seed)
             return state.params, self._finish(
