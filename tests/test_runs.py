@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -654,12 +655,30 @@ def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     with runs.Run({}, tmp_path) as run:
         run.restore({"w": jnp.zeros(3)})
         run.save(1, {"w": jnp.ones(3)})
-    half = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp" / "state"
-    half.mkdir(parents=True)
-    (half / "_METADATA").write_text("{")
+    for name in ("2.orbax-checkpoint-tmp", "3.orbax-checkpoint-tmp-1764340000"):
+        half = tmp_path / "checkpoints" / name / "state"
+        half.mkdir(parents=True)
+        (half / "_METADATA").write_text("{")
     with runs.Run({}, tmp_path) as run:
         assert run.restore({"w": jnp.zeros(3)})[1] == 1
     assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1"}
+
+
+def test_what_others_put_beside_checkpoints_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoints"
+    with runs.Run({}, tmp_path, keep=1) as run:
+        run.restore({"w": jnp.zeros(3)})
+        run.save(1, {"w": jnp.ones(3)})
+    shutil.copytree(folder / "1", folder / "1-before-the-change")
+    (folder / ".DS_Store").write_text("of a file manager")
+    (folder / "notes").mkdir()
+    with runs.Run({}, tmp_path, keep=1) as run:
+        state, step = run.restore({"w": jnp.zeros(3)})
+        assert step == 1
+        run.save(2, state)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"2", "1-before-the-change", ".DS_Store", "notes"}
+    assert runs.read_checkpoint(tmp_path, {"w": jnp.zeros(3)})[1] == 2
 
 
 def test_the_order_of_restore_log_and_save_is_checked(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import importlib
+import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator
@@ -19,6 +20,10 @@ from maxpo.runs._digests import find_damage, write_digests
 from maxpo.runs._files import sync_tree
 
 Leaves = dict[str, Any]
+
+# What orbax calls a folder until it is complete; some versions add a time. Anything else that has
+# no step's name belongs to somebody else.
+_UNFINISHED = re.compile(r"\d+\.orbax-checkpoint-tmp(-\d+)?")
 
 
 class DamagedCheckpointError(Exception):
@@ -202,7 +207,7 @@ class Checkpoints:
 
             if jax.process_index() == 0 and self._folder.exists() and not self._read_only:
                 for path in self._folder.iterdir():
-                    if not path.name.isdigit():  # what a kill in the middle of a save left
+                    if _UNFINISHED.fullmatch(path.name):  # A kill in the middle of a save left it.
                         shutil.rmtree(path)
             self._manager = ocp.CheckpointManager(self._folder, options=self._options())
         return self._manager
