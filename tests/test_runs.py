@@ -31,7 +31,7 @@ from ml_collections import ConfigDict
 
 from maxpo import runs
 from maxpo._extras import missing_extra
-from maxpo.runs import _checkpoints, _main, _metrics, _progress
+from maxpo.runs import _checkpoints, _main, _metrics, _progress, _run
 
 CHILD = Path(__file__).with_name("runs_child.py")
 CONFIG = {"learning_rate": 0.1, "policy": {"width": 64}}
@@ -822,6 +822,51 @@ def test_the_best_state_is_kept_beside_the_checkpoints(tmp_path: Path) -> None:
     damage.write_text("nothing")
     with pytest.raises(OSError, match="the checkpoint of step 5 is damaged"):
         runs.read_checkpoint(tmp_path, state(0.0), best=True)
+
+
+@pytest.mark.parametrize(("step", "saves"), [(None, 1), (None, 99), (1, 1)])
+def test_a_checkpoint_that_its_run_removes_while_it_is_read(
+    tmp_path: Path, monkeypatch: Any, step: int | None, saves: int
+) -> None:
+    """A run with keep=1 saves so many further steps, each while the one before is read."""
+    find_damage = _checkpoints.find_damage
+    monkeypatch.setattr(_run, "PAUSE", 0.0)
+    with runs.Run({}, tmp_path, keep=1) as run:
+        run.restore({"w": np.zeros(3)})
+        run.save(1, {"w": np.full(3, 1.0)})
+
+        def save_and_find_damage(folder: Path) -> str:
+            saved = int(folder.name)
+            if saved <= saves:
+                run.save(saved + 1, {"w": np.full(3, saved + 1.0)})
+            return find_damage(folder)
+
+        monkeypatch.setattr(_checkpoints, "find_damage", save_and_find_damage)
+        if step is not None:
+            with pytest.raises(
+                runs.UsageError, match="a checkpoint of step 1, got those of steps 2"
+            ):
+                runs.read_checkpoint(tmp_path, {"w": np.zeros(3)}, step=step)
+        elif saves < _run.READS:
+            found, read = runs.read_checkpoint(tmp_path, {"w": np.zeros(3)})
+            assert (found["w"].tolist(), read) == ([2.0, 2.0, 2.0], 2)
+        else:
+            with pytest.raises(OSError, match="of step 5 was removed while it was read"):
+                runs.read_checkpoint(tmp_path, {"w": np.zeros(3)})
+
+
+def test_a_named_checkpoint_whose_removal_takes_its_time(tmp_path: Path, monkeypatch: Any) -> None:
+    def remove_the_rest(seconds: float) -> None:
+        shutil.rmtree(tmp_path / "checkpoints" / "1")
+
+    monkeypatch.setattr(_run.time, "sleep", remove_the_rest)
+    with runs.Run({}, tmp_path) as run:
+        run.restore({"w": np.zeros(3)})
+        for step in (1, 2):
+            run.save(step, {"w": np.zeros(3)})
+    remove_all_files(tmp_path / "checkpoints" / "1")
+    with pytest.raises(runs.UsageError, match="of step 1, got those of steps 2"):
+        runs.read_checkpoint(tmp_path, {"w": np.zeros(3)}, step=1)
 
 
 # A full disk

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 State = TypeVar("State")
+
+READS = 5  # of a checkpoint that its run may be removing
+PAUSE = 0.1  # seconds between two of them
 
 
 class Run:
@@ -605,19 +609,37 @@ def read_checkpoint(
     Raises:
       UsageError: If there is no such checkpoint, naming those there are, or its leaves are not
         those of `like`.
-      OSError: If it is damaged.
+      OSError: If it is damaged, or the run removes one after the other while they are read.
     """
-    kept = Checkpoints(Path(folder) / ("best" if best else "checkpoints"), 1, read_only=True)
+    place = Path(folder) / ("best" if best else "checkpoints")
+    what = "best parameters" if best else "a checkpoint"
+    what += "" if step is None else f" of step {step}"
+    reads = 0
+    while True:
+        kept = Checkpoints(place, 1, read_only=True)  # A new one, as it lists the steps once.
+        try:
+            steps = kept.steps()
+            if not steps or (step is not None and step not in steps):
+                there = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
+                raise UsageError(f"{folder}: expected a run with {what}, got {there}")
+            chosen = steps[-1] if step is None else step
+            return kept.load(chosen, without_weak_types(like), part=True)[0], chosen
+        except DamagedCheckpointError as error:
+            reads += 1
+            left = _steps_in(place)
+            # The last one is not removed by its run. Any other may be, file by file.
+            if left[-1:] == [chosen] or reads == READS:
+                fate = f"is damaged: {error}" if chosen in left else "was removed while it was read"
+                raise OSError(f"{folder}: the checkpoint of step {chosen} {fate}") from error
+            time.sleep(PAUSE)
+        finally:
+            kept.close()
+
+
+def _steps_in(place: Path) -> list[int]:
+    """The steps of the checkpoints that are there now."""
+    kept = Checkpoints(place, 1, read_only=True)
     try:
-        steps = kept.steps()
-        if not steps or (step is not None and step not in steps):
-            what = "best parameters" if best else "a checkpoint"
-            what += "" if step is None else f" of step {step}"
-            there = f"those of steps {', '.join(map(str, steps))}" if steps else "none"
-            raise UsageError(f"{folder}: expected a run with {what}, got {there}")
-        chosen = steps[-1] if step is None else step
-        return kept.load(chosen, without_weak_types(like), part=True)[0], chosen
-    except DamagedCheckpointError as error:
-        raise OSError(f"{folder}: the checkpoint of step {chosen} is damaged: {error}") from error
+        return kept.steps()
     finally:
         kept.close()
