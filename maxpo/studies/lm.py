@@ -186,17 +186,22 @@ def _say_failures(summaries: Sequence[Mapping[str, Any]]) -> None:
 def _throughput(settings: Settings, label: str, folder: Path) -> dict[str, float]:
     """Thousands of tokens a second while sampling and while updating; the first step compiles."""
     (method,) = (method for method in settings.methods if method.label == label)
-    rows = [
-        row
-        for seed in range(settings.config.seeds)
-        for row in runs.read_timings(_folder_of(folder, method, seed))
-        if row["step"] > 1
-    ]
-    if not rows:
+    try:
+        rows = [
+            row
+            for seed in range(settings.config.seeds)
+            for row in runs.read_timings(_folder_of(folder, method, seed))
+            if row["step"] > 1
+        ]
+        return {
+            f"k tokens/s {phase}": sum(row[f"{phase}_tokens"] for row in rows)
+            / sum(row[phase] for row in rows)
+            / 1000
+            for phase in ("sampling", "updating")
+            if rows
+        }
+    except (ValueError, LookupError, TypeError, ArithmeticError) as error:
+        # Times are not protected as metrics are, and no result is made of them.
+        reason = f"{type(error).__name__}: {error}"
+        runs.say(f"warning: the throughput of {label} is left out, its times are damaged: {reason}")
         return {}
-    return {
-        f"k tokens/s {phase}": sum(row[f"{phase}_tokens"] for row in rows)
-        / sum(row[phase] for row in rows)
-        / 1000
-        for phase in ("sampling", "updating")
-    }

@@ -191,6 +191,31 @@ def test_a_study_interrupted_everywhere_ends_the_same(config, whole, programs, t
     assert_same_study(tmp_path / "parts", whole, programs)
 
 
+def test_damaged_times_cost_no_more_than_the_throughput(config, whole, tmp_path, capfd):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / "summary.json").unlink()
+    for name, old, new in (
+        ("rloo-seed1", b'"updating"', b'"updat\xe9ng"'),  # One bit of it.
+        ("maxpo_k2-1-seed0", b'"updating"', b'"updatkng"'),
+    ):
+        path = folder / name / "timings.jsonl"
+        content = path.read_bytes()
+        assert old in content
+        path.write_bytes(content.replace(old, new))
+    summary = lm.train_and_evaluate(config, folder)
+    expected = json.loads((whole / "summary.json").read_text())
+    assert "k tokens/s updating" in expected["table"][-1]
+    for row in expected["table"]:
+        for phase in ("sampling", "updating"):
+            row.pop(f"k tokens/s {phase}", None)
+    assert summary == expected
+    lines = [line for line in capfd.readouterr().err.splitlines() if "throughput" in line]
+    assert len(lines) == 2
+    assert re.search(r"throughput of rloo is left out.*timings\.jsonl:1: expected", lines[0])
+    assert re.search(r"throughput of maxpo k=2->1 is left out.*KeyError: 'updating'", lines[1])
+
+
 def test_a_study_killed_while_it_trains_ends_the_same(config, whole, programs, tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     program = """
