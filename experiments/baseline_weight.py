@@ -7,7 +7,6 @@ bounds on what a rule that sees one group can do; see configs/baseline_weight.py
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
@@ -37,16 +36,16 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def _print_tables(summary: dict[str, Any]) -> dict[str, Any]:
     """Prints the tables that `Run.report` does not know of; returns the summary."""
-    if jax.process_index() == 0:
-        print(
-            "\nEvery rule that sees one group alone is somewhere above the better end by a factor"
-        )
-        print(runs.format_table(summary["certificates"]), end="\n\n")
-        print("Monte Carlo against closed forms, in standard errors")
-        print(runs.format_table(summary["agreement"]), end="\n\n")
-        print("The weight of past updates (the rule), in cells")
-        counted = [{"": name, "cells": value} for name, value in summary["counts"].items()]
-        print(runs.format_table(counted))
+    counted = [{"": name, "cells": value} for name, value in summary["counts"].items()]
+    for title, rows in (
+        (
+            "Every rule that sees one group alone is somewhere above the better end by a factor",
+            summary["certificates"],
+        ),
+        ("Monte Carlo against closed forms, in standard errors", summary["agreement"]),
+        ("The weight of past updates (the rule), in cells", counted),
+    ):
+        runs.show(f"\n{title}\n{runs.format_table(rows)}")
     return summary
 
 

@@ -7,7 +7,6 @@ arms, reward laws, policies, N and k, and PKPO's toy problem; see configs/gradie
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
@@ -39,8 +38,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def _print_unbiasedness(summary: dict[str, Any]) -> dict[str, Any]:
     """Prints the table that `Run.report` does not know of; returns the summary."""
-    if jax.process_index() == 0:
-        print("\n" + runs.format_table(summary["cells"]["unbiasedness"]))
+    runs.show("\n" + runs.format_table(summary["cells"]["unbiasedness"]))
     return summary
 
 

@@ -8,7 +8,6 @@ stands the variance of their gradients; see configs/lm_centering.py.
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from maxpo import runs
@@ -52,14 +51,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
 
 def _print_variance(summary: dict[str, Any]) -> dict[str, Any]:
     """Prints the tables that `Run.report` does not know of; returns the summary."""
-    if jax.process_index() == 0:
-        for part in ("methods", "scores"):
-            rows = {
-                f"{start} {name}": row
-                for start, found in summary["variance"].items()
-                for name, row in found[part].items()
-            }
-            print("\n" + runs.format_table(rows))
+    for part in ("methods", "scores"):
+        rows = {
+            f"{start} {name}": row
+            for start, found in summary["variance"].items()
+            for name, row in found[part].items()
+        }
+        runs.show("\n" + runs.format_table(rows))
     return summary
 
 

@@ -6,7 +6,6 @@ this is started again; `figures/` holds the figures of all, named after their st
 
 import importlib
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +32,14 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
     summaries = {}
     for spec, (study, study_config) in studies.items():
         folder = Path(workdir, spec.replace(":", "-"))
-        print(f"\n{spec}")
+        runs.show(f"\n{spec}")
         summaries[spec] = study.train_and_evaluate(study_config, folder)
         for figure in folder.glob("*.png"):
             try:
                 shutil.copy(figure, figures / f"{folder.name}-{figure.name}")
             except OSError as error:  # No figure may cost the studies that are left.
-                print(f"warning: {figure} is not in {figures}: {error}", file=sys.stderr)
-    print(f"\n{figures}")
+                runs.say(f"warning: {figure} is not in {figures}: {error}")
+    runs.show(f"\n{figures}")
     return summaries
 
 

@@ -3,8 +3,10 @@
 import asyncio
 import contextlib
 import errno
+import io
 import json
 import os
+import pty
 import random
 import re
 import shutil
@@ -14,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 import jax.numpy as jnp
@@ -1142,6 +1144,62 @@ def test_progress_says_where_a_loop_that_stopped_early_was(capsys: Any) -> None:
         if step == 3:
             break
     assert "2/5 updates" in capsys.readouterr().err
+
+
+@contextlib.contextmanager
+def stream_that_cannot_be_written(kind: str) -> Iterator[TextIO]:
+    if kind == "full disk":
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reader, descriptor = os.pipe() if kind == "pipe" else pty.openpty()
+        os.close(reader)
+    stream = os.fdopen(descriptor, "w")
+    try:
+        yield stream
+    finally:
+        if kind != "full disk":
+            stream.flush()  # Python does this at its end, and exits with code 120 if it fails.
+        _progress._silence(stream)
+        stream.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_bar"),
+    [("pipe", False), ("terminal", True), ("terminal", False), ("full disk", False)],
+)
+def test_a_run_goes_on_where_nobody_can_read_how_far_it_is(
+    tmp_path: Path, monkeypatch: Any, kind: str, is_bar: bool
+) -> None:
+    with (
+        stream_that_cannot_be_written(kind) as stream,
+        stream_that_cannot_be_written(kind) as out,
+        monkeypatch.context() as patch,
+    ):
+        patch.setattr(sys, "stderr", stream)
+        patch.setattr(sys, "stdout", out)
+        patch.setattr(_progress, "_is_terminal", lambda stream: is_bar)
+        patch.setattr(_progress, "SECONDS_BETWEEN_LINES", 0.0)
+        with runs.Run({}, tmp_path) as run:
+            state, _ = run.restore({"w": np.zeros(3)})
+            for step in runs.steps(0, 3):
+                run.save(step, state)
+            run.finish({"reward": 1.0})
+    assert runs.read_json(tmp_path / "summary.json") == {"reward": 1.0}
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO()])
+def test_a_program_without_a_stderr_trains(monkeypatch: Any, stream: TextIO | None) -> None:
+    if stream is not None:
+        stream.close()
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert list(runs.steps(0, 3)) == [1, 2, 3]
+    runs.say("to nobody")
+
+
+def test_errors_other_than_of_writing_are_not_hidden(monkeypatch: Any) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    with pytest.raises(UnicodeEncodeError):
+        runs.show("0.5 ± 0.1")
 
 
 def test_format_table_aligns_and_rounds() -> None:

@@ -38,6 +38,8 @@ What the folder promises:
 * A figure costs nothing but itself: `finish` draws them after it has written the summary, and
   reports on stderr what fails. A finished run is not drawn again, unless its `summary.json` is
   removed before it is started again: it then goes from its last checkpoint to its end.
+* Nobody need watch: what tells how far a run is, or what came out, and cannot be printed, because
+  the program that read it has ended or a log's disk is full, is left out, and the run goes on.
 * Every JSON file is strict JSON: floats that are not finite are the strings "NaN", "Infinity" and
   "-Infinity", which `float()` reads and `read_metrics` turns back.
 * `Run(..., loggers=("tensorboard",))` sends the numbers of each line elsewhere, too. Whatever
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from maxpo.runs._main import main, new_folder
     from maxpo.runs._metrics import check_finite, read_metrics, read_timings
     from maxpo.runs._preemption import Preempted, preemptible
-    from maxpo.runs._progress import progress, say, steps
+    from maxpo.runs._progress import progress, say, show, steps
     from maxpo.runs._run import Run, read_checkpoint
     from maxpo.runs._table import format_table, table_cells
 
@@ -87,6 +89,7 @@ __all__ = [
     "read_timings",
     "replacing",
     "say",
+    "show",
     "steps",
     "sync",
     "table_cells",
@@ -99,7 +102,7 @@ _HOMES = {
     "_main": ("main", "new_folder"),
     "_metrics": ("check_finite", "read_metrics", "read_timings"),
     "_preemption": ("Preempted", "preemptible"),
-    "_progress": ("progress", "say", "steps"),
+    "_progress": ("progress", "say", "show", "steps"),
     "_run": ("Run", "read_checkpoint"),
     "_table": ("format_table", "table_cells"),
 }

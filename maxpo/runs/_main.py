@@ -18,7 +18,7 @@ from maxpo import parallel
 from maxpo._extras import MissingExtraError
 from maxpo.runs._config import UsageError, flatten, load_config, unknown, variants_of
 from maxpo.runs._preemption import GO_ON, Preempted, leave, preemptible
-from maxpo.runs._progress import say
+from maxpo.runs._progress import put, say
 from maxpo.runs._run import Run
 
 FLAGS = (
@@ -69,7 +69,7 @@ def main(
         spec, rest = _take_config(argv, default_config)
         config = load_config(spec)
         if any(argument in HELP for argument in rest):
-            print(_help(spec, config))
+            put(_help(spec, config), sys.stdout)
             return
         values = _parse(config, rest)
         if values["compilation_cache"].value:
@@ -102,7 +102,7 @@ def main(
     except (ValueError, MissingExtraError) as error:
         if not isinstance(error, UsageError | MissingExtraError) and Run.opened > opened:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        put(f"error: {error}", sys.stderr)
         raise SystemExit(2) from None
     finally:
         _kept_unless_empty(created)

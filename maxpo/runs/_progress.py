@@ -1,10 +1,13 @@
 """How far long work is: a bar on a terminal, a line now and then elsewhere."""
 
+import contextlib
+import errno
 import itertools
+import os
 import sys
 import time
 from collections.abc import Collection, Iterable, Iterator
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -17,9 +20,50 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def say(message: str) -> None:
-    """Tells the person who watches the run, on stderr, once on a pod."""
+    """Tells the person who watches the run, on stderr, once on a pod; see `put`."""
     if jax.process_index() == 0:
-        print(message, file=sys.stderr, flush=True)
+        put(message, sys.stderr)
+
+
+def show(text: str) -> None:
+    """Prints what came out, on stdout, once on a pod; see `put`."""
+    if jax.process_index() == 0:
+        put(text, sys.stdout)
+
+
+def put(text: str, stream: TextIO | None) -> None:
+    """Prints a line on stdout or stderr, and is silent where it cannot be written.
+
+    What only describes a run must not end it: the program that read a pipe may have ended, as in
+    `2>&1 | tee log` or `| head`, the terminal may be closed, the disk of a log may be full.
+    """
+    if stream is not None:  # As it is where a program is started without one, and all is well.
+        with _spared(stream):
+            print(text, file=stream, flush=True)
+
+
+@contextlib.contextmanager
+def _spared(stream: TextIO) -> Iterator[None]:
+    """Leaves out what its block cannot write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.EIO):
+            _silence(stream)
+    except ValueError:
+        if not stream.closed:
+            raise
+
+
+def _silence(stream: TextIO) -> None:
+    """Sends a stream that nobody will read any more to where all can be written.
+
+    Python would else try once more at its end to write what is left, and exit with code 120.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def steps(start: int, total: int, *, every: int = 1, unit: str = "updates") -> Iterator[int]:
@@ -57,13 +101,17 @@ def _follow(pairs: Iterable[tuple[int, T]], start: int, total: int, unit: str) -
         for _, item in pairs:
             yield item
         return
-    shown: _Bar | _Lines = (_Bar if sys.stderr.isatty() else _Lines)(start, total, unit)
+    shown: _Bar | _Lines = (_Bar if _is_terminal(sys.stderr) else _Lines)(start, total, unit)
     try:
         for done, item in pairs:
             yield item
             shown.update(done)
     finally:
         shown.close()
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 class _Bar:
@@ -73,10 +121,13 @@ class _Bar:
         )
 
     def update(self, done: int) -> None:
-        self._bar.update(done - self._bar.n)
+        with _spared(sys.stderr):
+            self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        self._bar.close()
+        with _spared(sys.stderr):
+            self._bar.close()
+            sys.stderr.flush()  # Where the terminal is closed, tqdm has not said so.
 
 
 class _Lines:

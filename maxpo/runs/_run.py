@@ -30,7 +30,7 @@ from maxpo.runs._files import LOCK, TEMPORARY, lock, read_json, to_json, write_a
 from maxpo.runs._loggers import Loggers, Place, check_loggers
 from maxpo.runs._metrics import MetricsFile, head_as_saved, lines_up_to
 from maxpo.runs._preemption import GO_ON, Preempted, is_asked_for
-from maxpo.runs._progress import say
+from maxpo.runs._progress import say, show
 from maxpo.runs._table import Rows, format_table
 
 if TYPE_CHECKING:
@@ -467,9 +467,8 @@ class Run:
                     for name, value in flatten(self.summary).items()
                     if not isinstance(value, list)
                 ]
-            print(format_table(rows))
-            for path in [*sorted(self.folder.glob("*.png")), self.folder / "summary.json"]:
-                print(path)
+            paths = [*sorted(self.folder.glob("*.png")), self.folder / "summary.json"]
+            show("\n".join([format_table(rows), *map(str, paths)]))
         return self.summary
 
     def close(self) -> None:
