@@ -166,3 +166,9 @@ def check_config(config: ConfigDict) -> None:
     if not 0 < config.target < 1:
         raise ValueError(f"target: expected a share between 0 and 1, got {config.target}")
     make_cells(config)
+    coordinates = config.base.num_arms * config.base.num_features
+    if config.frozen.shown > coordinates:
+        raise ValueError(
+            "frozen.shown: expected at most base.num_arms * base.num_features = "
+            f"{coordinates}, got {config.frozen.shown}"
+        )

@@ -76,7 +76,8 @@ def coordinates(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
     Returns:
       For each b2 of the config a row with, for either estimator, the predicted and the measured
       direction and the noise sigma_j of some coordinates, and by all of them the correlation of the
-      two, and the ratio of samples that follows: predicted, and from the measured directions.
+      two, and the ratio of samples that follows: predicted, and from the measured directions; NaN
+      where no sample is ever right.
     """
     frozen = config.frozen
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
@@ -114,6 +115,7 @@ def coordinates(key: jax.Array, *, config: ConfigDict, cell: Cell) -> list[Row]:
             }
         for label, directions in (("predicted", predicted), ("measured", measured)):
             reference, maxpo = (float(jnp.sum(mean * each)) for each in directions)
-            row[f"samples_ratio_{label}"] = (reference / maxpo) ** 2
+            # Without any success there is no direction, and 0 on either side.
+            row[f"samples_ratio_{label}"] = (reference / maxpo) ** 2 if maxpo else np.nan
         rows.append(row)
     return rows

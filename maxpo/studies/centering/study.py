@@ -141,9 +141,9 @@ def _samples_ratio(pair: Sequence[np.ndarray], best: Sequence[int], config: Conf
 
 def _exact_ratio(cell: Cell) -> float | None:
     """The closed form at the uniform start, of the noise within a context, if there is one."""
-    if cell.law != "binary":
-        return None
     right = max(1, round(cell.success_rate * cell.num_arms))
+    if cell.law != "binary" or right == cell.num_arms:  # All arms pay 1: there is no noise.
+        return None
     reference, maxpo = (
         exact_variance(
             name,
@@ -229,11 +229,12 @@ def _counts(cells: Sequence[Mapping[str, Any]]) -> Row:
             row for row in cells if row["groups_per_update"] == 1 and row["variance_ratio"] < 0.8
         ],
     }.items():
-        scores = [row["difference"] / row["difference_sem"] for row in rows]
+        # The error is 0 where nothing is ever learned: such cells are neither.
+        pairs = [(row["difference"], 3 * row["difference_sem"]) for row in rows]
         counts[label] = {
             "cells": len(rows),
-            "above": sum(score > 3 for score in scores),
-            "below": sum(score < -3 for score in scores),
+            "above": sum(difference > bound for difference, bound in pairs),
+            "below": sum(difference < -bound for difference, bound in pairs),
         }
     return counts
 

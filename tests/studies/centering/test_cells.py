@@ -47,6 +47,10 @@ def test_steps_grow_with_groups_as_noise_allows():
         ({"probe_groups": 12}, "probe_groups: expected a multiple of 8, got 12"),
         ({"frozen.b2": (1.0,)}, "frozen.b2: expected numbers between 0 and 1"),
         ({"frozen.seeds": 33}, "frozen.seeds: expected at most seeds = 32, got 33"),
+        (
+            {"base.num_arms": 8},
+            r"frozen.shown: expected at most base.num_arms \* .* = 128, got 400",
+        ),
     ],
 )
 def test_a_mistake_is_named(fields, message):

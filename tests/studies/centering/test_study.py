@@ -2,12 +2,23 @@
 
 import math
 
+import jax
 import numpy as np
 
-from maxpo.studies.centering import study
+from maxpo.runs import load_config
+from maxpo.studies.centering import cells, study
 
 
-def cell(predicted, measured, *, error=0.01, optimizer="sgd", groups=1, difference=0.0):
+def cell(
+    predicted,
+    measured,
+    *,
+    error=0.01,
+    optimizer="sgd",
+    groups=1,
+    difference=0.0,
+    difference_error=1.0,
+):
     return {
         "section": "cell",
         "optimizer": optimizer,
@@ -18,7 +29,7 @@ def cell(predicted, measured, *, error=0.01, optimizer="sgd", groups=1, differen
         "samples_ratio_sem": error,
         "variance_ratio": predicted,
         "difference": difference,
-        "difference_sem": 1.0,
+        "difference_sem": difference_error,
     }
 
 
@@ -50,3 +61,31 @@ def test_counts_are_by_three_standard_errors():
     counts = study.summarize(rows)["counts"]
     assert counts["all"] == {"cells": 5, "above": 3, "below": 1}
     assert counts["predicted"] == {"cells": 3, "above": 1, "below": 1}
+
+
+def test_a_difference_without_an_error_is_nobodys_lead():
+    rows = [cell(0.5, math.nan, difference=0.0, difference_error=0.0)]
+    counts = study.summarize(rows)["counts"]
+    assert counts["all"] == counts["predicted"] == {"cells": 1, "above": 0, "below": 0}
+
+
+def test_rates_at_which_nothing_is_learned_have_a_summary():
+    """Every arm is right, or none ever is."""
+    config = load_config("configs/centering.py:quick")
+    config.update({"seeds": 4, "groups": 16, "evaluations": 2, "probes": 2, "probe_groups": 8})
+    config.estimators = ("pkpo_loo_minus_one", "maxpo")
+    config.test_contexts = 4
+    config.step_sizes.sgd, config.step_sizes.adam = (1.0,), (0.1,)
+    config.base.update({"num_arms": 4, "num_features": 2, "hidden_states": 1, "group_size": 4})
+    config.base.update({"k": 2, "success_rate": 1e-9})
+    config.grid, config.points = {}, ({"success_rate": 0.9},)
+    config.frozen.update({"seeds": 1, "groups": 8, "updates": 10, "shown": 4})
+    cells.check_config(config)
+    rows = [row for job in study.make_jobs(config) for row in job(jax.random.key(0))]
+    summary = study.summarize(rows)
+    never, always = summary["cells"]
+    assert (never["difference"], never["difference_sem"]) == (0, 0)
+    assert always["start_variance_ratio_exact"] is None
+    assert summary["counts"]["all"] == {"cells": 2, "above": 0, "below": 0}
+    (adam,) = summary["adam"]
+    assert np.isnan([adam["samples_ratio_predicted"], adam["samples_ratio_measured"]]).all()
