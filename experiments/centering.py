@@ -26,7 +26,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
             return run.report()
         rows = jobs.run_jobs(run, study.make_jobs(config), config.seed)
         summary = study.summarize(rows)
-        run.figure("centering", lambda: figures.prediction(summary["cells"], summary["prediction"]))
+        run.figure("centering", lambda: figures.prediction(summary["cells"]))
         run.figure("centering_gains", lambda: figures.gains(summary["cells"], config.grid))
         frozen = jobs.by_section(rows)["frozen"]
         run.figure("centering_adam", lambda: figures.coordinates(frozen))

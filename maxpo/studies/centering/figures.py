@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from maxpo.plotting import STYLES, WIDTH, legend_below, tidy
+from maxpo.studies.centering.prediction import is_measured, rank_correlation
 from maxpo.studies.variance.gradient_variance import PAIR
 
 __all__ = ["coordinates", "gains", "prediction"]
@@ -25,16 +26,17 @@ def _ticks(axis: Axes, values: Sequence[float]) -> None:
     axis.minorticks_off()
 
 
-def prediction(cells: Rows, fits: Mapping[str, Any]) -> Figure:
+def prediction(cells: Rows) -> Figure:
     """Samples that MaxPO needs over those of its opponent: measured over predicted.
 
+    The rank correlation of a panel is that of its points.
+
     Args:
-      cells: Those of the summary; what never reached its target is left out.
-      fits: The summary's `prediction`.
+      cells: Those of the summary; those that are not measured are left out.
     """
     figure = Figure(figsize=(WIDTH, 5), layout="constrained")
     axes = figure.subplots(1, 2, sharex=True, sharey=True)
-    shown = [row for row in cells if np.isfinite(row["samples_ratio"]) and row["samples_ratio"]]
+    shown = [row for row in cells if is_measured(row)]
     ratios = [row[label] for row in shown for label in ("predicted_ratio", "samples_ratio")]
     ends = min([*ratios, 1.0]) / 1.1, max([*ratios, 1.0]) * 1.1
     groups = sorted({row["groups_per_update"] for row in shown})
@@ -60,8 +62,9 @@ def prediction(cells: Rows, fits: Mapping[str, Any]) -> Figure:
         axis.axvline(1, color="#dddddd", linewidth=1, zorder=0)
         axis.set_xscale("log")
         axis.set_yscale("log")
-        found = fits.get("adam" if title == "adam" else "sgd")
-        rank = found["rank_correlation"] if found else np.nan
+        rank = rank_correlation(
+            *([row[label] for row in rows] for label in ("predicted_ratio", "samples_ratio"))
+        )
         text = f": rank correlation {rank:.2f}" if np.isfinite(rank) else ""
         tidy(axis, title + text, margin=0.05)
         axis.set_xlabel("predicted from moments of the gradient")

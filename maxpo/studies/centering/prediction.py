@@ -28,8 +28,8 @@ itself, which costs gradients that are rarely large, and then in the direction o
 in an update and a b2 near 1 make it small.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,9 +42,11 @@ from maxpo.studies.variance.moments import Estimate, ratio
 __all__ = [
     "Fit",
     "fit",
+    "is_measured",
     "own_share",
     "predicted_ratio",
     "predicted_ratio_of_adam",
+    "rank_correlation",
     "squares_of",
     "variance_ratio",
 ]
@@ -121,6 +123,23 @@ def predicted_ratio_of_adam(moments: Moments, directions: jax.Array) -> Estimate
     return Estimate(slower.value**2, 2 * slower.value * slower.error)
 
 
+def is_measured(row: Mapping[str, Any]) -> bool:
+    """Whether both of the pair reach the target in a cell, with every seed left out, too."""
+    figures = [
+        row[name]
+        for label in ("predicted_ratio", "samples_ratio")
+        for name in (label, f"{label}_sem")
+    ]
+    return all(np.isfinite(value) and value > 0 for value in figures)
+
+
+def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
+    """Spearman's correlation; NaN of fewer than three points."""
+    if len(x) < 3:
+        return np.nan
+    return float(np.corrcoef(_ranks(np.asarray(x)), _ranks(np.asarray(y)))[0, 1])
+
+
 def _ranks(x: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(x))
 
@@ -156,5 +175,4 @@ def fit(predicted: Sequence[Estimate], measured: Sequence[Estimate]) -> Fit:
         slope = float(np.sum(weights * x * y) / np.sum(weights * x**2))
     scatter = np.sum(weights * (y - slope * x) ** 2) / max(len(x) - 1, 1)
     error = float(np.sqrt(max(scatter, 1) / np.sum(weights * x**2)))
-    correlation = float(np.corrcoef(_ranks(x), _ranks(y))[0, 1])
-    return Fit(correlation, slope, error)
+    return Fit(rank_correlation(x, y), slope, error)

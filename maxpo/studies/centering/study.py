@@ -164,21 +164,12 @@ def predictions(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Cells in which one of the pair does not reach the target with every seed left out count as not
     measured. Fewer than three cells have no fit.
     """
-    measured = [row for row in rows if _is_measured(row)]
+    measured = [row for row in rows if prediction.is_measured(row)]
     found: dict[str, Any] = {**_fit(measured), "cells": len(measured)}
     for optimizer in dict.fromkeys(row["optimizer"] for row in measured):
         own = [row for row in measured if row["optimizer"] == optimizer]
         found[optimizer] = {**_fit(own), "cells": len(own)}
     return found
-
-
-def _is_measured(row: Mapping[str, Any]) -> bool:
-    figures = [
-        row[name]
-        for label in ("predicted_ratio", "samples_ratio")
-        for name in (label, f"{label}_sem")
-    ]
-    return all(np.isfinite(value) and value > 0 for value in figures)
 
 
 def _fit(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

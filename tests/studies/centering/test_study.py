@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from maxpo.runs import load_config
-from maxpo.studies.centering import cells, study
+from maxpo.studies.centering import cells, figures, study
 
 
 def cell(
@@ -42,6 +42,21 @@ def test_what_never_reached_its_target_is_left_out():
     assert found["rank_correlation"] == 1
     assert found["adam"]["cells"] == 4
     assert "sgd" not in found
+
+
+def test_a_panel_says_how_well_the_points_that_it_shows_are_ordered():
+    rows = [cell(x, x) for x in (0.5, 0.6, 0.7)]
+    rows += [cell(x, 1.4 - x, optimizer="momentum") for x in (0.51, 0.61, 0.81)]
+    rows += [cell(0.5, 0.4, error=math.nan), cell(0.5, 0.6, optimizer="adam")]
+    panels = figures.prediction(rows).axes
+    shown = [
+        [x for drawn in panel.containers for x in drawn.lines[0].get_xdata()] for panel in panels
+    ]
+    assert shown == [[0.5, 0.6, 0.7, 0.51, 0.61, 0.81], [0.5]]
+    # Ranks 1, 3, 5, 2, 4, 6 and 1, 3, 4, 6, 5, 2: 1 - 6 * 34 / (6 * 35).
+    titles = [panel.get_title(loc="left") for panel in panels]
+    assert titles == ["sgd or momentum: rank correlation 0.03", "adam"]
+    assert study.predictions(rows)["sgd"]["rank_correlation"] == 1
 
 
 def test_two_cells_have_no_fit():
