@@ -134,14 +134,18 @@ def is_measured(row: Mapping[str, Any]) -> bool:
 
 
 def rank_correlation(x: Sequence[float] | np.ndarray, y: Sequence[float] | np.ndarray) -> float:
-    """Spearman's correlation; NaN of fewer than three points."""
+    """Spearman's correlation; NaN of fewer than three points, or where all are the same."""
     if len(x) < 3:
         return np.nan
-    return float(np.corrcoef(_ranks(np.asarray(x)), _ranks(np.asarray(y)))[0, 1])
+    with np.errstate(invalid="ignore"):
+        return float(np.corrcoef(_ranks(np.asarray(x)), _ranks(np.asarray(y)))[0, 1])
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
-    return np.argsort(np.argsort(x))
+    """From 0; equal numbers share the mean of theirs."""
+    _, places, counts = np.unique(x, return_inverse=True, return_counts=True)
+    means: np.ndarray = np.cumsum(counts) - (counts + 1) / 2
+    return means[places]
 
 
 class Fit(NamedTuple):

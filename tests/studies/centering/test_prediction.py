@@ -11,6 +11,7 @@ from maxpo.studies.centering.prediction import (
     own_share,
     predicted_ratio,
     predicted_ratio_of_adam,
+    rank_correlation,
     squares_of,
     variance_ratio,
 )
@@ -106,6 +107,9 @@ def test_fit_finds_a_line_through_one():
     assert abs(found.slope - 0.7) < 4 * found.slope_sem
     assert found.slope_sem == pytest.approx(0.1 / np.sum(np.log(x) ** 2) ** 0.5, rel=0.1)
     assert found.rank_correlation == pytest.approx(scipy.stats.spearmanr(x, y).statistic)
+    tied = np.round(x, 1), np.round(y, 1)
+    assert rank_correlation(*tied) == pytest.approx(scipy.stats.spearmanr(*tied).statistic)
+    assert np.isnan(rank_correlation([0.5, 0.5, 0.5], [0.5, 0.6, 0.7]))
     # Errors that are too small are found out by the scatter.
     small = fit([Estimate(v, 1e-6) for v in x], [Estimate(v, 0.01 * v) for v in y])
     assert small.slope_sem == pytest.approx(found.slope_sem, rel=0.1)
