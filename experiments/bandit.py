@@ -25,9 +25,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> dict[str, Any
         if run.finished:
             return run.report()
         trainer = bandit.make_trainer(config)
-        methods = bandit.read_methods(config)
-        numbers = {method.label: number for number, method in enumerate(methods)}
-        rates = {method.label: method.learning_rate or config.learning_rate for method in methods}
+        rates = bandit.learning_rates(config)
+        numbers = {name: number for number, name in enumerate(rates)}
         state, start = run.restore({name: trainer.init(trainer.keys) for name in numbers})
 
         def evaluate(step: int) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "check_config",
     "final_figures",
     "learning_curves",
+    "learning_rates",
     "make_task",
     "make_trainer",
     "read_methods",
@@ -118,6 +119,14 @@ def read_methods(config: ConfigDict) -> list[Method]:
       ValueError: As `parse_methods`.
     """
     return parse_methods(config.methods, group_size=config.group_size, adaptive=True)
+
+
+def learning_rates(config: ConfigDict) -> dict[str, float]:
+    """By label, in the config's order: a method's own learning rate, or else the config's."""
+    return {
+        method.label: method.learning_rate or config.learning_rate
+        for method in read_methods(config)
+    }
 
 
 def _check_optimizer(config: ConfigDict) -> None:

@@ -178,15 +178,13 @@ def train(config: ConfigDict) -> Iterator[list[Mapping[str, Any]]]:
     """
     bandit.check_config(config)
     trainer = bandit.make_trainer(config)
-    labels = [method.label for method in bandit.read_methods(config)]
-    states = dict.fromkeys(labels, trainer.init(trainer.keys))
+    rates = bandit.learning_rates(config)
+    states = dict.fromkeys(rates, trainer.init(trainer.keys))
     history: list[Mapping[str, Any]] = []
     for step in range(0, config.updates + 1, config.evaluate_every):
         for number, name in enumerate(states):
             if step:
-                states[name] = trainer.advance(
-                    number, config.learning_rate, trainer.keys, states[name]
-                )
+                states[name] = trainer.advance(number, rates[name], trainer.keys, states[name])
             metrics = trainer.evaluate(number, trainer.keys, states[name])
             history.append({"step": step, "method": name, **bandit.summarize(metrics)})
         yield history

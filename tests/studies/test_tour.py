@@ -90,6 +90,17 @@ def test_training_yields_a_history_that_grows():
     assert start["max_at_k"] == history[0]["max_at_k"] != end["max_at_k"]
 
 
+def test_a_method_trains_with_its_own_learning_rate():
+    config = bandit_config()
+    config.methods = ("rloo:learning_rate=1e-9", "maxpo:k=2")
+    *_, history = tour.train(config)
+    rewards = {name: [] for name in ("rloo", "maxpo k=2")}
+    for row in history:
+        rewards[row["method"]].append(row["mean_reward"])
+    assert max(rewards["rloo"]) - min(rewards["rloo"]) < 1e-6
+    assert max(rewards["maxpo k=2"]) - min(rewards["maxpo k=2"]) > 1e-3
+
+
 def test_a_config_without_sense_is_refused():
     config = bandit_config()
     config.seeds = 1
