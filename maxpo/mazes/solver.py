@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-__all__ = ["MOVES", "distances", "optimal_actions", "optimal_return"]
+__all__ = ["MOVES", "distances", "optimal_return"]
 
 MOVES = ((-1, 0), (0, 1), (1, 0), (0, -1))
 """Rows and columns that an action moves by: up, right, down, left."""
@@ -36,7 +36,12 @@ def distances(walls: jax.Array, source: jax.Array, ends: jax.Array) -> jax.Array
     def relax(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         distance, _ = carry
         leaving = jnp.where(blocks, unreached, distance)
-        nearest = functools.reduce(jnp.minimum, _one_move_away(leaving, unreached)) + 1
+        padded = jnp.pad(leaving, 1, constant_values=unreached)
+        neighbors = [
+            padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+            for down, right in MOVES
+        ]
+        nearest = functools.reduce(jnp.minimum, neighbors) + 1
         nearest = jnp.where(walls, unreached, jnp.minimum(nearest, distance))
         return nearest, jnp.any(nearest != distance)
 
@@ -62,50 +67,7 @@ def optimal_return(
     Returns:
       `[]`, in the unit of the values.
     """
-    steps = _goal_distances(walls, start, goals)
+    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
+    steps = distances(walls, start, ends).ravel()[goals]
     reachable = (steps >= 0) & (steps <= horizon)
     return jnp.maximum(jnp.max(jnp.where(reachable, values, -jnp.inf)), 0)
-
-
-def optimal_actions(
-    walls: jax.Array, start: jax.Array, goals: jax.Array, values: jax.Array, horizon: int
-) -> jax.Array:
-    """An action for each cell that leads to the best goal within reach, by a shortest path.
-
-    Args:
-      walls: `[H, W]` boolean.
-      start: `[]` integer, a cell.
-      goals: `[G]` integers, cells.
-      values: `[G]`.
-      horizon: Largest number of steps.
-
-    Returns:
-      `[H * W]` int32, numbers as in `maxpo.mazes.maze.ACTIONS`; of meaning in the cells from which
-      that goal can be reached.
-    """
-    steps = _goal_distances(walls, start, goals)
-    reachable = (steps >= 0) & (steps <= horizon)
-    best = goals[jnp.argmax(jnp.where(reachable, values, -jnp.inf))]
-    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
-    left = distances(walls, best, ends)
-    left = jnp.where(left < 0, walls.size, left)
-    # A goal that is in the way ends the episode there.
-    blocked = ends.reshape(walls.shape) & (left > 0)
-    left = jnp.where(blocked, walls.size, left)
-    towards = jnp.stack(_one_move_away(left, walls.size))
-    return jnp.argmin(towards, axis=0).ravel().astype(jnp.int32)
-
-
-def _one_move_away(values: jax.Array, outside: jax.Array | int) -> list[jax.Array]:
-    """For each move, what the cells `[H, W]` hold that it leads to."""
-    height, width = values.shape
-    padded = jnp.pad(values, 1, constant_values=outside)
-    return [
-        padded[1 + down : 1 + down + height, 1 + right : 1 + right + width] for down, right in MOVES
-    ]
-
-
-def _goal_distances(walls: jax.Array, start: jax.Array, goals: jax.Array) -> jax.Array:
-    """Steps from the start to each goal without crossing another, -1 where there is no way."""
-    ends = jnp.zeros(walls.size, bool).at[goals].set(True)
-    return distances(walls, start, ends).ravel()[goals]
