@@ -216,61 +216,112 @@ def make_study(config: ConfigDict) -> Study:
     Seed s starts from the same policy and meets the same mazes whatever the method, so differences
     between methods are paired.
     """
-    environment = make_environment(config.task)
-    methods = read_methods(config)
-    advantages = [method.bind(config.updates) for method in methods]
-    root = jax.random.key(config.seed)
-    make_instances = jax.vmap(environment.make_instance)
+    programs = _Programs(config)
+    held_out = jax.jit(programs.held_out)
+    return Study(
+        programs.environment,
+        {method.label: jnp.int32(number) for number, method in enumerate(read_methods(config))},
+        held_out(_VALIDATION),
+        held_out(_TEST),
+        jax.jit(jax.vmap(programs.init)),
+        jax.jit(
+            jax.vmap(_make_advance(config, programs), in_axes=(None, 0, 0, 0)), donate_argnums=3
+        ),
+        # One seed after the other: hundreds of thousands of episodes at once would not fit.
+        jax.jit(_over_seeds(programs.evaluate)),
+        jax.jit(_over_seeds(programs.curves)),
+        jax.jit(programs.sample),
+    )
 
-    def make_policy(key: jax.Array) -> GridPolicy:
-        def observation() -> Observation:
-            return environment.reset(environment.make_instance(jax.random.key(0)))[0]
 
-        return GridPolicy(
-            jax.eval_shape(observation),
-            environment.num_actions,
-            kind=config.policy.kind,
-            hidden=tuple(config.policy.hidden),
-            rngs=nnx.Rngs(key),
+class _Programs:
+    """What is computed with the policy of one seed in the environment of a config, not compiled."""
+
+    def __init__(self, config: ConfigDict):
+        self.environment = make_environment(config.task)
+        self.make_instances = jax.vmap(self.environment.make_instance)
+        self.graph = nnx.graphdef(
+            nnx.eval_shape(lambda: _make_policy(config, self.environment, jax.random.key(0)))
         )
+        self._config = config
 
-    graph = nnx.graphdef(nnx.eval_shape(lambda: make_policy(jax.random.key(0))))
+    def init(self, key: jax.Array) -> training.TrainState:
+        policy = _make_policy(self._config, self.environment, jax.random.fold_in(key, _POLICY))
+        return training.init_state(nnx.state(policy), _make_optimizer(self._config, 0.0))
 
-    def make_optimizer(learning_rate: jax.Array | float) -> optax.GradientTransformation:
-        clip = optax.clip_by_global_norm(config.max_gradient_norm)
-        return optax.chain(clip, optax.adam(learning_rate))
-
-    def run(params: nnx.State, instances: Any, key: jax.Array, count: int) -> Trajectory:
-        policy = nnx.merge(graph, params)
+    def run(self, params: nnx.State, instances: Any, key: jax.Array, count: int) -> Trajectory:
+        """Episodes `[T, M, count]`; extras are log-probabilities and entropies of the policy."""
+        policy = nnx.merge(self.graph, params)
 
         def act(key: jax.Array, observation: Observation) -> tuple[jax.Array, Any]:
             actions = policy.sample(key, observation)
             return actions, (policy.log_prob(observation, actions), policy.entropy(observation))
 
-        return rollout(environment, act, instances, key, count)
+        return rollout(self.environment, act, instances, key, count)
+
+    def evaluate(self, instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
+        episodes = self.run(state.params, instances, key, self._config.evaluation.samples)
+        returns = episodes.returns
+        return {
+            "max_at_k": jnp.mean(max_at_k(returns, self._config.eval_k)),
+            "mean_return": jnp.mean(returns),
+            "success": jnp.mean(self._solved(returns, instances)),
+            "entropy": losses.masked_mean(episodes.extras[1], where=episodes.mask),
+        }
+
+    def curves(self, instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
+        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
+        # Another key than that of `evaluate`, whose samples are fewer.
+        key = jax.random.fold_in(key, 1)
+        count = self._config.evaluation.curve_samples
+        returns = self.run(state.params, instances, key, count).returns
+        correct = self._solved(returns, instances)
+        ks = curve_ks(self._config)
+        return {
+            "max_at_k": jnp.stack([jnp.mean(max_at_k(returns, k)) for k in ks]),
+            "pass_at_k": jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in ks]),
+        }
+
+    def sample(self, instance: Any, key: jax.Array, state: training.TrainState) -> Trajectory:
+        one = jax.tree.map(lambda x: x[None], instance)
+        return self.run(state.params, one, key, self._config.group_size)
+
+    def held_out(self, phase: ArrayLike) -> Any:
+        """Mazes to evaluate on, the same for all seeds."""
+        key = jax.random.fold_in(jax.random.key(self._config.seed), phase)
+        return self.make_instances(jax.random.split(key, self._config.evaluation.mazes))
+
+    def _solved(self, returns: jax.Array, instances: Any) -> jax.Array:
+        """Which episodes `[M, N]` got all there is, or anything where the optimum is not known."""
+        best = jax.vmap(self.environment.optimal_return)(instances)
+        return returns > 0 if best is None else returns >= best[:, None]
+
+
+def _make_advance(
+    config: ConfigDict, programs: _Programs
+) -> Callable[[jax.Array, Settings, jax.Array, training.TrainState], training.TrainState]:
+    """(method, settings, key, state) to the state of one seed `evaluate_every` updates later."""
+    advantages = [method.bind(config.updates) for method in read_methods(config)]
 
     def loss(
         params: nnx.State, episodes: Trajectory, weights: jax.Array, entropy: jax.Array
     ) -> jax.Array:
-        policy = nnx.merge(graph, params)
+        policy = nnx.merge(programs.graph, params)
         return episode_loss(policy, episodes, weights, entropy, kind=config.loss)
-
-    def init(key: jax.Array) -> training.TrainState:
-        params = nnx.state(make_policy(jax.random.fold_in(key, _POLICY)))
-        return training.init_state(params, make_optimizer(0.0))
 
     def advance(
         method: jax.Array, settings: Settings, key: jax.Array, state: training.TrainState
     ) -> training.TrainState:
-        optimizer = make_optimizer(settings.learning_rate)
+        optimizer = _make_optimizer(config, settings.learning_rate)
         updates_key = jax.random.fold_in(key, _UPDATES)
         steps = config.epochs
 
         def update(state: training.TrainState, _: None) -> tuple[training.TrainState, None]:
             number = state.step // steps
             maze_key, run_key = jax.random.split(jax.random.fold_in(updates_key, number))
-            instances = make_instances(jax.random.split(maze_key, config.mazes))
-            episodes = run(state.params, instances, run_key, config.group_size)
+            instances = programs.make_instances(jax.random.split(maze_key, config.mazes))
+            episodes = programs.run(state.params, instances, run_key, config.group_size)
             # A switch, so that all that the estimators share is compiled once.
             weights = jax.lax.switch(method, advantages, episodes.returns, number)
 
@@ -282,56 +333,27 @@ def make_study(config: ConfigDict) -> Study:
 
         return jax.lax.scan(update, state, length=config.evaluate_every)[0]
 
-    def solved(returns: jax.Array, instances: Any) -> jax.Array:
-        """Which episodes `[M, N]` got all there is, or anything where the optimum is not known."""
-        best = jax.vmap(environment.optimal_return)(instances)
-        return returns > 0 if best is None else returns >= best[:, None]
+    return advance
 
-    def evaluate(instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
-        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
-        episodes = run(state.params, instances, key, config.evaluation.samples)
-        returns = episodes.returns
-        return {
-            "max_at_k": jnp.mean(max_at_k(returns, config.eval_k)),
-            "mean_return": jnp.mean(returns),
-            "success": jnp.mean(solved(returns, instances)),
-            "entropy": losses.masked_mean(episodes.extras[1], where=episodes.mask),
-        }
 
-    def curves(instances: Any, seed_key: jax.Array, state: training.TrainState) -> Metrics:
-        key = jax.random.fold_in(jax.random.fold_in(seed_key, _EVALUATE), state.step)
-        # Another key than that of `evaluate`, whose samples are fewer.
-        key = jax.random.fold_in(key, 1)
-        count = config.evaluation.curve_samples
-        returns = run(state.params, instances, key, count).returns
-        correct = solved(returns, instances)
-        ks = curve_ks(config)
-        return {
-            "max_at_k": jnp.stack([jnp.mean(max_at_k(returns, k)) for k in ks]),
-            "pass_at_k": jnp.stack([jnp.mean(pass_at_k(correct, k)) for k in ks]),
-        }
+def _make_policy(config: ConfigDict, environment: Environment, key: jax.Array) -> GridPolicy:
+    def observation() -> Observation:
+        return environment.reset(environment.make_instance(jax.random.key(0)))[0]
 
-    def sample(instance: Any, key: jax.Array, state: training.TrainState) -> Trajectory:
-        one = jax.tree.map(lambda x: x[None], instance)
-        return run(state.params, one, key, config.group_size)
-
-    held_out = jax.jit(
-        lambda phase: make_instances(
-            jax.random.split(jax.random.fold_in(root, phase), config.evaluation.mazes)
-        )
+    return GridPolicy(
+        jax.eval_shape(observation),
+        environment.num_actions,
+        kind=config.policy.kind,
+        hidden=tuple(config.policy.hidden),
+        rngs=nnx.Rngs(key),
     )
-    return Study(
-        environment,
-        {method.label: jnp.int32(number) for number, method in enumerate(methods)},
-        held_out(_VALIDATION),
-        held_out(_TEST),
-        jax.jit(jax.vmap(init)),
-        jax.jit(jax.vmap(advance, in_axes=(None, 0, 0, 0)), donate_argnums=3),
-        # One seed after the other: hundreds of thousands of episodes at once would not fit.
-        jax.jit(_over_seeds(evaluate)),
-        jax.jit(_over_seeds(curves)),
-        jax.jit(sample),
-    )
+
+
+def _make_optimizer(
+    config: ConfigDict, learning_rate: jax.Array | float
+) -> optax.GradientTransformation:
+    clip = optax.clip_by_global_norm(config.max_gradient_norm)
+    return optax.chain(clip, optax.adam(learning_rate))
 
 
 def episode_loss(
