@@ -262,13 +262,21 @@ def test_what_is_not_finite_names_the_step_and_the_prompt(config, programs, tmp_
 
 
 @pytest.mark.parametrize("stop", ["save_every", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("what", "message"), [("loss", "loss is nan at step 3"), ("params", r"^parameters\..* step 3$")]
+)
 def test_fine_tuning_that_is_not_finite_keeps_its_last_good_checkpoint(
-    config, programs, tmp_path, monkeypatch, stop
+    config, programs, tmp_path, monkeypatch, stop, what, message
 ):
     def learn(state, *arguments):
         updates.append(len(updates) + 1)
         state, found = original(state, *arguments)
-        return state, found | {"loss": jnp.float32("nan") if updates == [1, 2, 3] else 0.5}
+        if updates != [1, 2, 3]:
+            return state, found
+        if what == "loss":
+            return state, found | {"loss": jnp.float32("nan")}
+        params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.params)
+        return state._replace(params=params), found
 
     original, updates = programs.learn, []
     monkeypatch.setattr(programs, "learn", learn)
@@ -277,7 +285,7 @@ def test_fine_tuning_that_is_not_finite_keeps_its_last_good_checkpoint(
     config.sft.update(log_every=4, save_every=1 if stop == "save_every" else 2)
     if stop == "SIGTERM":
         monkeypatch.setattr(runs.Run, "stop_asked", lambda run: updates == [1, 2, 3])
-    with pytest.raises(FloatingPointError, match="loss is nan at step 3"):
+    with pytest.raises(FloatingPointError, match=message):
         lm.train_and_evaluate(config, tmp_path)
     assert [path.name for path in (tmp_path / "sft" / "checkpoints").iterdir()] == ["2"]
 

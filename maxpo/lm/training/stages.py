@@ -18,6 +18,7 @@ from maxpo.lm.training import sft, update
 from maxpo.lm.training.evaluation import Curve, Judge, curve
 from maxpo.lm.training.failures import FailureLog
 from maxpo.lm.training.figures import best_of_k_figure
+from maxpo.lm.training.finite import check_parameters
 from maxpo.lm.training.folders import HF
 from maxpo.lm.training.gradient_variance import make_group_gradient
 from maxpo.lm.training.grading import read_summary, summarized
@@ -161,6 +162,7 @@ class Stages:
                     if not log:
                         # A state that is not finite would take the place of the last good one.
                         runs.check_finite(step, jax.device_get(found))
+                    check_parameters(step, state.params)
                     run.save(step, state)
             judge = self._judge(settings.config.seed)
             return state.params, self._finish(

@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from maxpo import parallel, runs, training
 from maxpo.adaptive_k import SuccessEstimate
 from maxpo.lm.training.failures import FailureLog
+from maxpo.lm.training.finite import check_parameters
 from maxpo.lm.training.journal import Journal
 from maxpo.lm.training.packing import Packing, make_packing
 from maxpo.lm.training.rollouts import Attempts, Collector, Rollouts, Timer
@@ -77,7 +78,8 @@ class Trainer:
 
         Raises:
           FloatingPointError: If the loss, its gradient, an advantage or a log-probability that it
-            is made of is not finite, naming the step and the prompt. Diagnostics may be anything.
+            is made of is not finite, naming the step and the prompt, or a parameter that would be
+            saved. Diagnostics may be anything.
           RuntimeError: If the verifier raised on every sample of a step or an evaluation.
         """
         rl, seed = self.collect.rl, self.collect.seed
@@ -128,6 +130,7 @@ class Trainer:
             history.append({"step": step, **judged})
             is_over = bool(judged) and self._keep_best(run, state.params, history)
             if is_over or step % rl.save_every == 0 or step == rl.steps or run.stop_asked():
+                check_parameters(step, state.params)
                 run.save(step, state)
             if is_over:
                 break
@@ -153,6 +156,7 @@ class Trainer:
         """The metrics of an evaluation, if one is due."""
         if not self.schedule.is_due(step, self.collect.rl.steps):
             return {}
+        check_parameters(step, params)  # If they are the best, they are saved, too.
         judge = self.schedule.judge
         found = judge(params, step)
         self.failures.note(f"evaluation after step {step}", found.scores)

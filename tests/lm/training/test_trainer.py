@@ -5,6 +5,7 @@ import json
 import types
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from full_disk import fill_disk
@@ -309,6 +310,30 @@ def test_a_fixed_k_beside_an_adaptive_one_is_what_it_is_alone(train_adaptive, tm
             rewards = [each["reward"] for each in line["completions"]]
             advantages = [each["advantage"] for each in line["completions"]]
             np.testing.assert_allclose(advantages, estimators.rloo(rewards), atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [8, 0])
+def test_parameters_that_are_not_finite_are_not_saved(
+    train, programs, tmp_path, monkeypatch, every
+):
+    """The loss and the gradient of the update are finite: they are those before it."""
+
+    def update(state, *arguments, step, **options):
+        state, found, advantages = original(state, *arguments, step=step, **options)
+        if step + 1 == 8:
+            params = jax.tree.map(lambda x: x.at[(0,) * x.ndim].set(jnp.inf), state.params)
+            state = state._replace(params=params)
+        return state, found, advantages
+
+    original = programs.update
+    with monkeypatch.context() as patch:
+        patch.setattr(programs, "update", update)
+        with pytest.raises(FloatingPointError, match=r"^parameters\..* is nan at step 8$"):
+            train(tmp_path / "run", evaluation__every=every)
+    assert not (tmp_path / "run" / "best").exists()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["4"]
+    train(tmp_path / "run", evaluation__every=every)  # From there it comes to its end.
+    assert runs.read_json(tmp_path / "run" / "summary.json")["steps"] == 8
 
 
 def scripted(monkeypatch, values):
