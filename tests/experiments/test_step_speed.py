@@ -125,6 +125,9 @@ def test_letters_are_tokens():
 @pytest.mark.parametrize("name", ["trl", "tunix"])
 # From Tunix's models, samplers and trainer.
 @pytest.mark.filterwarnings("ignore:jax.experimental.shard_map is:DeprecationWarning")
+@pytest.mark.filterwarnings(
+    r"ignore:`(is_)?gradient_checkpointing\w*` is deprecated and will be removed:FutureWarning"
+)
 @pytest.mark.filterwarnings("ignore:'sharding' is deprecated, use:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`with mesh.` context manager:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:jax.interpreters.pxla.thread_res:DeprecationWarning")
