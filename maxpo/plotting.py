@@ -16,6 +16,7 @@ __all__ = [
     "Style",
     "draw_line",
     "from_rows",
+    "label_ticks",
     "learning_curves",
     "legend_below",
     "styles",
@@ -194,11 +195,31 @@ def tidy(axis: Axes, title: str = "", *, margin: float = 0.0) -> None:
     axis.margins(x=margin)
 
 
+def label_ticks(axis: Axes, values: Sequence[float]) -> None:
+    """Ticks of the x-axis at those values whose numbers do not run into one another, from the last.
+
+    Args:
+      axis: Its scale is set.
+      values: Ascending. None: the axis stays as it is.
+    """
+    if not values:
+        return
+    places = axis.xaxis.get_transform().transform(np.asarray(values, float))
+    least = (places[-1] - places[0]) / 16
+    kept = [len(values) - 1]
+    for number in reversed(range(len(values) - 1)):
+        if places[kept[-1]] - places[number] >= least:
+            kept.append(number)
+    ticks = [values[number] for number in reversed(kept)]
+    axis.minorticks_off()
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+
+
 def legend_below(figure: Figure, axis: Axes) -> None:
     """The legend of one of the panels under all of them, in as many rows as it takes."""
     handles, labels = axis.get_legend_handles_labels()
-    # At this size a line and the gap beside it are as wide as 6 letters, and 12 fill an inch.
+    # At this size a line and the gap beside it are as wide as 6 letters, and 11 fill an inch.
     letters = sum(len(label) + 6 for label in labels)
-    rows = math.ceil(letters / (12 * figure.get_figwidth()))
+    rows = math.ceil(letters / (11 * figure.get_figwidth()))
     columns = math.ceil(len(labels) / max(rows, 1))
     figure.legend(handles, labels, loc="outside lower center", ncols=max(columns, 1), frameon=False)

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from maxpo.evaluate._curves import Curve
 from maxpo.evaluate._evaluation import Evaluation
 from maxpo.evaluate._report import metrics_of
-from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, draw_line, label_ticks, legend_below, styles, tidy, with_errors
 
 __all__ = ["draw"]
 
@@ -44,18 +44,6 @@ def _panel(axis: Axes, title: str, ks: Sequence[int], curves: Mapping[str, Curve
         line = with_errors(ks, curve.value, np.nan_to_num(curve.error), width=BAND)
         draw_line(axis, *line, label, {**style, "marker": style["marker"] or "."})
     axis.set_xscale("log", base=2)
-    ticks = _apart(ks)
-    axis.set_xticks(ticks, [str(k) for k in ticks])
-    axis.minorticks_off()
+    label_ticks(axis, ks)
     axis.set_xlabel(f"k (bands: ± {BAND} standard errors)")
     tidy(axis, title, margin=0.01)
-
-
-def _apart(ks: Sequence[int]) -> list[int]:
-    """Those k, the last among them, whose numbers do not run into one another."""
-    found = [ks[-1]]
-    least = (ks[-1] / ks[0]) ** (1 / 16)
-    for k in reversed(ks[:-1]):
-        if k * least <= found[0]:
-            found.insert(0, k)
-    return found

@@ -13,7 +13,16 @@ from matplotlib.lines import Line2D
 
 from maxpo import plotting
 from maxpo.mazes.maze import MOVES, Maze
-from maxpo.plotting import WIDTH, Style, draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import (
+    WIDTH,
+    Style,
+    draw_line,
+    label_ticks,
+    legend_below,
+    styles,
+    tidy,
+    with_errors,
+)
 from maxpo.studies import maze
 
 __all__ = ["BEFORE", "curves", "draw_maze", "draw_paths", "learning_curves", "trajectories", "walk"]
@@ -47,7 +56,7 @@ def curves(
             draw_line(axis, *with_errors(ks, mean, error), name, lines[name])
         axis.axvline(eval_k, color="#cccccc", linewidth=1, zorder=0)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(ks, [str(k) for k in ks])
+        label_ticks(axis, ks)
         axis.set_xlabel("k")
         axis.set_ylim(0, 1.02 if label == "pass" else None)
         tidy(axis, title)

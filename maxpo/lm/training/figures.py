@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from maxpo import plotting
 from maxpo.lm.training.evaluation import Curve
-from maxpo.plotting import WIDTH, Line, draw_line, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, Line, draw_line, label_ticks, styles, tidy, with_errors
 
 __all__ = ["BAND", "PANELS", "POINTS", "History", "best_of_k_figure", "learning_curves"]
 
@@ -51,8 +51,7 @@ def best_of_k_figure(panels: Mapping[str, Mapping[str, Curve]], before: str) -> 
             draw_line(axis, *line, label, lines[label])
         axis.set_xscale("log", base=2)
         ks = sorted({k for curve in curves.values() for k in curve.k})
-        axis.set_xticks(ks, [str(k) for k in ks])
-        axis.minorticks_off()
+        label_ticks(axis, ks)
         axis.set_xlabel("k")
         tidy(axis, title, margin=0.01)
     axes[0].legend(frameon=False, fontsize=9)

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy, with_errors
+from maxpo.plotting import WIDTH, draw_line, label_ticks, legend_below, styles, tidy, with_errors
 from maxpo.studies.lm_centering.comparison import Curves, best
 
 __all__ = ["figure"]
@@ -53,8 +53,7 @@ def _draw_rates(axis: Axes, of_start: Curves) -> None:
         final = np.stack([of_start[method][rate][-1] for rate in rates])
         draw_line(axis, *with_errors(rates, final.mean(axis=1), _errors(final)), method, style)
     axis.set_xscale("log")
-    axis.set_xticks(rates, [f"{rate:g}" for rate in rates])
-    axis.minorticks_off()
+    label_ticks(axis, rates)
 
 
 def _errors(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from maxpo.plotting import WIDTH, draw_line, legend_below, styles, tidy
+from maxpo.plotting import WIDTH, draw_line, label_ticks, legend_below, styles, tidy
 
 __all__ = ["regime_map", "sweeps"]
 
@@ -53,9 +53,7 @@ def sweeps(rows: Sequence[Mapping[str, Any]]) -> Figure:
             draw_line(axis, x, 2**log2, low, high, estimator, style)
         axis.set_xscale(scale)
         if scale != "linear":
-            axis.minorticks_off()
-            ticks = sorted({row[position] for row in points})
-            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+            label_ticks(axis, sorted({row[position] for row in points}))
         axis.set_yscale("log", base=2)
         axis.set_xlabel(label)
         axis.yaxis.set_major_formatter(lambda y, _: _as_factor(y))
