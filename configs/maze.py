@@ -53,7 +53,7 @@ def get_config(variant: str = "default") -> ConfigDict:
     config.sweep = ConfigDict()
     config.sweep.learning_rates = (1e-3, 3e-3, 1e-2, 3e-2)  # Adam's.
     config.sweep.entropy_coefficients = (3e-3, 1e-2, 3e-2)  # What entropy=sweep tries.
-    config.sweep.seeds = 2
+    config.sweep.seeds = 4  # With 2, a rate under which some seeds collapse was chosen for one.
     config.sweep.updates = 300
 
     config.evaluation = ConfigDict()
@@ -80,7 +80,7 @@ def get_config(variant: str = "default") -> ConfigDict:
         config.policy = ConfigDict({"kind": "conv", "hidden": (16, 16)})
         config.methods = ("rloo", "grpo", "maxpo:k=8")
         config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 150, 30
-        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=150)
+        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=150, seeds=2)
         config.evaluation.update(mazes=32, samples=16, curve_samples=64)
     elif variant == "rooms":
         config.task.kind = "rooms"
@@ -93,12 +93,12 @@ def get_config(variant: str = "default") -> ConfigDict:
         # It makes a two hundredth of the steps a second.
         config.methods = ("rloo", "maxpo:k=8")
         config.seeds, config.mazes, config.updates, config.evaluate_every = 4, 4, 100, 50
-        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=100)
+        config.sweep.update(learning_rates=(3e-3, 1e-2), updates=100, seeds=2)
         config.evaluation.update(mazes=16, samples=16, curve_samples=64)
     elif variant == "quick":
         config.methods = ("rloo", "maxpo:k=8")
         config.seeds = 4
         config.updates = config.sweep.updates = 120
-        config.sweep.learning_rates = (3e-3, 1e-2)
+        config.sweep.update(learning_rates=(3e-3, 1e-2), seeds=2)
         config.evaluation.mazes = 64
     return config

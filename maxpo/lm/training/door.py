@@ -285,6 +285,7 @@ def train(
         if run.finished:
             state, _ = run.last_state(like, donate=True)
             after = read_summary(run.summary or {})
+            curves = _curves(grading, {BEFORE: before, AFTER: after})
         else:
             if isinstance(policy, Transformer):
                 adapted = adapters.lora if adapters else None
@@ -299,8 +300,8 @@ def train(
                 journal.held_out(run, step, judge, found)
             summary = summary_of(run, schedule, step, group_size, found.scores)
             after = read_summary(summary)
-            _finish(run, summary, _curves(grading, before, after), chosen, config.rl.eval_k)
-        curves = _curves(grading, before, after)
+            curves = _curves(grading, {BEFORE: before, AFTER: after})
+            _finish(run, summary, curves, chosen, config.rl.eval_k)
         history = runs.read_metrics(run.folder)
     trained = jax.tree.map(lambda new, old: new.astype(old.dtype), state.params, params)
     trained_policy = nnx.merge(graph, trained, frozen)
@@ -403,19 +404,21 @@ def _scores_before(
             found = judge(params, 0)
             failures.note("evaluation before training", found.scores)
             journal.held_out(own, 0, judge, found)
+            summary = summarized(found.scores)
             row: dict[str, Any] = {"": BEFORE}
-            for name, of in judge.curves(found).items():
-                for k in sorted({1, of.k[-1]}):
-                    row |= of.at(k, f"{name}@{k}")
-            own.finish(summarized(found.scores), table=[row])
+            for name, of in _shown(_curves(judge.grading, {BEFORE: read_summary(summary)})).items():
+                for k in sorted({1, of[BEFORE].k[-1]}):
+                    row |= of[BEFORE].at(k, f"{name}@{k}")
+            own.finish(summary, table=[row])
         return read_summary(own.summary or {})
 
 
 def _curves(
-    grading: Grading, before: tuple[np.ndarray, np.ndarray], after: tuple[np.ndarray, np.ndarray]
+    grading: Grading, scored: Mapping[str, tuple[np.ndarray, np.ndarray]]
 ) -> dict[str, dict[str, Curve]]:
+    """pass@k and max@k of scores and what decides of them, as of `read_summary`."""
     curves: dict[str, dict[str, Curve]] = {"pass": {}, "max": {}}
-    for name, (scores, deciding) in {BEFORE: before, AFTER: after}.items():
+    for name, (scores, deciding) in scored.items():
         curves["pass"][name] = curve(grading.correct(deciding)[None], binary=True)
         curves["max"][name] = curve(scores[None], binary=False)
     return curves
@@ -429,7 +432,7 @@ def _finish(
     eval_k: int,
 ) -> None:
     """Ends the run with its curves, a table of them, and figures; max@k where it is not pass@k."""
-    shown = curves if _are_graded(curves) else {"pass": curves["pass"]}
+    shown = _shown(curves)
     rows = []
     for name in (BEFORE, AFTER):
         row: dict[str, Any] = {"": name}
@@ -453,12 +456,13 @@ def _finish(
     run.finish({**summary, **stored}, table=rows)
 
 
-def _are_graded(curves: Mapping[str, Mapping[str, Curve]]) -> bool:
-    """Whether max@k is another quantity than pass@k, as it is not where rewards are 0 and 1."""
-    return any(
+def _shown(curves: Mapping[str, Mapping[str, Curve]]) -> Mapping[str, Mapping[str, Curve]]:
+    """Without max@k where that is pass@k, as for rewards of 0 and 1."""
+    is_graded = any(
         not np.allclose(curves["max"][name].value, of.value, atol=1e-6, equal_nan=True)
         for name, of in curves["pass"].items()
     )
+    return curves if is_graded else {"pass": curves["pass"]}
 
 
 def _identity(reward: Reward | GroupReward | str) -> str | dict[str, Any]:
