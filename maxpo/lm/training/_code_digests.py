@@ -16,7 +16,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+
+from maxpo import parallel
 
 __all__ = ["code_digest", "value_digest"]
 
@@ -53,8 +56,13 @@ def _add(content: Any, value: Any, above: set[int]) -> None:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         content.update(f"{type(value).__name__} {value!r}\n".encode())
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        array = np.asarray(value)
-        content.update(f"array {array.dtype} {array.shape}\n".encode() + array.tobytes())
+        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+        array = np.asarray(parallel.fetch(jax.random.key_data(value) if is_key else value))
+        content.update(f"array {array.dtype} {array.shape}\n".encode())
+        if array.dtype.hasobject:  # Its bytes are addresses.
+            _add(content, array.tolist(), above)
+        else:
+            content.update(array.tobytes())
     elif isinstance(value, Mapping):
         content.update(f"mapping {len(value)}\n".encode())
         for key, item in value.items():

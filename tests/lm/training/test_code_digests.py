@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -51,6 +52,7 @@ OPTIMIZERS = {
     "own schedule": lambda x=0.5: optax.sgd(lambda step: x**step),
     "chain": lambda x=1.0: optax.chain(optax.clip_by_global_norm(x), optax.scale(-1)),
     "array": lambda x=1.0: optax.sgd(lambda step: np.array([x, 2.0])[step]),
+    "key": lambda x=0: optax.add_noise(0.1, 0.5, key=jax.random.key(int(x))),
     "mask": lambda x=1.0: optax.masked(optax.sgd(x), {"a": True}),
 }
 
