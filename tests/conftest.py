@@ -24,7 +24,7 @@ hypothesis.settings.load_profile("maxpo")
 # Begun last, the other workers of xdist would wait for these. One worker does all of a file, whose
 # tests share what took long to make (--dist=loadfile).
 LONGEST = (
-    *("test_processes", "test_parallel", "test_lm", "test_lm_centering", "test_door"),
+    *("test_processes", "test_parallel", "test_links", "test_lm", "test_lm_centering", "test_door"),
     *("test_trainer", "test_transformer", "test_experiments", "test_estimators", "test_lm_scaling"),
     *("test_verification", "test_runs", "test_unbiasedness", "test_update", "test_lora"),
 )

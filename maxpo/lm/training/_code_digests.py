@@ -56,8 +56,9 @@ def _add(content: Any, value: Any, above: set[int]) -> None:
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         content.update(f"{type(value).__name__} {value!r}\n".encode())
     elif isinstance(value, np.ndarray | np.generic | jax.Array):
-        is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        array = np.asarray(parallel.fetch(jax.random.key_data(value) if is_key else value))
+        if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.asarray(parallel.fetch(value))
         content.update(f"array {array.dtype} {array.shape}\n".encode())
         if array.dtype.hasobject:  # Its bytes are addresses.
             _add(content, array.tolist(), above)
