@@ -33,6 +33,7 @@ from maxpo.lm.tasks.text import is_text_only
 from maxpo.lm.tasks.weighted import named_parts
 
 FAILURES = ("raised", "timed_out", "not_finite")
+TEXTS = (str, bytes, bytearray, memoryview)  # No rewards, although float would read some of them.
 _RAISED, _TIMED_OUT, _NOT_FINITE, _SCORED = range(4)
 MEBIBYTE = 2**20
 # Seconds that a sample has after the time limit to give up by itself.
@@ -333,7 +334,7 @@ def _score(forks: _Forks, problem: Any, completion: str) -> tuple[int, bytes]:
     """Failure and a message, or `_SCORED` and the values of all parts."""
     monotonic, setitimer, timer = time.monotonic, signal.setitimer, signal.ITIMER_REAL
     a_float, is_a, an_error, out_of_memory = float, isinstance, BaseException, MemoryError
-    too_large, infinity, texts = OverflowError, math.inf, (str, bytes, bytearray, memoryview)
+    too_large, infinity, texts = OverflowError, math.inf, TEXTS
     describe, shorten = traceback.format_exception, _shorten
     parts, pack, limit = forks.parts, forks.values.pack, forks.time_limit
     memory_limit = forks.memory_limit

@@ -5,6 +5,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from maxpo.lm.tasks._verification_worker import TEXTS
 from maxpo.lm.tasks.text import Problem, Verifier
 from maxpo.lm.tasks.verification import Outcome, PendingScores
 from maxpo.lm.tasks.verifiers import find_verifier
@@ -117,8 +118,7 @@ def _outcome(
         where = f"part {name!r}: " if name else ""
         try:
             reward = part(problem, value)
-            # As the pool has it: float would take "1.0", which is a text.
-            if reward is None or isinstance(reward, str | bytes | bytearray | memoryview):
+            if reward is None or isinstance(reward, TEXTS):
                 return Outcome((), "not_finite", f"{where}the reward was {reward!r}")
             values.append(float(reward))
         except OverflowError:
