@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from maxpo import parallel
+from maxpo.lm.training._digests import shown
 
 __all__ = ["code_digest", "value_digest"]
 
@@ -35,7 +36,7 @@ def code_digest(function: Callable[..., Any]) -> str:
     found = _python(function)
     if found is None or _is_library(found):
         return ""
-    return _shown(hashlib.sha256(_text(found).encode()))
+    return shown(hashlib.sha256(_text(found).encode()))
 
 
 def value_digest(value: Any) -> str:
@@ -45,7 +46,7 @@ def value_digest(value: Any) -> str:
     """
     content = hashlib.sha256()
     _add(content, value, set())
-    return _shown(content)
+    return shown(content)
 
 
 def _add(content: Any, value: Any, above: set[int]) -> None:
@@ -135,7 +136,3 @@ def _code(code: types.CodeType) -> str:
         for value in code.co_consts
     ]
     return f"{code.co_code.hex()} {constants} {code.co_names} {code.co_varnames}"
-
-
-def _shown(content: Any) -> str:
-    return f"sha256:{content.hexdigest()[:16]}"

@@ -12,7 +12,7 @@ from flax import nnx
 from maxpo import parallel
 from maxpo.lm.tasks.tokenizers import Tokenizer
 
-__all__ = ["checkpoint_digest", "policy_digest", "tokenizer_digest"]
+__all__ = ["checkpoint_digest", "policy_digest", "shown", "tokenizer_digest"]
 
 
 def checkpoint_digest(folder: Path) -> str:
@@ -22,7 +22,7 @@ def checkpoint_digest(folder: Path) -> str:
         content.update(f"{file.name} {file.stat().st_size}\n".encode())
         for part in _samples(file):
             content.update(part)
-    return _shown(content)
+    return shown(content)
 
 
 def policy_digest(params: nnx.State) -> str:
@@ -32,12 +32,12 @@ def policy_digest(params: nnx.State) -> str:
         array = np.asarray(parallel.fetch(leaf))
         content.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
         content.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return _shown(content)
+    return shown(content)
 
 
 def tokenizer_digest(tokenizer: Tokenizer) -> str:
     """A hash of all that a tokenizer is made of."""
-    return _shown(hashlib.sha256(tokenizer.to_json().encode()))
+    return shown(hashlib.sha256(tokenizer.to_json().encode()))
 
 
 def _samples(file: Path) -> Iterator[bytes]:
@@ -49,5 +49,6 @@ def _samples(file: Path) -> Iterator[bytes]:
             yield stream.read(length)
 
 
-def _shown(content: Any) -> str:
+def shown(content: Any) -> str:
+    """The first characters of a hash, as they are written into a config."""
     return f"sha256:{content.hexdigest()[:16]}"
