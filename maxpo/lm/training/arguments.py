@@ -28,22 +28,33 @@ __all__ = [
 ]
 
 _TEXTS = ("prompt", "answer")
+# The least that makes sense of each integer.
+_AT_LEAST = {
+    "group_size": 2,
+    "prompts": 1,
+    "steps": 1,
+    "max_new_tokens": 1,
+    "samples": 1,
+    "seed": 0,
+    "save_every": 1,
+    "evaluate_every": 0,
+    "patience": 0,
+    "log_every": 0,
+    "workers": 0,
+}
 
 
-def check_arguments(
-    *, at_least: Mapping[str, tuple[object, int]], success: float, temperature: float
-) -> None:
+def check_arguments(*, success: float, temperature: float, **numbers: int) -> None:
     """Raises ValueError unless numbers are what they are to be, naming the first that is not.
 
     Args:
-      at_least: Name to an integer and the least that makes sense.
       success: Any finite number.
       temperature: A number above 0.
+      **numbers: Integers, by the name of the argument.
     """
-    numbers = {name: number for name, (number, _) in at_least.items()}
     runs.check_numbers(
         ConfigDict({**numbers, "success": success, "temperature": temperature}),
-        at_least={name: least for name, (_, least) in at_least.items()},
+        at_least={name: _AT_LEAST[name] for name in numbers},
         above={"temperature": 0},
         finite=("success",),
         whole=numbers.keys(),

@@ -189,22 +189,21 @@ def train(
       RuntimeError: If the reward raised on every completion of a step or an evaluation.
     """
     judged_on = problems if held_out is None else held_out
-    check_problems("problems", problems)
-    check_problems("held_out", judged_on)
+    given = {"problems": problems} | ({} if held_out is None else {"held_out": held_out})
+    for name, of in given.items():
+        check_problems(name, of)
     check_arguments(
-        at_least={
-            "group_size": (group_size, 2),
-            "prompts": (prompts, 1),
-            "steps": (steps, 1),
-            "max_new_tokens": (max_new_tokens, 1),
-            "samples": (samples, 1),
-            "seed": (seed, 0),
-            "save_every": (save_every, 1),
-            "evaluate_every": (evaluate_every, 0),
-            "patience": (patience, 0),
-            "log_every": (log_every, 0),
-            "workers": (workers, 0),
-        },
+        group_size=group_size,
+        prompts=prompts,
+        steps=steps,
+        max_new_tokens=max_new_tokens,
+        samples=samples,
+        seed=seed,
+        save_every=save_every,
+        evaluate_every=evaluate_every,
+        patience=patience,
+        log_every=log_every,
+        workers=workers,
         success=success,
         temperature=temperature,
     )
@@ -212,6 +211,7 @@ def train(
         raise ValueError(f"method: expected text such as 'maxpo:k=4', got {method!r}")
     if lora is not None and not isinstance(lora, LoRA):
         raise ValueError(f"lora: expected an lm.LoRA or None, got {lora!r}")
+    own = None if isinstance(optimizer, str) else optimizer
     (chosen,) = parse_methods([method], group_size=group_size, adaptive=True)
     config = _config(
         {
@@ -221,7 +221,7 @@ def train(
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             # One that is given reads nothing of `rl`.
-            "optimizer": optimizer if isinstance(optimizer, str) else "adamw",
+            "optimizer": optimizer if own is None else "adamw",
             "save_every": save_every,
             "eval_k": max(k for k in powers_up_to(samples) if k <= group_size),
         },
@@ -238,7 +238,7 @@ def train(
     rules = getattr(policy, "rules", None)
     _check_optimizer(optimizer, rules, chosen, rl)
     _check_packing(policy, config)
-    function = find_reward(reward, {"problems": problems, "held_out": judged_on})
+    function = find_reward(reward, given)
     _check_binary(function, success, binary=binary)
     train_on, judged = encode(
         problems,
@@ -257,7 +257,7 @@ def train(
         "seed": seed,
         "success": success,
         "binary": binary,
-        "optimizer": optimizer if isinstance(optimizer, str) else "given",
+        "optimizer": optimizer if own is None else "given",
         "reward": _identity(reward),
         "digests": {
             "problems": f"{len(problems)} problems, {digest(problems)}",
@@ -265,12 +265,11 @@ def train(
             "tokenizer": tokenizer_digest(tokenizer),
             "policy": policy_digest(nnx.merge_state(params, frozen)),
             "reward": _code_digests(function),
-            **({} if isinstance(optimizer, str) else {"optimizer": value_digest(optimizer)}),
+            **({} if own is None else {"optimizer": value_digest(own)}),
         },
         **({"lora": dataclasses.asdict(adapters.lora)} if adapters else {}),
     }
     frozen = parallel.shard(frozen, layout(frozen, rules=rules, fully_sharded=False))
-    own = None if isinstance(optimizer, str) else optimizer
     grading = Grading(success, binary)
     parts = Assembly(graph, params, frozen, rules, tokenizer, config, chosen, own, grading, seed)
     failures, journal = FailureLog(), Journal(log_every, LOGGED_GROUPS)

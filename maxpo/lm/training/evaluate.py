@@ -85,13 +85,11 @@ def evaluate(
     """
     check_problems("problems", problems)
     check_arguments(
-        at_least={
-            "samples": (samples, 1),
-            "max_new_tokens": (max_new_tokens, 1),
-            "prompts": (prompts, 1),
-            "seed": (seed, 0),
-            "workers": (workers, 0),
-        },
+        samples=samples,
+        max_new_tokens=max_new_tokens,
+        prompts=prompts,
+        seed=seed,
+        workers=workers,
         success=success,
         temperature=temperature,
     )
